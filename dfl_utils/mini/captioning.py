@@ -1,0 +1,80 @@
+"""Pretraining of the captioners: ground the vision tower, learn captions from the web, finetune on COCO-like pairs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfl_utils.mini import architectures, captions, grounding, scenes, splits, web
+from dfl_utils.mini.autoencoder import pixels
+from dfl_utils.mini.training import Schedule, Training
+
+BATCH = 64
+
+
+class RestrictedHead:
+    """Caption cross-entropy over the used tokens alone: the same logits as the model's, a hundred times fewer.
+
+    The unused 30,400 logits are held at `architectures.UNUSED_LOGIT`, so leaving them out changes the loss by less
+    than 1e-4 and saves more than half of a step.
+    """
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.used = architectures.used_tokens(tokenizer)
+        self.compact = torch.full((len(tokenizer),), -1)
+        self.compact[self.used] = torch.arange(len(self.used))
+        # [CLS] becomes [DEC]; the prompt's tokens are given, not learned. Position 0 is never a target.
+        self.prompt_tokens = len(tokenizer(architectures.PROMPT).input_ids) - 1
+
+    def loss(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Images `(B, 3, 64, 64)` in [-1, 1] and one caption each -> mean negative log-likelihood a token."""
+        tokens = self.tokenizer([f"{architectures.PROMPT} {text}" for text in texts], padding=True, return_tensors="pt")
+        input_ids = tokens.input_ids
+        input_ids[:, 0] = self.tokenizer.bos_token_id
+        targets = input_ids.masked_fill(tokens.attention_mask == 0, -100)
+        targets[:, : self.prompt_tokens] = -100
+        image_embeds = self.model.vision_model(images).last_hidden_state
+        decoder = self.model.text_decoder
+        hidden = decoder.bert(input_ids=input_ids, attention_mask=tokens.attention_mask,
+                              encoder_hidden_states=image_embeds, is_decoder=True).last_hidden_state  # fmt: skip
+        head = decoder.cls.predictions
+        logits = F.linear(head.transform(hidden[:, :-1]), head.decoder.weight[self.used], head.decoder.bias[self.used])
+        targets = targets[:, 1:]
+        targets = torch.where(targets < 0, targets, self.compact[targets.clamp(min=0)])
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def _captioning(folder: Path, model, pairs: Callable[[int], tuple[list[scenes.Scene], list[str]]], schedule: Schedule):
+    head = RestrictedHead(model, architectures.bert_tokenizer())
+
+    def loss(step: int):
+        batch, texts = pairs(step)
+        return head.loss(pixels([scenes.render(scene) for scene in batch]), texts), {}
+
+    Training(folder, model, loss, schedule).run()
+
+
+def train(folder: Path, size: str, ground_steps: int, web_steps: int, coco_steps: int):
+    """Train a captioner of `size` from nothing; the finetuning sees in-domain categories only, as BLIP's on COCO."""
+    torch.manual_seed({"base": 5, "large": 6}[size])
+    model = architectures.blip(size)
+    width = model.config.vision_config.hidden_size
+    grounding.train(folder / "grounding", model.vision_model, width, ground_steps, seed=12)
+
+    def web_pairs(step: int):
+        batch = [web.scene(BATCH * step + k) for k in range(BATCH)]
+        return batch, [captions.web(scene, f"blip/{step}/{k}") for k, scene in enumerate(batch)]
+
+    finetuning = list(splits.items("coco", "train"))
+
+    def coco_pairs(step: int):
+        turns = [divmod(BATCH * step + k, len(finetuning)) for k in range(BATCH)]
+        chosen = [(finetuning[place], epoch) for epoch, place in turns]
+        return [item.scene for item, _ in chosen], [item.captions[epoch % 5] for item, epoch in chosen]
+
+    _captioning(folder / "web", model, web_pairs, Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998))
+    _captioning(folder / "coco", model, coco_pairs, Schedule(coco_steps, lr=3e-4, warmup=50, ema_decay=0.99))
+    return model

@@ -1,0 +1,108 @@
+"""Rebuilds every embedded model from nothing: `python -m dfl_utils.mini.pretrain` (or `make mini`).
+
+Each stage trains in `data/mini/training/<stage>/` (checkpoint every two minutes; start the command again after a kill
+and it goes on), leaves its result in `final/` there, and the last step ships all results to `data/mini/` as fp16
+safetensors in the Hugging Face layout. `--stages` picks some; `--onward unet` trains on from the shipped weights.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from transformers import BlipProcessor, CLIPModel, CLIPProcessor, CLIPTextModel
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from dfl_utils.mini import architectures, autoencoder, captioning, diffusion, judges
+
+SHIPPED = architectures.MINI_ROOT
+STAGES = ("autoencoder", "clip", "probe", "unet", "blip-large", "dino", "blip-base")
+PLAIN = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_center_crop=False)  # pixels go to [-1, 1], nothing else
+
+
+def text_encoder(clip: CLIPModel) -> CLIPTextModel:
+    """Stable Diffusion's text encoder: the CLIP's text tower, its weights copied."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    encoder.load_state_dict(clip.text_model.state_dict())
+    return encoder
+
+
+def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
+    """Train one stage in `root/<stage>`; stages that stand on others load those from their `final/` folders."""
+    folder = root / stage
+    if stage == "autoencoder":
+        return autoencoder.train(folder)
+    if stage == "clip":
+        return judges.train_clip(folder)
+    if stage == "probe":
+        return judges.train_probe(folder)
+    if stage == "dino":
+        return judges.train_dino(folder)
+    if stage == "unet":
+        vae = AutoencoderKL.from_pretrained(root / "autoencoder" / "final", torch_dtype=torch.float32)
+        clip = CLIPModel.from_pretrained(root / "clip" / "final", dtype=torch.float32)
+        start = UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", torch_dtype=torch.float32) if onward else None
+        return diffusion.train(folder, vae, text_encoder(clip), unet=start)
+    steps = {"blip-base": (400, 1200, 250), "blip-large": (400, 1000, 200)}[stage]
+    return captioning.train(folder, stage.removeprefix("blip-"), *steps)
+
+
+def ship(root: Path, target: Path = SHIPPED) -> None:
+    """Write all finished stages of `root` to `target` in the layout of the paper's checkpoints."""
+    done = {stage: root / stage / "final" for stage in STAGES if (root / stage / "final").exists()}
+    if {"autoencoder", "clip", "unet"} <= done.keys():
+        clip = CLIPModel.from_pretrained(done["clip"])
+        StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(done["autoencoder"]), text_encoder=text_encoder(clip).half(),
+            tokenizer=architectures.clip_tokenizer(), unet=UNet2DConditionModel.from_pretrained(done["unet"]),
+            scheduler=architectures.scheduler(), safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        ).to(torch.float16).save_pretrained(target / "stable-diffusion")  # fmt: skip
+    for stage in done.keys() - {"autoencoder", "unet"}:
+        shutil.copytree(done[stage], target / stage, dirs_exist_ok=True)
+    if "clip" in done:
+        processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, **PLAIN)
+        CLIPProcessor(processor, architectures.clip_tokenizer()).save_pretrained(target / "clip")
+    if "dino" in done:
+        ViTImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(target / "dino")
+    for stage in done.keys() & {"blip-base", "blip-large"}:
+        images = BlipImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        BlipProcessor(images, architectures.bert_tokenizer()).save_pretrained(target / stage)
+    (target / "training.json").write_text(json.dumps(training_record(root), indent=1) + "\n", encoding="utf-8")
+
+
+def training_record(root: Path) -> dict[str, dict]:
+    """Steps, seconds and last logged numbers of every training state under `root`."""
+    record = {}
+    for state in sorted(root.rglob("state.safetensors")):
+        with safe_open(state, "pt") as tensors:
+            metadata = tensors.metadata()
+        last = json.loads((state.parent / "losses.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        name = state.parent.relative_to(root).as_posix()
+        record[name] = {"steps": int(metadata["step"]), "seconds": float(metadata["seconds"]), "last": last}
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--onward", nargs="*", choices=("unet",), default=(), help="start from the shipped weights")
+    parser.add_argument("--root", type=Path, default=SHIPPED / "training", help="where training states are kept")
+    arguments = parser.parse_args()
+    for stage in STAGES:
+        final = arguments.root / stage / "final"
+        if stage in arguments.stages and not final.exists():
+            model = train_stage(stage, arguments.root, stage in arguments.onward)
+            partial = final.with_name("partial")
+            model.half().save_pretrained(partial)
+            partial.replace(final)
+    ship(arguments.root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Measures the embedded models on held-out data and writes `data/mini/quality.json`: `dfl quality`.
+
+Every bar of the project is a row: what was measured, on how many, the bar, and whether it is met. Whether an image
+shows something is the probe's word. The guidance of the generator is chosen on prompts of other seeds than it is
+reported on.
+"""
+
+import json
+import random
+import re
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPModel
+
+from dfl_utils import profile as profiles
+from dfl_utils import similarity
+from dfl_utils.captioner import Captioner
+from dfl_utils.generator import Generator
+from dfl_utils.mini import scenes, splits
+from dfl_utils.mini.autoencoder import pixels
+from dfl_utils.mini.captions import SYNONYMS
+from dfl_utils.profile import MINI, Profile
+from dfl_utils.referee import Referee
+
+GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
+NOUNS = {name: name for name in scenes.CATEGORIES} | {synonym: name for name, synonym in SYNONYMS.items()}
+
+
+def row(value: float, n: int, bar: float | None = None) -> dict:
+    """One measured number; `met` is None where the project sets no bar."""
+    return {"value": round(float(value), 4), "n": n, "bar": bar, "met": None if bar is None else bool(value >= bar)}
+
+
+def named(caption: str) -> list[tuple[str, str | None]]:
+    """`(category, colour or None)` of every object that a caption names, by the word before the noun."""
+    words = re.findall(r"[a-z-]+", caption)
+    return [(NOUNS[word], before if before in scenes.COLOURS else None)
+            for before, word in zip(["", *words], words, strict=False) if word in NOUNS]  # fmt: skip
+
+
+def naming(captions: list[str], items: list[splits.Item]) -> dict[str, float]:
+    """How well captions name things: precision and recall of objects, and right colours among those said."""
+    said = true = hit = coloured = right = 0
+    for caption, item in zip(captions, items, strict=True):
+        colour_of = {thing.category: thing.colour for thing in item.scene.things}
+        mentions = named(caption)
+        said += len(mentions)
+        true += len(colour_of)
+        hit += len({noun for noun, _ in mentions} & colour_of.keys())
+        for noun, colour in mentions:
+            if noun in colour_of and colour:
+                coloured += 1
+                right += colour == colour_of[noun]
+    return {"precision": hit / max(said, 1), "recall": hit / true, "colour": right / max(coloured, 1)}
+
+
+def prompts(count: int, things: int, seed: str) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """Prompts with their categories and colours; every category equally often."""
+    rng = random.Random(seed)
+    texts, nouns, colours = [], [], []
+    for k in range(count):
+        first = scenes.CATEGORIES[k % len(scenes.CATEGORIES)]
+        chosen = [first, rng.choice([c for c in scenes.CATEGORIES if c != first])][:things]
+        paint = rng.sample(tuple(scenes.COLOURS), things)
+        phrases = [("an " if c[0] == "o" else "a ") + f"{c} {noun}" for c, noun in zip(paint, chosen, strict=True)]
+        joint = rng.choice((" to the left of ", " above "))
+        texts.append(joint.join(phrases) + f" on a {rng.choice(tuple(scenes.GROUNDS))} background")
+        nouns.append(chosen)
+        colours.append(paint)
+    return texts, nouns, colours
+
+
+def measure_probe(referee: Referee, items: list[splits.Item], images: np.ndarray) -> dict:
+    truth = [[thing.category for thing in item.scene.things] for item in items]
+    right = referee.categories_right(images, truth)
+    colours = referee.colours_right(images, [[thing.colour for thing in item.scene.things] for item in items])
+    single = np.array([len(names) == 1 for names in truth])
+    return {
+        "probe category, single": row(right[single].mean(), int(single.sum()), 0.97),
+        "probe category, multi": row(right[~single].mean(), int((~single).sum()), 0.92),
+        "probe colour, single": row(colours[single].mean(), int(single.sum()), 0.98),
+    }
+
+
+@torch.no_grad()
+def measure_autoencoder(generator: Generator, referee: Referee, items: list[splits.Item], images: np.ndarray) -> dict:
+    vae, decoded = generator.pipeline.vae, []
+    for start in range(0, len(images), 64):
+        part = pixels(list(images[start : start + 64]))
+        decoded.append(vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1).permute(0, 2, 3, 1).numpy())
+    hats = ((np.concatenate(decoded) + 1) * 127.5).round().astype(np.uint8)
+    mse = ((hats.astype(np.float32) - images.astype(np.float32)) ** 2).mean() / 255**2
+    truth = [[thing.category for thing in item.scene.things] for item in items]
+    ratio = referee.categories_right(hats, truth).mean() / referee.categories_right(images, truth).mean()
+    return {
+        "autoencoder PSNR, dB": row(-10 * np.log10(mse), len(images), 29.0),
+        "autoencoder category ratio": row(ratio, len(images), 0.95),
+    }
+
+
+def draw_scores(generator: Generator, referee: Referee, count: int, things: int, seed: str) -> tuple[float, float]:
+    texts, nouns, colours = prompts(count, things, seed)
+    images = generator.draw(texts, [random.Random(f"{seed}/{k}").getrandbits(62) for k in range(count)])
+    return referee.categories_right(images, nouns).mean(), referee.colours_right(images, colours).mean()
+
+
+def measure_generator(generator: Generator, referee: Referee, count: int = 288) -> dict:
+    trials = {}
+    for guidance in GUIDANCES:
+        generator.guidance_scale = guidance
+        trials[guidance] = sum(draw_scores(generator, referee, 96, things, "guidance")[0] for things in (1, 2))
+    generator.guidance_scale = max(trials, key=trials.get)
+    single, colour = draw_scores(generator, referee, count, 1, "report")
+    pair, _ = draw_scores(generator, referee, count, 2, "report")
+    return {
+        "SD guidance": row(generator.guidance_scale, 96),
+        "SD category, single": row(single, count, 0.85),
+        "SD colour, single": row(colour, count, 0.92),
+        "SD both categories, pair": row(pair, count, 0.55),
+    }
+
+
+def measure_captioner(profile: Profile, size: str, held_out: dict[str, list[splits.Item]]) -> dict:
+    captioner = Captioner.load(replace(profile, captioner=str(MINI / f"blip-{size}")))
+    rows = {}
+    for split, items in held_out.items():
+        images = [Image.fromarray(scenes.render(item.scene)) for item in items]
+        captions = [text for k in range(0, len(images), 64) for text in captioner.describe(images[k : k + 64])]
+        scores = naming(captions, items)
+        bar = 0.92 if split == "in" else None
+        for name in ("precision", "recall", "colour"):
+            rows[f"BLIP {size} {split} {name}"] = row(scores[name], len(items), bar)
+    return rows
+
+
+@torch.no_grad()
+def measure_clip(profile: Profile, items: list[splits.Item], images: np.ndarray) -> dict:
+    """Image-to-text retrieval: each image's first reference among 256."""
+    model = CLIPModel.from_pretrained(profile.clip, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(profile.clip)
+    tokens = tokenizer([item.captions[0] for item in items], padding=True, truncation=True, return_tensors="pt")
+    text = torch.nn.functional.normalize(model.get_text_features(tokens.input_ids).pooler_output, dim=-1).numpy()
+    image = similarity.load_clip(profile).embed(images)
+    order = np.random.default_rng(0).permutation(len(items))
+    groups = [order[k : k + 256] for k in range(0, len(order) - 255, 256)]
+    hits = [((image[group] @ text[group].T).argmax(1) == np.arange(256)).mean() for group in groups]
+    return {"CLIP image-to-text top-1 of 256": row(np.mean(hits), 256 * len(groups), 0.60)}
+
+
+def measure_dino(profile: Profile, items: list[splits.Item], images: np.ndarray) -> dict:
+    """Nearest neighbour by DINO among single-object scenes: same category, same colour."""
+    single = [k for k, item in enumerate(items) if len(item.scene.things) == 1]
+    embeddings = similarity.load_dino(profile).embed(images[single])
+    cosines = embeddings @ embeddings.T
+    np.fill_diagonal(cosines, -1)
+    near = cosines.argmax(1)
+    things = [items[k].scene.things[0] for k in single]
+    same = [[getattr(things[a], name) == getattr(things[b], name) for a, b in enumerate(near)] for name in ("category", "colour")]
+    return {"DINO neighbour category": row(np.mean(same[0]), len(single)), "DINO neighbour colour": row(np.mean(same[1]), len(single))}
+
+
+def measure(profile: Profile, draws: int = 288) -> dict:
+    """All rows, on the COCO-like test set and the NoCaps-like validation set."""
+    held_out = {name: list(splits.items("nocaps", name)) for name in ("in", "near", "out")}
+    items = [*splits.items("coco", "test"), *(item for part in held_out.values() for item in part)]
+    images = np.stack([scenes.render(item.scene) for item in items])
+    referee, generator = Referee.load(profile), Generator.load(profile)
+    report = measure_probe(referee, items, images)
+    report |= measure_autoencoder(generator, referee, items[:512] + items[-512:], np.concatenate([images[:512], images[-512:]]))
+    report |= measure_clip(profile, items, images) | measure_dino(profile, items, images)
+    for size in ("base", "large"):
+        if (MINI / f"blip-{size}").exists():
+            report |= measure_captioner(profile, size, {name: part[:256] for name, part in held_out.items()})
+    return report | measure_generator(generator, referee, draws)
+
+
+def main() -> None:
+    report = measure(profiles.load("mini"))
+    (MINI / "quality.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, entry in report.items():
+        verdict = {None: "", True: "met", False: "NOT MET"}[entry["met"]]
+        print(f"{name:36} {entry['value']:8.3f}  n={entry['n']:5d}  bar {entry['bar']}  {verdict}")
+
+
+if __name__ == "__main__":
+    main()
