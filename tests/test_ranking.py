@@ -1,0 +1,190 @@
+"""Ranks, best of N and bootstrap intervals: hand-computed cases, parity with scipy, invariants."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import kendalltau, rankdata
+
+from dfl_utils import ranking
+from dfl_utils.ngrams import corpus_bleu
+
+SIM = np.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.7]])
+QUALITY = np.array([[10.0, 30.0, 20.0], [5.0, 1.0, 3.0]])
+tables = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
+    lambda shape: st.tuples(*[arrays(float, shape, elements=st.integers(-3, 3).map(float))] * 2)
+)
+fixed = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def test_ranks_by_hand_ties_in_candidate_order():
+    assert ranking.ranks(SIM).tolist() == [[2, 0, 1], [0, 2, 1]]
+    assert ranking.ranks([[1, 1, 1]]).tolist() == [[0, 1, 2]]
+    assert ranking.ranks([[0.3], [0.4]]).tolist() == [[0], [0]]
+
+
+@fixed
+@given(tables)
+def test_ranks_equal_scipys(pair):
+    sim, quality = pair
+    assert np.array_equal(ranking.ranks(sim), rankdata(-sim, method="ordinal", axis=1) - 1)
+    by_rank = ranking.quality_by_rank(sim, quality)
+    assert np.array_equal(np.sort(by_rank), np.sort(quality))
+    assert np.array_equal(np.take_along_axis(by_rank, ranking.ranks(sim), axis=1), quality)
+    assert (np.diff(ranking.quality_by_rank(sim, sim), axis=1) <= 0).all()
+
+
+def test_quality_by_rank_by_hand():
+    assert ranking.quality_by_rank(SIM, QUALITY).tolist() == [[30, 20, 10], [5, 3, 1]]
+    assert ranking.best_of_n(SIM, QUALITY).tolist() == [30, 5]
+    deep = np.stack([QUALITY, -QUALITY], axis=-1)
+    assert ranking.quality_by_rank(SIM, deep)[0].tolist() == [[30, -30], [20, -20], [10, -10]]
+
+
+@pytest.mark.parametrize(
+    ("sim", "quality", "message"),
+    [
+        ([[0.1, np.nan]], [[1, 2]], "image 0, candidate 1 is NaN"),
+        ([0.1, 0.2], [1, 2], r"shape \(images, candidates\)"),
+        (np.empty((3, 0)), np.empty((3, 0)), r"not \(3, 0\)"),
+        ([[0.1, 0.2]], [[1, 2, 3]], r"\(1, 2\) and quality of \(1, 3\)"),
+    ],
+)
+def test_bad_arrays(sim, quality, message):
+    with pytest.raises(ValueError, match=message):
+        ranking.rank_curve(sim, quality)
+
+
+def test_bootstrap_resamples_whole_images():
+    values = np.random.default_rng(1).normal(size=(50, 1))
+    low, high = ranking.bootstrap_interval(np.hstack([values, values + 1]), lambda means: means[..., 1] - means[..., 0])
+    assert (low, high) == (pytest.approx(1), pytest.approx(1))  # the shift is the same in every resample
+
+
+def test_bootstrap_equals_drawing_indices():
+    values = np.random.default_rng(2).exponential(size=(80, 3))
+    drawn = np.random.default_rng(3).integers(80, size=(20000, 80))
+    expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(ranking.bootstrap_interval(values, num_resamples=20000), expected, atol=0.01)
+
+
+def test_bootstrap_covers_the_true_mean():
+    samples = np.random.default_rng(4).exponential(size=(60, 1000))  # 1000 experiments of 60 images, mean 1
+    low, high = ranking.bootstrap_interval(samples, num_resamples=500)
+    assert 0.90 < np.mean((low < 1) & (high > 1)) < 0.96  # a percentile interval of skewed values falls a little short
+    width = high - low
+    assert width.mean() == pytest.approx(2 * 1.96 / np.sqrt(60), rel=0.05)
+
+
+def test_bootstrap_leaves_nan_out():
+    values = np.array([[1.0, np.nan, np.nan], [1.0, 4.0, np.nan], [1.0, 4.0, np.nan]])
+    low, high = ranking.bootstrap_interval(values)
+    np.testing.assert_array_equal(low, [1, 4, np.nan])
+    np.testing.assert_array_equal(high, [1, 4, np.nan])
+
+
+def test_bootstrap_of_one_image_and_of_corpus_bleu():
+    assert ranking.bootstrap_interval([3.0]) == (3, 3)
+    one = np.array([[6, 5, 4, 3, 6, 5, 4, 3, 6, 6]] * 4)
+    np.testing.assert_allclose(ranking.bootstrap_interval(one, corpus_bleu), np.full((2, 4), 100))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([], {}, "holds no images"),
+        ([1.0], {"level": 95}, "between 0 and 1, not 95"),
+        ([1.0], {"num_resamples": 0}, "at least 1, not 0"),
+    ],
+)
+def test_bootstrap_bad_arguments(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        ranking.bootstrap_interval(values, **options)
+
+
+def test_rank_curve():
+    quality = QUALITY.copy()
+    quality[1, 0] = np.nan  # the best of image 1
+    curve = ranking.rank_curve(SIM, quality, num_resamples=200)
+    assert [(point.value, point.n, point.excluded) for point in curve] == [(30, 1, 1), (11.5, 2, 0), (5.5, 2, 0)]
+    assert (curve[1].low, curve[1].high) == (3, 20)
+    assert curve == ranking.rank_curve(SIM, quality, num_resamples=200)
+    nothing = ranking.rank_curve(SIM, np.full_like(SIM, np.nan))[0]
+    assert (nothing.n, nothing.excluded, np.isnan(nothing.value)) == (0, 2, True)
+
+
+def test_rank_curve_of_corpus_bleu():
+    good, bad = [6, 5, 4, 3, 6, 5, 4, 3, 6, 6], [3, 0, 0, 0, 6, 5, 4, 3, 6, 6]
+    statistics = np.array([[bad, good], [good, bad]])
+    curve = ranking.rank_curve([[0, 1], [1, 0]], statistics, lambda means: corpus_bleu(means)[..., 0])
+    assert [point.value for point in curve] == [pytest.approx(100), pytest.approx(50)]
+    assert curve[0].n == 2
+
+
+@fixed
+@given(tables)
+def test_kendall_equals_scipys(pair):
+    ours = ranking.kendall_tau(*pair)
+    for sim, quality, tau in zip(*pair, ours, strict=True):
+        constant = len(set(sim)) == 1 or len(set(quality)) == 1
+        expected = np.nan if constant else kendalltau(sim, quality).statistic
+        assert tau == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_rank_correlation_excludes_what_was_not_ranked():
+    sim = [[1, 2, 3], [1, 2, 3], [1, 1, 1], [1, 2, 3], [1, 2, 3]]
+    quality = [[1, 2, 3], [3, 2, 1], [1, 2, 3], [5, 5, 5], [1, np.nan, 2]]
+    found = ranking.rank_correlation(sim, quality)
+    assert (found.value, found.n, found.excluded) == (pytest.approx(1 / 3), 3, 2)
+    assert -1 <= found.low < found.value < found.high <= 1
+
+
+def test_gain_by_hand():
+    found = ranking.gain(SIM, QUALITY)
+    assert (found.best.value, found.baseline.value) == (17.5, 11.5)
+    assert found.absolute.value == 6
+    assert found.percent.value == pytest.approx(600 / 11.5)
+    # Resamples of two images: the first twice, the second twice, or both.
+    assert (found.absolute.low, found.absolute.high) == (2, 10)
+    assert (found.percent.low, found.percent.high) == (pytest.approx(50), pytest.approx(200 / 3))
+
+
+def test_gain_over_another_method():
+    found = ranking.gain(SIM, QUALITY, baseline=[20, 10])
+    assert (found.absolute.value, found.baseline.value) == (2.5, 15)
+    with pytest.raises(ValueError, match="one number for each of the 2 images"):
+        ranking.gain(SIM, QUALITY, baseline=[1])
+
+
+def test_gain_excludes_undefined_images_from_all_four():
+    quality = np.array([[np.nan, 30.0, 20.0], [np.nan, 1.0, 3.0]])
+    found = ranking.gain(SIM, quality)  # image 1's best candidate is undefined
+    assert (found.best.value, found.baseline.value) == (30, 25)
+    assert {(e.n, e.excluded) for e in (found.best, found.baseline, found.absolute, found.percent)} == {(1, 1)}
+
+
+@pytest.mark.parametrize("quality", [QUALITY[:, :1], np.array([[4.0] * 3, [6.0] * 3])])
+def test_one_candidate_or_equal_captions_gain_nothing(quality):
+    sim = SIM[:, : quality.shape[1]]
+    found = ranking.gain(sim, quality)
+    assert (found.absolute.value, found.absolute.low, found.absolute.high, found.percent.value) == (0, 0, 0, 0)
+    tau = ranking.rank_correlation(sim, quality)
+    assert (tau.n, tau.excluded, np.isnan(tau.value)) == (0, 2, True)
+
+
+def test_gain_over_a_zero_baseline_has_no_percentage():
+    found = ranking.gain([[1.0, 0.0]], [[1.0, -1.0]])
+    assert found.absolute.value == 1
+    assert np.isnan(found.percent.value)
+
+
+@fixed
+@given(tables)
+def test_gain_lies_between_best_and_worst(pair):
+    sim, quality = pair
+    found = ranking.gain(sim, quality, num_resamples=20)
+    lowest, highest = quality.min(axis=1).mean(), quality.max(axis=1).mean()
+    assert lowest - 1e-9 <= found.best.value <= highest + 1e-9
+    assert found.baseline.value == pytest.approx(quality.mean())
+    assert ranking.gain(quality, quality, num_resamples=20).absolute.value >= -1e-12
