@@ -1,0 +1,181 @@
+"""The game image -> text -> image (Section 3.1), played shard by shard through the run store.
+
+A shard holds the work of `SHARD_IMAGES` images. Its key names everything that it depends on (checkpoints, images,
+parameters, seed, the code of its module), so a killed run goes on where it was and a second run loads no model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from tqdm import tqdm
+
+from dfl_utils import captioner, data, generator, provenance, similarity
+from dfl_utils.data import Example
+from dfl_utils.profile import Profile
+from dfl_utils.store import RunStore
+
+SHARD_IMAGES = 16
+
+
+def image_seeds(seed: int, image_id: int, count: int) -> list[int]:
+    """`count` 63-bit seeds of an image's drawings; seed n is the same for any count."""
+    return [int(np.random.SeedSequence([seed, image_id, n]).generate_state(1, np.uint64)[0] >> 1) for n in range(count)]
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What came back: similarities now, pictures on demand.
+
+    Attributes:
+        examples: the originals, in order.
+        captions: their captions, `images` lists of N.
+        sim_image: encoder name -> cosine(original, image_hat), `(images, N)` float32.
+        load_images: k -> the N drawings of example k, `(N, H, W, 3)` uint8.
+    """
+
+    examples: list[Example]
+    captions: list[list[str]]
+    sim_image: dict[str, np.ndarray]
+    load_images: Callable[[int], np.ndarray]
+
+
+class Game:
+    """Two models, their judges and a store. Models are loaded when a shard is missing, not before.
+
+    Args:
+        profile: names models and sizes.
+        store: where shards are kept.
+        num_inference_steps, guidance_scale: replace the profile's where given.
+        progress: show bars.
+    """
+
+    def __init__(self, profile: Profile, store: RunStore, *, num_inference_steps: int | None = None,
+                 guidance_scale: float | None = None, progress: bool = True):  # fmt: skip
+        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        self.profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
+        self.store, self.progress = store, progress
+        self._encoders: dict[str, similarity.ImageEncoder] = {}
+
+    @cached_property
+    def captioner(self) -> captioner.Captioner:
+        return captioner.Captioner.load(self.profile)
+
+    @cached_property
+    def generator(self) -> generator.Generator:
+        return generator.Generator.load(self.profile)
+
+    def encoder(self, name: str) -> similarity.ImageEncoder:
+        if name not in self._encoders:
+            self._encoders[name] = similarity.ENCODERS[name](self.profile)
+        return self._encoders[name]
+
+    def _made_by(self, role: str, module: object) -> dict[str, str]:
+        """The part of a key that names the checkpoint and the code behind a shard; the stamp gets both."""
+        provenance.register(role, self.profile.locate(getattr(self.profile, role)))
+        return {"checkpoint": provenance.used[role]["sha256"], "code": provenance.code_hash([module.__name__])}
+
+    def _shards(self, examples: Sequence[Example], what: str):
+        starts = range(0, len(examples), SHARD_IMAGES)
+        return tqdm([slice(k, k + SHARD_IMAGES) for k in starts], desc=what, unit="shard", disable=not self.progress)
+
+    def sample_captions(self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9,
+                        top_k: int = 0, temperature: float = 1.0, seed: int = 0) -> list[list[str]]:  # fmt: skip
+        """N sampled captions an image. Same arguments as `Captioner.sample`; `seed` starts every stream.
+
+        Raises:
+            ValueError: no images, or fewer than one candidate.
+        """
+        if not examples or num_candidates < 1:
+            raise ValueError(f"The game needs images and candidates, not {len(examples)} images x {num_candidates} "
+                             "candidates: raise NUM_IMAGES or NUM_CANDIDATES.")  # fmt: skip
+        made_by = self._made_by("captioner", captioner)
+        options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
+        texts: list[list[str]] = []
+        for shard in self._shards(examples, "captions"):
+            part = examples[shard]
+            key = made_by | options | {
+                "seed": seed, "num_candidates": num_candidates, "prompt": self.profile.captioner_prompt,
+                "words": [self.profile.min_words, self.profile.max_words], "images": data.content_hashes(part),
+            }  # fmt: skip
+
+            def make(part=part):
+                images = [data.read_image(example.path) for example in part]
+                streams = [[(seed, example.image_id, n) for n in range(num_candidates)] for example in part]
+                rows = self.captioner.sample(images, streams, **options)
+                return {"captions": [text for row in rows for text in row]}, len(part) * num_candidates
+
+            flat = self.store.get_or_make("captions", key, make)["captions"]
+            texts += [flat[k : k + num_candidates] for k in range(0, len(flat), num_candidates)]
+        return texts
+
+    def reconstruct(self, examples: Sequence[Example], captions: Sequence[Sequence[str]], *,
+                    similarities: Sequence[str] = ("clip", "dino"), seed: int = 0) -> Reconstructions:  # fmt: skip
+        """Draw one image a caption and compare it with its original.
+
+        Args:
+            examples: originals.
+            captions: the same number N >= 1 for each; any text, also an empty one.
+            similarities: keys of `similarity.ENCODERS`.
+            seed: starts the noise; candidate n of image i is drawn from `image_seeds(seed, i, N)[n]`.
+        """
+        counts = {len(row) for row in captions}
+        if len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
+            raise ValueError(f"reconstruct takes the same number of captions (at least one) for each of the {len(examples)} "
+                             f"images, not {len(captions)} lists of lengths {sorted(counts)}.")  # fmt: skip
+        sims: dict[str, list[np.ndarray]] = {name: [] for name in similarities}
+        for shard in self._shards(examples, "reconstructions"):
+            part, texts = examples[shard], captions[shard]
+            for name in similarities:
+                sims[name].append(self._similarity(name, part, texts, seed))
+        return Reconstructions(
+            list(examples), [list(row) for row in captions],
+            {name: np.concatenate(rows) for name, rows in sims.items()},
+            lambda k: self._draw(*self._shard_of(examples, captions, k), seed)[k % SHARD_IMAGES],
+        )  # fmt: skip
+
+    def i2t2i(self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9, seed: int = 0,
+              **options) -> Reconstructions:  # fmt: skip
+        """The whole loop: sample N captions an image, draw them, compare (paper: N = 10, p = 0.9)."""
+        captions = self.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
+        return self.reconstruct(examples, captions, seed=seed, **options)
+
+    @staticmethod
+    def _shard_of(examples: Sequence[Example], captions: Sequence, k: int):
+        shard = slice(k - k % SHARD_IMAGES, k - k % SHARD_IMAGES + SHARD_IMAGES)
+        return examples[shard], captions[shard]
+
+    def _drawing_key(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> Mapping:
+        return self._made_by("generator", generator) | {
+            "captions": [list(row) for row in texts], "image_ids": [example.image_id for example in part], "seed": seed,
+            "num_inference_steps": self.profile.num_inference_steps, "guidance_scale": self.profile.guidance_scale,
+            "image_size": self.profile.image_size,
+        }  # fmt: skip
+
+    def _draw(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
+        """`(images, N, H, W, 3)` uint8 from the store, or drawn now."""
+
+        def make():
+            seeds = [s for example in part for s in image_seeds(seed, example.image_id, len(texts[0]))]
+            images = self.generator.draw([text for row in texts for text in row], seeds)
+            return {"images_hat": images.reshape(len(part), -1, *images.shape[1:])}, len(images)
+
+        return self.store.get_or_make("images", self._drawing_key(part, texts, seed), make)["images_hat"]
+
+    def _similarity(self, name: str, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
+        made_by = self._made_by(name, similarity)
+        originals = {"images": data.content_hashes(part)}
+
+        def embed_originals():
+            images = [data.read_image(example.path) for example in part]
+            return {"embeddings": self.encoder(name).embed(images)}, len(part)
+
+        def compare():
+            original = self.store.get_or_make(f"{name}-originals", made_by | originals, embed_originals)["embeddings"]
+            images = self._draw(part, texts, seed)
+            hats = self.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
+            return {"sim": similarity.cosine(original, hats.reshape(*images.shape[:2], -1))}, hats.shape[0]
+
+        key = made_by | originals | {"drawings": dict(self._drawing_key(part, texts, seed))}
+        return self.store.get_or_make(f"{name}-similarity", key, compare)["sim"]

@@ -1,0 +1,120 @@
+"""Profiles: which models, data and sizes a run uses. Nothing else in the package knows a profile's name."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that differs between the embedded world and the paper's.
+
+    Attributes:
+        name: key of the profile, also the folder of its published results.
+        data_root: folder with `coco/` and `nocaps/` in their published layouts.
+        data_writer: `module:function` that writes `data_root`, or None where the data must be brought.
+        data_command: what a reader types to get the data.
+        captioner, generator, clip, dino: model folders, or hub ids (looked up in `models_root` first).
+        probe: the referee's folder, or None.
+        captioner_prompt: text the captioner continues; cut from its captions.
+        image_size: pixels a side of a drawn image.
+        dino_size: pixels a side that DINO sees (paper: 384, Appendix A.1).
+        guidance_scale: classifier-free guidance of the generator.
+        num_inference_steps: DDPM steps.
+        min_words, max_words: caption length limits, counted in tokens as `generate` counts.
+        device: torch device.
+        offline: never open a connection; models are folders.
+    """
+
+    name: str
+    data_root: Path
+    data_writer: str | None
+    data_command: str
+    captioner: str
+    generator: str
+    clip: str
+    dino: str
+    probe: str | None
+    captioner_prompt: str = "a picture of"
+    image_size: int = 512
+    dino_size: int = 384
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 50
+    min_words: int = 5
+    max_words: int = 30
+    device: str = "cpu"
+    offline: bool = True
+    models_root: Path | None = None
+
+    def locate(self, model: str) -> str:
+        """Folder of a model: as given, or its mirror `models_root/<id>`, or (online only) the hub id itself.
+
+        Raises:
+            FileNotFoundError: an offline profile names a folder that is not there.
+        """
+        candidates = [Path(model)] + ([self.models_root / model] if self.models_root else [])
+        for folder in candidates:
+            if folder.is_dir():
+                return str(folder)
+        if self.offline:
+            raise FileNotFoundError(f"No model folder {model}: restore it from git, or rebuild it by `make mini`.")
+        return model
+
+
+MINI = ROOT / "data" / "mini"
+
+PROFILES = {
+    "mini": Profile(
+        name="mini",
+        data_root=MINI / "world",
+        data_writer="dfl_utils.mini.splits:write",
+        data_command="dfl data",
+        captioner=str(MINI / "blip-large"),
+        generator=str(MINI / "stable-diffusion"),
+        clip=str(MINI / "clip"),
+        dino=str(MINI / "dino"),
+        probe=str(MINI / "probe"),
+        image_size=64,
+        dino_size=64,
+        guidance_scale=3.0,
+    ),
+    "paper": Profile(
+        name="paper",
+        data_root=Path(os.environ.get("DFL_DATA", ROOT / "data" / "downloads")),
+        data_writer=None,
+        data_command="bring COCO 2014 with Karpathy's dataset_coco.json and the NoCaps validation set, see book/world.md",
+        captioner="Salesforce/blip-image-captioning-large",
+        generator="CompVis/stable-diffusion-v1-4",
+        clip="openai/clip-vit-large-patch14",
+        dino="facebook/dino-vitb8",
+        probe=None,
+        device="cuda",
+        offline=False,
+        models_root=Path(os.environ["DFL_MODELS"]) if "DFL_MODELS" in os.environ else None,
+    ),
+}
+
+
+def load(name: str, **overrides: object) -> Profile:
+    """The profile of that name, with single fields replaced (`load("mini", captioner="my/blip")`).
+
+    Raises:
+        ValueError: unknown profile, unknown field, or a GPU profile where no GPU is visible.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
+    unknown = overrides.keys() - Profile.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"Profile has no field {', '.join(sorted(unknown))}: see dfl_utils.profile.Profile.")
+    profile = replace(PROFILES[name], **overrides)
+    if profile.device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, "
+                             "or choose the profile 'mini'.")  # fmt: skip
+    if profile.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by transformers and diffusers at import
+    return profile

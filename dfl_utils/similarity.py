@@ -1,0 +1,69 @@
+"""Image similarity: cosines of CLIP's and DINO's image embeddings (Appendix A.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, CLIPModel, ViTModel
+
+from dfl_utils import checkpoint
+from dfl_utils.profile import Profile
+
+EMBED_BATCH = 128
+
+
+class ImageEncoder:
+    """Images -> unit vectors. `embed` turns preprocessed pixels `(B, 3, H, W)` into features `(B, D)`."""
+
+    def __init__(self, model, processor, embed):
+        self.model, self.processor, self._embed = model.eval().requires_grad_(False), processor, embed
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
+        """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`)."""
+        parts = []
+        for start in range(0, len(images), EMBED_BATCH):
+            batch = [image if isinstance(image, Image.Image) else Image.fromarray(image)
+                     for image in images[start : start + EMBED_BATCH]]  # fmt: skip
+            pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
+            parts.append(F.normalize(self._embed(self.model, pixels), dim=-1).float().cpu())
+        return torch.cat(parts).numpy()
+
+
+def _clip_features(model: CLIPModel, pixels: Tensor) -> Tensor:
+    return model.get_image_features(pixel_values=pixels).pooler_output  # after the visual projection
+
+
+def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
+    return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]  # the class token
+
+
+def load_clip(profile: Profile) -> ImageEncoder:
+    """CLIP's projected image embedding."""
+    folder = profile.locate(profile.clip)
+    checkpoint.check(folder, "clip")
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True)
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
+    return ImageEncoder(model.to(profile.device), processor, _clip_features)
+
+
+def load_dino(profile: Profile) -> ImageEncoder:
+    """DINO's class token at the profile's `dino_size`."""
+    folder = profile.locate(profile.dino)
+    checkpoint.check(folder, "dino")
+    model = ViTModel.from_pretrained(folder, dtype=torch.float32, local_files_only=profile.offline,
+                                     use_safetensors=True, add_pooling_layer=False)  # fmt: skip
+    side = {"height": profile.dino_size, "width": profile.dino_size}
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil", size=side)
+    return ImageEncoder(model.to(profile.device), processor, _dino_features)
+
+
+ENCODERS = {"clip": load_clip, "dino": load_dino}
+
+
+def cosine(originals: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Cosines of unit vectors: `(images, D)` and `(images, N, D)` -> `(images, N)` in [-1, 1]."""
+    return np.einsum("id,ind->in", originals, candidates)
