@@ -30,8 +30,10 @@ class SeededSampling(LogitsProcessor):
 
     def __init__(self, uniforms: Tensor, top_p: float = 1.0, top_k: int = 0, temperature: float = 1.0):
         if not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
-            raise ValueError(f"Sampling needs 0 < top_p <= 1, top_k >= 0 and temperature > 0, not top_p={top_p}, "
-                             f"top_k={top_k}, temperature={temperature}.")  # fmt: skip
+            raise ValueError(
+                f"Sampling needs 0 < top_p <= 1, top_k >= 0 and temperature > 0, not top_p={top_p}, "
+                f"top_k={top_k}, temperature={temperature}."
+            )
         self.uniforms, self.top_p, self.top_k, self.temperature = uniforms, top_p, top_k, temperature
         self.step = 0
 
@@ -75,7 +77,9 @@ class Captioner:
             folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True
         ).to(profile.device)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
-        return cls(model.requires_grad_(False), processor, profile.captioner_prompt, profile.min_words, profile.max_words)
+        return cls(
+            model.requires_grad_(False), processor, profile.captioner_prompt, profile.min_words, profile.max_words
+        )
 
     @torch.no_grad()
     def image_embeds(self, images: Sequence[Image.Image]) -> Tensor:
@@ -83,8 +87,15 @@ class Captioner:
         pixels = self.processor.image_processor(list(images), return_tensors="pt").pixel_values
         return self.model.vision_model(pixels.to(self.model.device)).last_hidden_state
 
-    def sample(self, images: Sequence[Image.Image], streams: Sequence[Sequence[Sequence[int]]], *, top_p: float = 0.9,
-               top_k: int = 0, temperature: float = 1.0) -> list[list[str]]:  # fmt: skip
+    def sample(
+        self,
+        images: Sequence[Image.Image],
+        streams: Sequence[Sequence[Sequence[int]]],
+        *,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        temperature: float = 1.0,
+    ) -> list[list[str]]:
         """Candidate captions by sampling; the paper: N = 10, top-p with p = 0.9 (Appendix A.2).
 
         Args:
@@ -97,10 +108,15 @@ class Captioner:
             B lists of N captions without the prompt.
         """
         per_image = len(streams[0]) if len(streams) else 0
-        uniforms = torch.from_numpy(np.stack([
-            np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32)
-            for seeds in streams for seed in seeds
-        ]))  # fmt: skip
+        uniforms = torch.from_numpy(
+            np.stack(
+                [
+                    np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32)
+                    for seeds in streams
+                    for seed in seeds
+                ]
+            )
+        )
         sampling = SeededSampling(uniforms.to(self.model.device), top_p, top_k, temperature)
         embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
         texts = self._generate(embeds, logits_processor=LogitsProcessorList([sampling]))
@@ -129,4 +145,6 @@ class Captioner:
             max_new_tokens=self.max_words,
             **options,
         )
-        return [text.strip() for text in tokenizer.batch_decode(ids[:, prompt_ids.shape[1] :], skip_special_tokens=True)]
+        return [
+            text.strip() for text in tokenizer.batch_decode(ids[:, prompt_ids.shape[1] :], skip_special_tokens=True)
+        ]

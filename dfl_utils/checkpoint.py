@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from dfl_utils import provenance
+
+transformers_logging.disable_progress_bar()  # one bar a file says nothing in a chapter
 
 
 def check(folder: str, role: str) -> None:

@@ -4,6 +4,7 @@ A shard holds the work of `SHARD_IMAGES` images. Its key names everything that i
 parameters, seed, the code of its module), so a killed run goes on where it was and a second run loads no model.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,11 @@ from dfl_utils.profile import Profile
 from dfl_utils.store import RunStore
 
 SHARD_IMAGES = 16
+
+
+def _content_hashes(examples: Sequence[Example]) -> list[str]:
+    """SHA-256 of each image file: a key that knows a replaced image."""
+    return [hashlib.sha256(data.read_bytes(example.path)).hexdigest() for example in examples]
 
 
 def image_seeds(seed: int, image_id: int, count: int) -> list[int]:
@@ -51,8 +57,15 @@ class Game:
         progress: show bars.
     """
 
-    def __init__(self, profile: Profile, store: RunStore, *, num_inference_steps: int | None = None,
-                 guidance_scale: float | None = None, progress: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        profile: Profile,
+        store: RunStore,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: bool = True,
+    ):
         given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         self.profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
         self.store, self.progress = store, progress
@@ -73,32 +86,51 @@ class Game:
 
     def _made_by(self, role: str, module: object) -> dict[str, str]:
         """The part of a key that names the checkpoint and the code behind a shard; the stamp gets both."""
-        provenance.register(role, self.profile.locate(getattr(self.profile, role)))
-        return {"checkpoint": provenance.used[role]["sha256"], "code": provenance.code_hash([module.__name__])}
+        model = self.profile.locate(getattr(self.profile, role))
+        provenance.register(role, model)
+        # The hash names a folder's content; a hub id has none yet and stands for itself.
+        return {"checkpoint": provenance.used[role]["sha256"] or model, "code": provenance.code_hash([module.__name__])}
 
     def _shards(self, examples: Sequence[Example], what: str):
         starts = range(0, len(examples), SHARD_IMAGES)
         return tqdm([slice(k, k + SHARD_IMAGES) for k in starts], desc=what, unit="shard", disable=not self.progress)
 
-    def sample_captions(self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9,
-                        top_k: int = 0, temperature: float = 1.0, seed: int = 0) -> list[list[str]]:  # fmt: skip
+    def sample_captions(
+        self,
+        examples: Sequence[Example],
+        num_candidates: int = 10,
+        *,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str]]:
         """N sampled captions an image. Same arguments as `Captioner.sample`; `seed` starts every stream.
 
         Raises:
             ValueError: no images, or fewer than one candidate.
         """
         if not examples or num_candidates < 1:
-            raise ValueError(f"The game needs images and candidates, not {len(examples)} images x {num_candidates} "
-                             "candidates: raise NUM_IMAGES or NUM_CANDIDATES.")  # fmt: skip
+            raise ValueError(
+                f"The game needs images and candidates, not {len(examples)} images x {num_candidates} "
+                "candidates: raise NUM_IMAGES or NUM_CANDIDATES."
+            )
         made_by = self._made_by("captioner", captioner)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         texts: list[list[str]] = []
         for shard in self._shards(examples, "captions"):
             part = examples[shard]
-            key = made_by | options | {
-                "seed": seed, "num_candidates": num_candidates, "prompt": self.profile.captioner_prompt,
-                "words": [self.profile.min_words, self.profile.max_words], "images": data.content_hashes(part),
-            }  # fmt: skip
+            key = (
+                made_by
+                | options
+                | {
+                    "seed": seed,
+                    "num_candidates": num_candidates,
+                    "prompt": self.profile.captioner_prompt,
+                    "words": [self.profile.min_words, self.profile.max_words],
+                    "images": _content_hashes(part),
+                }
+            )
 
             def make(part=part):
                 images = [data.read_image(example.path) for example in part]
@@ -110,8 +142,14 @@ class Game:
             texts += [flat[k : k + num_candidates] for k in range(0, len(flat), num_candidates)]
         return texts
 
-    def reconstruct(self, examples: Sequence[Example], captions: Sequence[Sequence[str]], *,
-                    similarities: Sequence[str] = ("clip", "dino"), seed: int = 0) -> Reconstructions:  # fmt: skip
+    def reconstruct(
+        self,
+        examples: Sequence[Example],
+        captions: Sequence[Sequence[str]],
+        *,
+        similarities: Sequence[str] = ("clip", "dino"),
+        seed: int = 0,
+    ) -> Reconstructions:
         """Draw one image a caption and compare it with its original.
 
         Args:
@@ -122,21 +160,25 @@ class Game:
         """
         counts = {len(row) for row in captions}
         if len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
-            raise ValueError(f"reconstruct takes the same number of captions (at least one) for each of the {len(examples)} "
-                             f"images, not {len(captions)} lists of lengths {sorted(counts)}.")  # fmt: skip
+            raise ValueError(
+                f"reconstruct takes the same number of captions (at least one) for each of the {len(examples)} "
+                f"images, not {len(captions)} lists of lengths {sorted(counts)}."
+            )
         sims: dict[str, list[np.ndarray]] = {name: [] for name in similarities}
         for shard in self._shards(examples, "reconstructions"):
             part, texts = examples[shard], captions[shard]
             for name in similarities:
                 sims[name].append(self._similarity(name, part, texts, seed))
         return Reconstructions(
-            list(examples), [list(row) for row in captions],
+            list(examples),
+            [list(row) for row in captions],
             {name: np.concatenate(rows) for name, rows in sims.items()},
             lambda k: self._draw(*self._shard_of(examples, captions, k), seed)[k % SHARD_IMAGES],
-        )  # fmt: skip
+        )
 
-    def i2t2i(self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9, seed: int = 0,
-              **options) -> Reconstructions:  # fmt: skip
+    def i2t2i(
+        self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9, seed: int = 0, **options
+    ) -> Reconstructions:
         """The whole loop: sample N captions an image, draw them, compare (paper: N = 10, p = 0.9)."""
         captions = self.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
         return self.reconstruct(examples, captions, seed=seed, **options)
@@ -148,10 +190,13 @@ class Game:
 
     def _drawing_key(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> Mapping:
         return self._made_by("generator", generator) | {
-            "captions": [list(row) for row in texts], "image_ids": [example.image_id for example in part], "seed": seed,
-            "num_inference_steps": self.profile.num_inference_steps, "guidance_scale": self.profile.guidance_scale,
+            "captions": [list(row) for row in texts],
+            "image_ids": [example.image_id for example in part],
+            "seed": seed,
+            "num_inference_steps": self.profile.num_inference_steps,
+            "guidance_scale": self.profile.guidance_scale,
             "image_size": self.profile.image_size,
-        }  # fmt: skip
+        }
 
     def _draw(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
         """`(images, N, H, W, 3)` uint8 from the store, or drawn now."""
@@ -165,7 +210,7 @@ class Game:
 
     def _similarity(self, name: str, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
         made_by = self._made_by(name, similarity)
-        originals = {"images": data.content_hashes(part)}
+        originals = {"images": _content_hashes(part)}
 
         def embed_originals():
             images = [data.read_image(example.path) for example in part]

@@ -84,7 +84,7 @@ PROFILES = {
         name="paper",
         data_root=Path(os.environ.get("DFL_DATA", ROOT / "data" / "downloads")),
         data_writer=None,
-        data_command="bring COCO 2014 with Karpathy's dataset_coco.json and the NoCaps validation set, see book/world.md",
+        data_command="bring COCO 2014, Karpathy's dataset_coco.json and NoCaps validation to DFL_DATA",
         captioner="Salesforce/blip-image-captioning-large",
         generator="CompVis/stable-diffusion-v1-4",
         clip="openai/clip-vit-large-patch14",
@@ -113,8 +113,10 @@ def load(name: str, **overrides: object) -> Profile:
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError(f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, "
-                             "or choose the profile 'mini'.")  # fmt: skip
+            raise ValueError(
+                f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, "
+                "or choose the profile 'mini'."
+            )
     if profile.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by transformers and diffusers at import
     return profile

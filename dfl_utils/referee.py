@@ -28,8 +28,9 @@ class Referee:
             raise ValueError(f"Profile {profile.name!r} has no probe: set its field `probe` to a classifier's folder.")
         folder = profile.locate(profile.probe)
         checkpoint.check(folder, "probe")
-        model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True,
-                                                                local_files_only=profile.offline)  # fmt: skip
+        model = AutoModelForImageClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=profile.offline
+        )
         return cls(model.to(profile.device))
 
     @torch.no_grad()
@@ -55,4 +56,6 @@ class Referee:
 
 def _top_k_right(scores: np.ndarray, names: Sequence[str], truth: Sequence[Sequence[str]]) -> np.ndarray:
     order = np.argsort(-scores, axis=1, kind="stable")
-    return np.array([{names[k] for k in row[: len(set(true))]} == set(true) for row, true in zip(order, truth, strict=True)])
+    return np.array(
+        [{names[k] for k in row[: len(set(true))]} == set(true) for row, true in zip(order, truth, strict=True)]
+    )

@@ -26,8 +26,10 @@ class ImageEncoder:
         """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`)."""
         parts = []
         for start in range(0, len(images), EMBED_BATCH):
-            batch = [image if isinstance(image, Image.Image) else Image.fromarray(image)
-                     for image in images[start : start + EMBED_BATCH]]  # fmt: skip
+            batch = [
+                image if isinstance(image, Image.Image) else Image.fromarray(image)
+                for image in images[start : start + EMBED_BATCH]
+            ]
             pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
             parts.append(F.normalize(self._embed(self.model, pixels), dim=-1).float().cpu())
         return torch.cat(parts).numpy()
@@ -45,7 +47,9 @@ def load_clip(profile: Profile) -> ImageEncoder:
     """CLIP's projected image embedding."""
     folder = profile.locate(profile.clip)
     checkpoint.check(folder, "clip")
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True)
+    model = CLIPModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True
+    )
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
     return ImageEncoder(model.to(profile.device), processor, _clip_features)
 
@@ -54,8 +58,9 @@ def load_dino(profile: Profile) -> ImageEncoder:
     """DINO's class token at the profile's `dino_size`."""
     folder = profile.locate(profile.dino)
     checkpoint.check(folder, "dino")
-    model = ViTModel.from_pretrained(folder, dtype=torch.float32, local_files_only=profile.offline,
-                                     use_safetensors=True, add_pooling_layer=False)  # fmt: skip
+    model = ViTModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True, add_pooling_layer=False
+    )
     side = {"height": profile.dino_size, "width": profile.dino_size}
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil", size=side)
     return ImageEncoder(model.to(profile.device), processor, _dino_features)

@@ -40,7 +40,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     units = list(bytes_to_unicode().values())
     tokens = [*units, *(unit + "</w>" for unit in units), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH)
+    return CLIPTokenizer(
+        vocab={token: k for k, token in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH
+    )
 
 
 def bert_tokenizer() -> BertTokenizer:
@@ -72,25 +74,43 @@ def _zero_unused(table: torch.nn.Embedding, used: torch.Tensor) -> None:
 def autoencoder() -> AutoencoderKL:
     """2.6 M parameters, 8x down to (8, 8, 8) latents; no attention: icons are local."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 128), layers_per_block=1, latent_channels=8, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        mid_block_add_attention=False, sample_size=64,
-    )  # fmt: skip
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
 
 
 def unet() -> UNet2DConditionModel:
     """4 M parameters on (8, 8, 8) latents; cross-attention at 4 x 4 only, where it is cheap."""
     return UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
 
 
 def scheduler() -> DDPMScheduler:
     """Stable Diffusion v1's noise schedule."""
-    return DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                         clip_sample=False, steps_offset=1)  # fmt: skip
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+    )
 
 
 def clip() -> CLIPModel:
@@ -98,15 +118,27 @@ def clip() -> CLIPModel:
     config = CLIPConfig(
         projection_dim=128,
         text_config=dict(
-            vocab_size=49408, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+            vocab_size=49408,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
             projection_dim=128,
         ),
         vision_config=dict(
-            hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, image_size=64,
-            patch_size=8, projection_dim=128,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+            projection_dim=128,
         ),
-    )  # fmt: skip
+    )
     model = CLIPModel(config)
     _zero_unused(model.text_model.embeddings.token_embedding, used_tokens(clip_tokenizer()))
     return model
@@ -114,18 +146,34 @@ def clip() -> CLIPModel:
 
 def dino() -> ViTModel:
     """A ViT of width 128 on 8-pixel patches; the class token is the image's embedding."""
-    return ViTModel(ViTConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-                              image_size=64, patch_size=8, qkv_bias=True), add_pooling_layer=False)  # fmt: skip
+    return ViTModel(
+        ViTConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+            qkv_bias=True,
+        ),
+        add_pooling_layer=False,
+    )
 
 
 def probe() -> ResNetForImageClassification:
     """The referee: a small ResNet with one logit a category and colour (present?) and one a count (1, 2, 3)."""
     labels = [*scenes.CATEGORIES, *(f"colour:{c}" for c in scenes.COLOURS), *(f"count:{n}" for n in (1, 2, 3))]
     return ResNetForImageClassification(
-        ResNetConfig(embedding_size=32, hidden_sizes=[48, 96, 192], depths=[1, 2, 1], layer_type="basic",
-                     id2label=dict(enumerate(labels)), label2id={name: k for k, name in enumerate(labels)},
-                     problem_type="multi_label_classification")
-    )  # fmt: skip
+        ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[48, 96, 192],
+            depths=[1, 2, 1],
+            layer_type="basic",
+            id2label=dict(enumerate(labels)),
+            label2id={name: k for k, name in enumerate(labels)},
+            problem_type="multi_label_classification",
+        )
+    )
 
 
 BLIP_SIZES = {
@@ -140,15 +188,27 @@ def blip(size: str) -> BlipForConditionalGeneration:
     config = BlipConfig(
         projection_dim=64,
         text_config=dict(
-            vocab_size=30524, hidden_size=text_width, encoder_hidden_size=vision_width, intermediate_size=2 * text_width,
-            num_hidden_layers=text_layers, num_attention_heads=4, max_position_embeddings=48,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=True,
+            vocab_size=30524,
+            hidden_size=text_width,
+            encoder_hidden_size=vision_width,
+            intermediate_size=2 * text_width,
+            num_hidden_layers=text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=48,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            tie_word_embeddings=True,
         ),
         vision_config=dict(
-            hidden_size=vision_width, intermediate_size=2 * vision_width, num_hidden_layers=vision_layers,
-            num_attention_heads=4, image_size=64, patch_size=8,
+            hidden_size=vision_width,
+            intermediate_size=2 * vision_width,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+            initializer_range=0.02,  # the default of 1e-10 never wakes
         ),
-    )  # fmt: skip
+    )
     model = BlipForConditionalGeneration(config)
     used = used_tokens(bert_tokenizer())
     head = model.text_decoder.cls.predictions

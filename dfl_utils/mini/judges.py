@@ -25,8 +25,10 @@ def variation(scene: scenes.Scene, seed: str) -> scenes.Scene:
     kind = rng.choice(("colour", "category", "swap") if len(things) > 1 else ("colour", "category"))
     if kind == "swap":
         other = (k + 1) % len(things)
-        things[k], things[other] = (replace(things[k], colour=things[other].colour),
-                                    replace(things[other], colour=things[k].colour))  # fmt: skip
+        things[k], things[other] = (
+            replace(things[k], colour=things[other].colour),
+            replace(things[other], colour=things[k].colour),
+        )
     elif kind == "colour":
         things[k] = replace(things[k], colour=rng.choice(tuple(scenes.COLOURS)))
     else:
@@ -67,8 +69,12 @@ def random_views(images: Tensor, side: int, low: float, high: float, generator: 
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = shift
-    views = F.grid_sample(images, F.affine_grid(theta, [count, 3, side, side], align_corners=False),
-                          padding_mode="border", align_corners=False)  # fmt: skip
+    views = F.grid_sample(
+        images,
+        F.affine_grid(theta, [count, 3, side, side], align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
     brightness = 0.1 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
     return views + brightness + 0.03 * torch.randn(views.shape, generator=generator)
 
@@ -98,7 +104,7 @@ class Student(nn.Module):
         return self.teacher[1](self.teacher[0](views).last_hidden_state[:, 0])
 
 
-def train_dino(folder: Path, steps: int = 900):
+def train_dino(folder: Path, steps: int = 600):
     """Self-distillation (DINO) on pixels alone: two wide and two narrow views of each scene, no label, no text."""
     torch.manual_seed(2)
     student = Student(architectures.dino())
@@ -143,7 +149,9 @@ def train_probe(folder: Path, steps: int = 1500):
         blurred = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
         mix = torch.rand(64, 1, 1, 1, generator=generator) ** 2
         images = images + mix * (blurred - images)
-        images = images + 0.15 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
+        images = images + 0.15 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(
+            images.shape, generator=generator
+        )
         labels = torch.from_numpy(np.stack([probe_labels(scene) for scene in batch]))
         logits = model(pixel_values=images.to(memory_format=torch.channels_last)).logits
         hit = (logits[:, :48].argmax(1)[:, None] == labels[:, :48].topk(1).indices).any(1)

@@ -46,7 +46,11 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
     if stage == "unet":
         vae = AutoencoderKL.from_pretrained(root / "autoencoder" / "final", torch_dtype=torch.float32)
         clip = CLIPModel.from_pretrained(root / "clip" / "final", dtype=torch.float32)
-        start = UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", torch_dtype=torch.float32) if onward else None
+        start = (
+            UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", torch_dtype=torch.float32)
+            if onward
+            else None
+        )
         return diffusion.train(folder, vae, text_encoder(clip), unet=start)
     steps = {"blip-base": (400, 1200, 250), "blip-large": (400, 1000, 200)}[stage]
     return captioning.train(folder, stage.removeprefix("blip-"), *steps)
@@ -58,18 +62,24 @@ def ship(root: Path, target: Path = SHIPPED) -> None:
     if {"autoencoder", "clip", "unet"} <= done.keys():
         clip = CLIPModel.from_pretrained(done["clip"])
         StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(done["autoencoder"]), text_encoder=text_encoder(clip).half(),
-            tokenizer=architectures.clip_tokenizer(), unet=UNet2DConditionModel.from_pretrained(done["unet"]),
-            scheduler=architectures.scheduler(), safety_checker=None, feature_extractor=None,
+            vae=AutoencoderKL.from_pretrained(done["autoencoder"]),
+            text_encoder=text_encoder(clip).half(),
+            tokenizer=architectures.clip_tokenizer(),
+            unet=UNet2DConditionModel.from_pretrained(done["unet"]),
+            scheduler=architectures.scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
-        ).to(torch.float16).save_pretrained(target / "stable-diffusion")  # fmt: skip
+        ).to(torch.float16).save_pretrained(target / "stable-diffusion")
     for stage in done.keys() - {"autoencoder", "unet"}:
         shutil.copytree(done[stage], target / stage, dirs_exist_ok=True)
     if "clip" in done:
         processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, **PLAIN)
         CLIPProcessor(processor, architectures.clip_tokenizer()).save_pretrained(target / "clip")
     if "dino" in done:
-        ViTImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(target / "dino")
+        ViTImageProcessorPil(
+            size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ).save_pretrained(target / "dino")
     for stage in done.keys() & {"blip-base", "blip-large"}:
         images = BlipImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         BlipProcessor(images, architectures.bert_tokenizer()).save_pretrained(target / stage)

@@ -5,6 +5,7 @@ shows something is the probe's word. The guidance of the generator is chosen on 
 reported on.
 """
 
+import argparse
 import json
 import random
 import re
@@ -37,8 +38,11 @@ def row(value: float, n: int, bar: float | None = None) -> dict:
 def named(caption: str) -> list[tuple[str, str | None]]:
     """`(category, colour or None)` of every object that a caption names, by the word before the noun."""
     words = re.findall(r"[a-z-]+", caption)
-    return [(NOUNS[word], before if before in scenes.COLOURS else None)
-            for before, word in zip(["", *words], words, strict=False) if word in NOUNS]  # fmt: skip
+    return [
+        (NOUNS[word], before if before in scenes.COLOURS else None)
+        for before, word in zip(["", *words], words, strict=False)
+        if word in NOUNS
+    ]
 
 
 def naming(captions: list[str], items: list[splits.Item]) -> dict[str, float]:
@@ -158,8 +162,14 @@ def measure_dino(profile: Profile, items: list[splits.Item], images: np.ndarray)
     np.fill_diagonal(cosines, -1)
     near = cosines.argmax(1)
     things = [items[k].scene.things[0] for k in single]
-    same = [[getattr(things[a], name) == getattr(things[b], name) for a, b in enumerate(near)] for name in ("category", "colour")]
-    return {"DINO neighbour category": row(np.mean(same[0]), len(single)), "DINO neighbour colour": row(np.mean(same[1]), len(single))}
+    same = [
+        [getattr(things[a], name) == getattr(things[b], name) for a, b in enumerate(near)]
+        for name in ("category", "colour")
+    ]
+    return {
+        "DINO neighbour category": row(np.mean(same[0]), len(single)),
+        "DINO neighbour colour": row(np.mean(same[1]), len(single)),
+    }
 
 
 def measure(profile: Profile, draws: int = 288) -> dict:
@@ -169,7 +179,9 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     images = np.stack([scenes.render(item.scene) for item in items])
     referee, generator = Referee.load(profile), Generator.load(profile)
     report = measure_probe(referee, items, images)
-    report |= measure_autoencoder(generator, referee, items[:512] + items[-512:], np.concatenate([images[:512], images[-512:]]))
+    report |= measure_autoencoder(
+        generator, referee, items[:512] + items[-512:], np.concatenate([images[:512], images[-512:]])
+    )
     report |= measure_clip(profile, items, images) | measure_dino(profile, items, images)
     for size in ("base", "large"):
         if (MINI / f"blip-{size}").exists():
@@ -177,7 +189,9 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     return report | measure_generator(generator, referee, draws)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Measure, write the file, print a line a row; takes no arguments yet."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     report = measure(profiles.load("mini"))
     (MINI / "quality.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, entry in report.items():

@@ -114,7 +114,9 @@ def sample(seed: str, categories: tuple[tuple[str, ...], ...] = (CATEGORIES,)) -
 
 @cache
 def _icon_font(points: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(files("fontawesomefree") / "static/fontawesomefree/webfonts/fa-solid-900.ttf"), points)
+    return ImageFont.truetype(
+        str(files("fontawesomefree") / "static/fontawesomefree/webfonts/fa-solid-900.ttf"), points
+    )
 
 
 @cache

@@ -18,10 +18,10 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import SoftFileLease
 from PIL import Image
 from tqdm import tqdm
 
+from dfl_utils.claims import claim
 from dfl_utils.mini import captions, formats, scenes
 from dfl_utils.mini.scenes import IN_DOMAIN, NOVEL, Scene, Thing
 
@@ -217,7 +217,7 @@ def write(root: Path = WORLD, progress: bool = True, parts: Sequence[str] = PART
         return root
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with SoftFileLease(root / "world.claim", lease_duration=60):
+        with claim(root / "world.claim"):
             for part in parts:
                 _replace_part(root, part, train and part == "coco", progress)
     except OSError as error:

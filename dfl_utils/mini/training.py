@@ -49,14 +49,21 @@ class Training:
             checkpointed with the rest.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, loss: Callable[[int], tuple[Tensor, dict[str, float]]],
-                 schedule: Schedule, carried: dict[str, Tensor] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+        schedule: Schedule,
+        carried: dict[str, Tensor] | None = None,
+    ):
         self.folder, self.model, self.loss, self.schedule = folder, model, loss, schedule
         self.carried = carried or {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=schedule.lr, betas=(0.9, 0.98),
-                                           weight_decay=schedule.weight_decay)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
+        )
         self.step, self.seconds = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
         self._load()
@@ -119,7 +126,9 @@ class Training:
                 torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
             bar.update()
             if self.step % 25 == 0:
-                numbers = {"step": self.step, "loss": round(loss.item(), 5)} | {k: round(v, 5) for k, v in numbers.items()}
+                numbers = {"step": self.step, "loss": round(loss.item(), 5)} | {
+                    k: round(v, 5) for k, v in numbers.items()
+                }
                 bar.set_postfix(numbers)
                 log.write(json.dumps(numbers) + "\n")
                 log.flush()

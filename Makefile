@@ -1,0 +1,56 @@
+# Every target runs in .venv, which is made on first use and remade when pyproject.toml or constraints.txt change.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+SCALE ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+SUM := $(shell cat pyproject.toml constraints.txt | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
+READY := $(VENV)/.ready-$(SUM)
+
+.PHONY: help env data mini book test lint format check lab clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
+
+$(READY):
+	@command -v $(PYTHON) >/dev/null || { echo "make: this book needs Python 3.11; name it by PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+env: $(READY) ## the Python environment, in .venv
+
+data: $(READY) ## the embedded world's images and captions, in data/mini/world
+	$(BIN)/dfl data
+
+book: data ## execute the chapters and render the book; SCALE=ci, quick (default), full or paper
+	$(BIN)/dfl book --scale $(SCALE)
+
+test: data ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## style of the code, and notebooks without outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@shopt -s nullglob; notebooks=(book/*.ipynb); test $${#notebooks[@]} -eq 0 || $(BIN)/nbstripout --verify "$${notebooks[@]}"
+
+format: $(READY) ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: $(READY) ## are the published results what the tree would make?
+	$(BIN)/dfl check
+
+lab: data ## JupyterLab on the chapters
+	$(BIN)/jupyter lab book
+
+mini: $(READY) ## train the embedded models from nothing: hours, resumes after a kill
+	$(BIN)/python -m dfl_utils.mini.pretrain
+
+clean: ## forget what was built; the run store, the data and .venv stay
+	rm -rf _build

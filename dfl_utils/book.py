@@ -1,0 +1,129 @@
+"""The book's build: every chapter executed at a scale, the numbers published, the pages rendered.
+
+An executed copy is reused only while its key is the tree's, and none is rendered otherwise: no failed, half-run
+or out-of-date chapter reaches a page.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from dfl_utils import chapter as chapters
+from dfl_utils import exhibits, provenance
+from dfl_utils.chapter import BuildFailed
+from dfl_utils.execution import environment, folder, key, run_chapter, state
+
+__all__ = ["BuildFailed", "build", "refuse_stale", "remote_files", "render", "run_chapter"]
+
+# Scales whose numbers are committed, with the profile they belong to; no other scale touches results/.
+PUBLISHED = {"full": "mini"}
+
+
+def build(scale: str, html: bool = True) -> Path | None:
+    """Execute every chapter that changed, publish where the scale does, and render the book.
+
+    Every chapter's parameters are checked before the first one runs.
+
+    Returns:
+        The path of the book's first page, or None without `html`.
+
+    Raises:
+        ValueError: an unknown scale, parameter or page.
+        BuildFailed: a chapter failed, a copy is stale, or jupyter-book warned.
+    """
+    for source in chapters.sources().values():
+        chapters.at_scale(source, scale)
+    _check_pages()
+    results = folder("results") / scale
+    for name in chapters.sources():
+        copy = run_chapter(name, scale=scale, target=folder("src") / f"{name}.ipynb", results=results, reuse=True)
+        require_alt_text(copy)
+    refuse_stale(scale)
+    if scale in PUBLISHED:
+        print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results))}")
+    return render(scale) if html else None
+
+
+def require_alt_text(copy: Path) -> None:
+    """Raise BuildFailed where an executed cell shows a picture that a screen reader could not describe."""
+    for cell in nbformat.read(copy, as_version=4).cells:
+        pictures = [name for output in cell.get("outputs", []) for name in output.get("data", {}) if "image/" in name]
+        if pictures and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+            first = cell.source.strip().splitlines()[0]
+            raise BuildFailed(
+                f"Chapter {copy.stem} shows a picture without alt text in `{first}`; set mystnb.image.alt."
+            )
+
+
+def refuse_stale(scale: str) -> None:
+    """Raise BuildFailed unless every executed copy is what the tree makes now, and whole."""
+    for name, source in chapters.sources().items():
+        fingerprint = key(source, chapters.at_scale(source, scale))
+        worth = state(folder("src") / source.name, fingerprint, folder("results") / scale)
+        if worth != "fresh":
+            raise BuildFailed(f"Chapter {name} {worth}; run `dfl book --scale {scale}` again.")
+
+
+def render(scale: str) -> Path:
+    """Render the executed chapters and the prose pages; warnings are errors.
+
+    Returns:
+        The path of the book's first page.
+    """
+    refuse_stale(scale)
+    _copy_prose()
+    shutil.rmtree(folder("html"), ignore_errors=True)
+    root = provenance.ROOT
+    # --all: a page that warned once is read again, or its warning would be forgotten by the next build.
+    arguments = ["build", str(folder("src")), "--config", str(root / "_config.yml"), "--toc", str(root / "_toc.yml")]
+    arguments += ["--path-output", str(root), "--all", "-W", "--keep-going", "-n"]
+    program = "from jupyter_book.cli.main import main; main()"
+    with environment(DFL_SCALE=scale):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=root, text=True, capture_output=True, check=False
+        )
+    index = folder("html") / "index.html"
+    if done.returncode != 0 or not index.is_file():
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+        raise BuildFailed("jupyter-book did not accept the book; its messages above name the pages.")
+    if remote := remote_files(folder("html")):
+        raise BuildFailed(f"The book would load {remote[0]}; everything it shows must lie in the site.")
+    return index
+
+
+def _check_pages() -> None:
+    for name in chapters.pages():
+        if not any((provenance.ROOT / "book" / f"{name}{suffix}").is_file() for suffix in (".md", ".ipynb")):
+            raise ValueError(f"_toc.yml names the page {name}, but there is no book/{name}.md or book/{name}.ipynb.")
+
+
+def _copy_prose() -> None:
+    """Copy book/ without its chapters beside the executed copies, and published pictures to where pages look."""
+    book, src, results = provenance.ROOT / "book", folder("src"), provenance.ROOT / "results"
+    src.mkdir(parents=True, exist_ok=True)
+    for path in src.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.stem not in chapters.sources() or path.suffix != ".ipynb":
+            path.unlink()
+    shutil.copytree(book, src, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+    for picture in [*results.glob("*/*.png"), *results.glob("*/*.svg")]:
+        # A page names it ../results/<profile>/<picture>: the same place seen from book/ and from _build/src/.
+        copy = folder("results") / picture.relative_to(results)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, copy)
+
+
+def remote_files(site: Path) -> list[str]:
+    """What the site's pages would load from the network, as `page: address`."""
+    loads = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*?(?:src|href)=["'](?:https?:)?(//[^"']+)""")
+    pages = sorted(site.rglob("*.html"))
+    return [f"{page.name}: {address}" for page in pages for address in loads.findall(page.read_text(encoding="utf-8"))]
+
+
+def _shown(path: Path) -> str:
+    return path.relative_to(provenance.ROOT).as_posix()

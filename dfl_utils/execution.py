@@ -1,0 +1,177 @@
+"""One chapter executed by papermill, from its source, into a copy that knows what made it."""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from dfl_utils import chapter as chapters
+from dfl_utils import exhibits, provenance
+from dfl_utils.chapter import BuildFailed, Scalar
+
+# Seconds a cell may take before a hanging kernel is taken for dead; the long scales set no limit.
+TIMEOUTS = {"ci": 600, "quick": 1800}
+PROMPT = "Show the values used for this build"
+
+
+def folder(name: str) -> Path:
+    """A folder of the build: `src` (executed copies), `running`, `run`, `results`, `html`."""
+    return provenance.ROOT / "_build" / name
+
+
+def run_chapter(
+    name: str,
+    parameters: Mapping[str, Scalar] | None = None,
+    scale: str | None = None,
+    target: Path | None = None,
+    results: Path | None = None,
+    reuse: bool = False,
+) -> Path:
+    """Execute a chapter from its source and keep the executed copy.
+
+    Args:
+        name: the notebook's name without its suffix.
+        parameters: values over those of the scale, checked before anything runs.
+        scale: `params/<scale>.yml` to start from; None starts from the chapter's defaults.
+        target: where the copy goes; default `_build/run/<name>.ipynb`.
+        results: folder of the chapter's numbers; default `_build/results/run`.
+        reuse: leave a copy alone that the same source, parameters, code, data and packages made.
+
+    Returns:
+        The path of the executed copy.
+
+    Raises:
+        ValueError: unknown chapter, scale or parameter, or a value of another type.
+        BuildFailed: a cell failed, after its traceback was printed.
+    """
+    source = chapters.find(name)
+    values = chapters.at_scale(source, scale) if scale else {}
+    values |= chapters.check(source, parameters or {})
+    target = target or folder("run") / f"{name}.ipynb"
+    results = results or folder("results") / "run"
+    made_by = exhibits.made_by(source)
+    print(f"{name}: ", end="", flush=True)
+    fingerprint = key(source, values)
+    if reuse and state(target, fingerprint, results) == "fresh":
+        print("nothing has changed since it last ran")
+        return target
+    print("running ...", flush=True)
+    for suffix in (".csv", ".json"):
+        (results / f"{name}{suffix}").unlink(missing_ok=True)
+    start = time.monotonic()
+    notebook = _execute(source, values, results, TIMEOUTS.get(scale or ""))
+    seconds = round(time.monotonic() - start, 1)
+    run = {"scale": scale or "none", "parameters": chapters.effective(source, values), "made_by": made_by}
+    exhibits.record_run(results, name, run)
+    saved = sorted(path.name for path in results.glob(f"{name}.*"))
+    notebook.metadata["dfl"] = {"key": fingerprint, "scale": scale, "seconds": seconds, "results": saved}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(_presentable(notebook), target)
+    (folder("running") / source.name).unlink(missing_ok=True)
+    print(f"{name}: done in {seconds} s", flush=True)
+    return target
+
+
+def key(source: Path, values: Mapping[str, Scalar]) -> str:
+    """Hash of all that an executed chapter shows: its cells, values, modules, committed data and packages."""
+    cells = [(cell.cell_type, cell.source, cell.metadata) for cell in _clean(source).cells]
+    code = provenance.code_hash(provenance.dependencies(source, presentation=True))
+    parts = [cells, dict(values), code, provenance.data_hash(), provenance.versions()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def state(target: Path, fingerprint: str, results: Path) -> str:
+    """What an executed copy is worth: `fresh`, or why it is not."""
+    if not target.is_file():
+        return "has not been run"
+    metadata = nbformat.read(target, as_version=4).metadata
+    if metadata.get("papermill", {}).get("exception"):
+        return "failed when it last ran"
+    made = metadata.get("dfl", {})
+    if made.get("key") != fingerprint:
+        return "has changed since it last ran"
+    if not all((results / name).is_file() for name in made["results"]):
+        return "has lost the numbers that it saved"
+    return "fresh"
+
+
+def _clean(source: Path) -> NotebookNode:
+    """The chapter as if never run: no outputs, counts or traces of an earlier papermill run."""
+    notebook = nbformat.read(source, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout: int | None) -> NotebookNode:
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
+
+    running = folder("running") / source.name
+    running.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with environment(DFL_RESULTS=str(results)):
+            return papermill.execute_notebook(
+                _clean(source),
+                running,
+                parameters=dict(values),
+                kernel_name="python3",
+                language="python",
+                cwd=source.parent,
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                execution_timeout=timeout,
+                # ipykernel 7 warns on plain TCP at every start; this encrypts the channel where it can.
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )
+    except papermill.PapermillExecutionError as error:
+        trace = "\n".join(error.traceback)
+        print(trace if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", trace), file=sys.stderr)
+        first = error.source.strip().splitlines()[0]
+        what = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise BuildFailed(f"Chapter {source.stem} failed in cell [{error.exec_count}] `{first}` with {what}") from error
+    except CellTimeoutError as error:
+        raise BuildFailed(f"A cell of chapter {source.stem} ran longer than {timeout} s.") from error
+    except (DeadKernelError, RuntimeError) as error:
+        dead = isinstance(error, DeadKernelError)
+        what = "was killed, often for want of memory" if dead else f"failed ({error})"
+        raise BuildFailed(f"The kernel of chapter {source.stem} {what}; see _build/running/{source.name}.") from error
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for the processes started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _presentable(notebook: NotebookNode) -> NotebookNode:
+    """Fold the injected values, leave out stderr (the terminal showed it) and papermill's absolute paths."""
+    for name in ("input_path", "output_path", "environment_variables"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"] = ["injected-parameters", "hide-input"]
+            cell.metadata["mystnb"] = {"code_prompt_show": PROMPT}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return notebook

@@ -1,0 +1,195 @@
+"""The run store: captions, reconstructions, embeddings and scores as shards, addressed by what made them.
+
+A shard (`dfl_utils.shards`) is one file named by its kind and the SHA-256 of its key; one that is not whole is made
+anew. Processes and machines that share a folder claim shards (`dfl_utils.claims`), so that each is made once.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dfl_utils import shards
+from dfl_utils.claims import claim
+from dfl_utils.shards import Content
+
+Make = Callable[[], Content | tuple[Content, int]]
+Job = tuple[str, Mapping[str, Any], Make]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Spent:
+    """What the shards of one kind cost, each counted once, and how many of them were made here or found."""
+
+    seconds: float = 0.0
+    calls: int = 0
+    made: int = 0
+    loaded: int = 0
+
+
+def default_root() -> Path:
+    """`$DFL_STORE`, or `.store` at the root of the repository."""
+    return Path(os.environ.get("DFL_STORE") or Path(__file__).resolve().parents[1] / ".store")
+
+
+class RunStore:
+    """A folder of shards.
+
+    Args:
+        root: the folder, made if missing; `default_root()` if None.
+
+    Attributes:
+        spent: kind -> `Spent`, over the shards that this object has made or loaded. Seconds and calls are those of the
+            first making, also where the shard was found.
+
+    Raises:
+        OSError: the folder cannot be written, said before any work is done.
+    """
+
+    def __init__(self, root: Path | str | None = None):
+        self.root = Path(root) if root is not None else default_root()
+        self.spent: dict[str, Spent] = {}
+        self._counted: set[Path] = set()
+        self._aside = 0.0  # seconds that the make in hand passed inside the store, on shards of their own
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.root).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"The run store {self.root} cannot be written ({reason}): set DFL_STORE.") from error
+
+    def path(self, kind: str, key: Mapping[str, Any]) -> Path:
+        """Where the shard of that kind and key lies, or would lie.
+
+        Raises:
+            ValueError: a kind that is no plain word, or a key that is not JSON.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", kind):
+            raise ValueError(f"{kind!r} names no kind of shard: use letters, digits, '-' and '_'.")
+        return self.root / f"{kind}-{hashlib.sha256(_canonical(key).encode()).hexdigest()}.safetensors"
+
+    def get_or_make(self, kind: str, key: Mapping[str, Any], make: Make) -> Content:
+        """The content of a shard: loaded if it is there and whole, else made and stored.
+
+        Another process that is making the same shard is waited for.
+
+        Args:
+            kind: what is in it, e.g. `captions`; part of the file name.
+            key: all that the content depends on, as JSON (1 and 1.0 are different keys).
+            make: returns arrays (bool, integer, float) and lists of str by name, or `(content, model calls)`.
+
+        Raises:
+            ValueError: a content that cannot be stored, a key that is not JSON.
+            OSError: the shard cannot be written (disk full).
+        """
+        content = self._attempt(kind, key, make, wait=True)
+        assert content is not None  # an attempt that waits ends with a content
+        return content
+
+    def fill(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Content]]:
+        """Make or load every job's shard, those that no other process is making first; yields in that order.
+
+        Args:
+            jobs: `(kind, key, make)` each, as for `get_or_make`.
+        """
+        waiting = list(jobs)
+        while waiting:
+            claimed = []
+            for job in waiting:
+                content = self._attempt(*job, wait=False)
+                if content is None:
+                    claimed.append(job)
+                else:
+                    yield job, content
+            if claimed:
+                job = claimed.pop(0)
+                yield job, self.get_or_make(*job)
+            waiting = claimed
+
+    def stream(self, kind: str, keys: Iterable[Mapping[str, Any]],
+               make: Callable[[Mapping[str, Any]], Content | tuple[Content, int]]) -> Iterator[Content]:  # fmt: skip
+        """The contents of many shards in the order of `keys`, one in memory at a time.
+
+        While another process makes the shard that is due, the later ones that nobody has claimed are made.
+
+        Args:
+            make: key -> content, as for `get_or_make`.
+        """
+        keys = list(keys)
+        for k, key in enumerate(keys):
+            content = self._attempt(kind, key, partial(make, key), wait=False)
+            for later in keys[k + 1 :] if content is None else ():
+                if not self.path(kind, later).exists():
+                    self._attempt(kind, later, partial(make, later), wait=False)
+                    content = self._attempt(kind, key, partial(make, key), wait=False)
+                if content is not None:
+                    break
+            yield content if content is not None else self.get_or_make(kind, key, partial(make, key))
+
+    def _attempt(self, kind: str, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
+        """As `get_or_make`; None if another process is making the shard and is not waited for."""
+        began, path = time.perf_counter(), self.path(kind, key)
+        try:
+            # Looked at again under the claim: whoever held it before may have made the shard.
+            with contextlib.suppress(FileNotFoundError, shards.Broken):
+                return self._load(path, kind)
+            held = claim(path.with_suffix(".claim"), wait)
+            if held is None:
+                return None
+            with held:
+                try:
+                    return self._load(path, kind)
+                except FileNotFoundError:
+                    pass
+                except shards.Broken as broken:
+                    _log.warning("%s is not whole (%s) and is made anew.", path, broken)
+                return self._make(path, kind, key, make)
+        finally:
+            self._aside += time.perf_counter() - began
+
+    def _make(self, path: Path, kind: str, key: Mapping[str, Any], make: Make) -> Content:
+        outer, self._aside, began = self._aside, 0.0, time.perf_counter()
+        try:
+            made = make()
+            seconds = round(time.perf_counter() - began - self._aside, 3)
+        finally:
+            self._aside = outer
+        content, calls = made if isinstance(made, tuple) else (made, 0)
+        metadata = {"key": _canonical(key), "seconds": str(seconds), "calls": str(int(calls))}
+        content = shards.write(path, content, metadata)
+        self._count(path, kind, seconds, calls, made=1)
+        return content
+
+    def _load(self, path: Path, kind: str) -> Content:
+        content, metadata = shards.read(path)
+        self._count(path, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
+        return content
+
+    def _count(self, path: Path, kind: str, seconds: float, calls: int, made: int) -> None:
+        if path not in self._counted:
+            self._counted.add(path)
+            spent = self.spent.setdefault(kind, Spent())
+            spent.seconds += seconds
+            spent.calls += calls
+            spent.made += made
+            spent.loaded += 1 - made
+
+
+def _canonical(key: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The shard key {key!r} is not plain JSON ({error}): use str, int, float, list and dict."
+        ) from None

@@ -1,0 +1,221 @@
+"""Executed chapters and the build: nothing unknown runs, nothing failed or stale is rendered."""
+
+import json
+
+import nbformat
+import pytest
+from conftest import PARAMETERS, cell
+
+from dfl_utils import book, chapter, execution
+from dfl_utils.chapter import BuildFailed
+
+TAGGED = cell(PARAMETERS, tags=["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"NUM_IMAGE": 3}, "Chapter one has no parameter NUM_IMAGE; it knows NUM_IMAGES, PROFILE, TOP_P."),
+        ({"NUM_IMAGES": "many"}, "Parameter NUM_IMAGES of chapter one takes int, not 'many'."),
+        ({"NUM_IMAGES": True}, "Parameter NUM_IMAGES of chapter one takes int, not True."),
+        ({"PROFILE": 3}, "Parameter PROFILE of chapter one takes str, not 3."),
+    ],
+)
+def test_unknown_parameters_and_wrong_types_stop_before_anything_runs(house, values, sentence):
+    with pytest.raises(ValueError) as error:
+        book.run_chapter("one", values)
+    assert str(error.value) == sentence
+    assert not (house.root / "_build").exists()
+
+
+def test_values_typed_on_a_command_line_take_the_defaults_type(house):
+    typed = {"NUM_IMAGES": "5", "TOP_P": "1e-1", "PROFILE": "12"}
+    assert chapter.check(chapter.find("one"), typed, typed=True) == {"NUM_IMAGES": 5, "TOP_P": 0.1, "PROFILE": "12"}
+    with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not 5.5"):
+        chapter.check(chapter.find("one"), {"NUM_IMAGES": "5.5"}, typed=True)
+
+
+def test_a_whole_number_serves_as_a_float(house):
+    (value,) = chapter.check(chapter.find("one"), {"TOP_P": 1}).values()
+    assert value == 1.0 and isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        ([cell("x = 1")], "needs exactly one code cell tagged `parameters`, not 0"),
+        ([TAGGED, TAGGED], "needs exactly one code cell tagged `parameters`, not 2"),
+        ([cell("num_images = 3", tags=["parameters"])], "`num_images = 3` in the parameters cell is not an ALL_CAPS"),
+        ([cell("SIZES = [1, 2]", tags=["parameters"])], r"`SIZES = \[1, 2\]` in the parameters cell"),
+        ([cell("import os", tags=["parameters"])], "`import os` in the parameters cell"),
+        ([cell("SEED = -", tags=["parameters"])], "The parameters cell of chapter one is not plain Python"),
+    ],
+)
+def test_a_parameters_cell_holds_capitals_and_scalars_alone(house, cells, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        chapter.parameters(house.chapter(*cells))
+
+
+def test_parameters_are_read_with_their_comments(house):
+    path = house.chapter(cell('SEED: int = -1  # "é", any\nNAME = None\n', tags=["parameters"]))
+    assert chapter.parameters(path) == {"SEED": chapter.Parameter(-1, '"é", any'), "NAME": chapter.Parameter(None)}
+
+
+def test_a_scale_sets_a_chapters_own_block_over_the_common_one(house):
+    house.write("params/ci.yml", "common: {PROFILE: paper, NUM_IMAGES: 8, OTHER: 1}\none: {NUM_IMAGES: 2}\n")
+    assert chapter.at_scale(chapter.find("one"), "ci") == {"PROFILE": "paper", "NUM_IMAGES": 2}
+    with pytest.raises(ValueError, match="There is no scale huge; choose one of ci, quick, full, paper"):
+        chapter.at_scale(chapter.find("one"), "huge")
+    house.write("params/ci.yml", "two: {NUM_IMAGES: 2}\n")
+    with pytest.raises(ValueError, match=r"params/ci\.yml sets parameters of two, which is no chapter"):
+        chapter.at_scale(chapter.find("one"), "ci")
+
+
+def test_an_executed_copy_shows_its_values_and_no_path_of_this_machine(house, capsys):
+    copy = book.run_chapter("one", {"TOP_P": 0.5}, scale="ci")
+    notebook = nbformat.read(copy, as_version=4)
+    _, _, injected, work, save = notebook.cells
+    assert "NUM_IMAGES = 2" in injected.source and "TOP_P = 0.5" in injected.source
+    assert injected.metadata.tags == ["injected-parameters", "hide-input"] and injected.metadata.mystnb.code_prompt_show
+    assert work.outputs[0].text == "4 blue\n"
+    assert "noise" in capsys.readouterr().err and save.outputs == []
+    assert str(house.root) not in copy.read_text()
+    run = json.loads((house.root / "_build/results/run/one.json").read_text())["run"]
+    assert run["scale"] == "ci" and run["parameters"] == {"NUM_IMAGES": 2, "TOP_P": 0.5, "PROFILE": "mini"}
+    assert set(run["made_by"]["modules"]) == {"dfl_utils", "dfl_utils.loops", "dfl_utils.scores"}
+
+
+@pytest.fixture
+def runs(house, monkeypatch):
+    """Chapter one at scale ci, executed without a kernel; a list that grows with every execution."""
+    seen = []
+
+    def execute(source, values, results, timeout):
+        seen.append(values)
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "one.json").write_text("{}")
+        return nbformat.v4.new_notebook(metadata={"papermill": {}})
+
+    monkeypatch.setattr(execution, "_execute", execute)
+    house.run = lambda: book.run_chapter(
+        "one",
+        scale="ci",
+        target=house.root / "_build/src/one.ipynb",
+        results=house.root / "_build/results/ci",
+        reuse=True,
+    )
+    house.run()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("dfl_utils/scores.py", "def same(x):\n    'As it is.'\n    return x\n"),
+        ("dfl_utils/unused.py", "X = 1\n"),
+        ("README.md", "words"),
+    ],
+)
+def test_a_chapter_is_not_run_again_for_what_it_does_not_use(house, runs, file, text):
+    house.write(file, text)
+    house.run()
+    book.refuse_stale("ci")
+    assert runs == [{"NUM_IMAGES": 2, "PROFILE": "mini"}]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("dfl_utils/plots.py", "COLOUR = 'red'\n", "has changed since it last ran"),
+        ("params/ci.yml", "one: {NUM_IMAGES: 1}\n", "has changed since it last ran"),
+        ("data/mini/clip/config.json", "{}", "has changed since it last ran"),
+        ("_build/results/ci/one.json", None, "has lost the numbers that it saved"),
+        ("_build/src/one.ipynb", None, "has not been run"),
+    ],
+)
+def test_a_stale_copy_is_refused_and_run_again(house, runs, file, text, reason):
+    house.write(file, text) if text else (house.root / file).unlink()
+    with pytest.raises(BuildFailed, match=rf"Chapter one {reason}; run `dfl book --scale ci` again"):
+        book.render("ci")
+    house.run()
+    assert len(runs) == 2
+    book.refuse_stale("ci")
+
+
+def test_a_failed_copy_is_never_taken_for_fresh(house):
+    copy = house.write("_build/src/one.ipynb", "")
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"exception": True}, "dfl": {"key": "k", "results": []}})
+    nbformat.write(notebook, copy)
+    assert execution.state(copy, "k", house.root) == "failed when it last ran"
+
+
+def test_a_failing_chapter_shows_its_traceback_and_stops_the_build(house, monkeypatch, capsys):
+    monkeypatch.setattr(book, "render", lambda scale: pytest.fail("rendered a failed chapter"))
+    house.chapter(TAGGED, cell("ratio = NUM_IMAGES / 0\nprint(ratio)"))
+    with pytest.raises(BuildFailed) as error:
+        book.build("ci")
+    sentence = "Chapter one failed in cell [3] `ratio = NUM_IMAGES / 0` with ZeroDivisionError: division by zero"
+    assert str(error.value) == sentence
+    assert "----> 1 ratio = NUM_IMAGES / 0" in capsys.readouterr().err
+    assert not (house.root / "_build/src/one.ipynb").exists()
+
+
+def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monkeypatch):
+    monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: pytest.fail("ran a chapter"))
+    house.chapter(cell("SEED = 1", tags=["parameters"]), name="two")
+    house.write("params/quick.yml", "two: {SEEDS: 2}\n")
+    with pytest.raises(ValueError, match="Chapter two has no parameter SEEDS; it knows SEED"):
+        book.build("quick")
+    (house.root / "book/index.md").unlink()
+    with pytest.raises(ValueError, match=r"_toc\.yml names the page index, but there is no book/index\.md"):
+        book.build("ci")
+
+
+@pytest.mark.parametrize(("scale", "published"), [("ci", []), ("quick", []), ("full", ["mini"]), ("paper", [])])
+def test_only_the_full_scale_publishes(house, monkeypatch, scale, published):
+    seen = []
+    monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: None)
+    monkeypatch.setattr(book, "require_alt_text", lambda copy: None)
+    monkeypatch.setattr(book, "refuse_stale", lambda scale: None)
+    monkeypatch.setattr(book.exhibits, "publish", lambda profile, path: seen.append(profile) or house.root)
+    assert book.build(scale, html=False) is None
+    assert seen == published
+
+
+def test_traces_of_an_earlier_run_do_not_reach_a_new_one(house):
+    fossil = cell("# Parameters\nNUM_IMAGES = 1", tags=["injected-parameters"])
+    plain = house.chapter(TAGGED, cell("x = 1"))
+    before = execution.key(plain, {})
+    run = cell("x = 1", papermill={"status": "completed"}) | {"execution_count": 7}
+    assert execution.key(house.chapter(TAGGED, run, papermill={"parameters": {"NUM_IMAGES": 1}}), {}) == before
+    assert execution.key(house.chapter(TAGGED, fossil, run), {}) == before
+    assert execution.key(plain, {"NUM_IMAGES": 1}) != before
+
+
+def test_a_picture_needs_an_alt_text(house):
+    shown = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("plots.figure3(scores)", outputs=[shown])])
+    copy = house.write("_build/src/one.ipynb", "")
+    nbformat.write(notebook, copy)
+    with pytest.raises(BuildFailed, match=r"picture without alt text in `plots\.figure3\(scores\)`"):
+        book.require_alt_text(copy)
+    notebook.cells[0].metadata["mystnb"] = {"image": {"alt": "Quality falls with rank."}}
+    nbformat.write(notebook, copy)
+    book.require_alt_text(copy)
+
+
+def test_what_a_page_would_load_from_the_network_is_found(house):
+    house.write("_build/html/page.html", '<a href="https://a.org"></a><img alt="" src="_images/b.png"/>')
+    assert book.remote_files(house.root / "_build/html") == []
+    house.write("_build/html/page.html", '<script async src="https://cdn.org/x.js"></script>')
+    assert book.remote_files(house.root / "_build/html") == ["page.html: //cdn.org/x.js"]
+
+
+def test_a_page_with_a_dangling_reference_is_not_built(house, capfd):
+    (house.root / "book/one.ipynb").unlink()
+    house.write("_toc.yml", "format: jb-book\nroot: index\n")
+    house.write("_config.yml", "title: T\nauthor: A\nonly_build_toc_files: true\n")
+    house.write("book/index.md", "# Index\n\nSee {ref}`nowhere`.\n")
+    with pytest.raises(BuildFailed, match="jupyter-book did not accept the book"):
+        book.render("ci")
+    assert "undefined label: 'nowhere'" in capfd.readouterr().err

@@ -1,0 +1,201 @@
+"""Bad checkpoints and profiles are refused in one sentence; the paper's layout loads through the same code."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
+
+from dfl_utils import checkpoint, profile, provenance
+from dfl_utils.captioner import Captioner
+from dfl_utils.generator import Generator
+from dfl_utils.mini import architectures
+from dfl_utils.profile import MINI
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a shipped model that a test may damage."""
+
+    def make(name):
+        return shutil.copytree(MINI / name, tmp_path / name)
+
+    return make
+
+
+def test_a_whole_checkpoint_is_registered(copy, monkeypatch):
+    monkeypatch.setattr(provenance, "used", {})
+    checkpoint.check(str(copy("dino")), "dino")
+    assert provenance.used["dino"]["how"] == "loaded"
+    assert len(provenance.used["dino"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("model", "lost", "sentence"),
+    [
+        ("dino", "config.json", "has no config.json"),
+        ("dino", "model.safetensors", "lacks its .*weights"),
+        ("stable-diffusion", "unet", "lacks the folder unet"),
+        ("stable-diffusion", "vae/config.json", "vae lacks config.json"),
+        ("stable-diffusion", "text_encoder/model.safetensors", "text_encoder lacks its"),
+    ],
+)
+def test_a_missing_file_is_named(copy, model, lost, sentence):
+    folder = copy(model)
+    path = folder / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FileNotFoundError, match=sentence):
+        checkpoint.check(str(folder), model)
+
+
+def test_half_written_weights_are_refused(copy):
+    file = copy("dino") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="model.safetensors is damaged or half-written"):
+        checkpoint.check(str(file.parent), "dino")
+
+
+def test_broken_json_is_refused(copy):
+    folder = copy("dino")
+    (folder / "config.json").write_text('{"hidden_size": ')
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+        checkpoint.check(str(folder), "dino")
+
+
+def test_pickles_are_not_loaded(copy):
+    folder = copy("dino")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="pickles are not loaded"):
+        checkpoint.check(str(folder), "dino")
+
+
+def test_another_vocabulary_is_refused(copy):
+    folder = copy("blip-base")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 30522  # BERT's own, without [DEC] and [ENC]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: w[:30522].clone() if w.shape[:1] == (30524,) else w for name, w in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ValueError, match="mixes two vocabularies: its tokenizer has 30,524 tokens"):
+        Captioner.load(profile.load("mini", captioner=str(folder)))
+
+
+def test_unknown_profile_and_field():
+    with pytest.raises(ValueError, match="Unknown profile 'maxi': choose one of mini, paper"):
+        profile.load("maxi")
+    with pytest.raises(ValueError, match="Profile has no field caption"):
+        profile.load("mini", caption="x")
+
+
+def test_a_gpu_profile_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'paper' needs a CUDA GPU and none is visible"):
+        profile.load("paper")
+
+
+def test_an_offline_profile_never_asks_the_hub():
+    with pytest.raises(FileNotFoundError, match="No model folder Salesforce/nothing"):
+        profile.load("mini").locate("Salesforce/nothing")
+
+
+def test_a_mirror_stands_in_for_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    paper = profile.load("paper", device="cpu", models_root=tmp_path)
+    assert paper.locate("org/model") == str(tmp_path / "org" / "model")
+    assert paper.locate("org/other") == "org/other"
+
+
+# --- the paper's layout, tiny --------------------------------------------------------------------------------
+def test_a_published_blip_layout_captions(tmp_path):
+    """Files as the published BLIP has them: preprocessor_config.json and vocab.txt, 384 px, CLIP's mean and std."""
+    torch.manual_seed(0)
+    vision = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, image_size=384, patch_size=64
+    )
+    text = dict(
+        vocab_size=30524,
+        hidden_size=32,
+        encoder_hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    preprocessor = {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+        "do_resize": True,
+        "size": {"height": 384, "width": 384},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    words = sorted(architectures.bert_tokenizer().get_vocab().items(), key=lambda pair: pair[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(word for word, _ in words[:30522]))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    captioner = Captioner.load(profile.load("mini", captioner=str(tmp_path)))
+    rows = captioner.sample([Image.new("RGB", (500, 375), "red")], [[(0, 0), (0, 1)]])
+    assert len(rows) == 1 and len(rows[0]) == 2
+
+
+def test_a_published_stable_diffusion_layout_draws(tmp_path):
+    """Four latent channels, 77 tokens, PNDM and a safety checker entry, as in the published v1-4."""
+    torch.manual_seed(0)
+    tokenizer = architectures.clip_tokenizer()
+    tokenizer.model_max_length = 77
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        cross_attention_dim=32,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler(skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path)
+    generator = Generator.load(profile.load("mini", generator=str(tmp_path), image_size=32, num_inference_steps=4))
+    assert type(generator.pipeline.scheduler).__name__ == "DDPMScheduler"  # the paper's, whatever the checkpoint brings
+    images = generator.draw(["a cat"], [0])
+    assert images.shape == (1, 32, 32, 3) and images.dtype == np.uint8

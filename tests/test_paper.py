@@ -1,0 +1,232 @@
+"""The paper's numbers as published: complete, unique, consistent with the gains it prints; and ours beside them."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfl_utils import exhibits, paper
+
+COUNTS = {
+    "table1": 36, "table2": 18, "table3": 78, "table4": 16, "table5": 12, "table6": 10, "table7": 72, "table8": 24,
+    "table9": 5, "figures": 26, "statements": 34,
+}  # fmt: skip
+# The one printed gain that its own table contradicts: from 41.19 to 45.64 is 10.8 %, and 9.8 % only of the larger.
+MISPRINTED_GAINS = {("table2", "nocaps", "overall", "gain", "IS"): (9.8, 10.80)}
+
+
+def as_printed(name: str) -> pd.DataFrame:
+    return pd.read_csv(paper.FOLDER / f"{name}.csv", dtype=str, keep_default_na=False)
+
+
+def half_unit(printed: str) -> float:
+    """Half a unit of the last printed decimal: how far the true number may lie from the printed one."""
+    return 0.5 * 10.0 ** -len(printed.partition(".")[2])
+
+
+def possible_gains(baseline: str, ours: str, metric: str) -> tuple[float, float]:
+    """Smallest and largest gain in per cent that any numbers which round to the two printed ones can have."""
+    before, after = ([float(v) - half_unit(v), float(v) + half_unit(v)] for v in (baseline, ours))
+    changes = [100 * (b - a) / a for a, b in itertools.product(before, after)]
+    corners = [paper.improvement(change, np.nan, np.nan, metric)[0] for change in changes]
+    return min(corners), max(corners)
+
+
+def printed_gains() -> list[tuple]:
+    found = []
+    for name in ("table1", "table2", "table7"):
+        cells = {tuple(row[paper.KEY]): row.paper for _, row in as_printed(name).iterrows()}
+        for (exhibit, dataset, split, method, x, metric), printed in cells.items():
+            if method.endswith("gain"):
+                pair = [cells[exhibit, dataset, split, method[:-4] + word, x, metric] for word in ("baseline", "ours")]
+                found.append(((exhibit, dataset, split, method, metric), *pair, printed))
+    return found
+
+
+def test_files_hold_exactly_the_paper_s_numbers():
+    assert {file.stem: len(as_printed(file.stem)) for file in paper.FOLDER.glob("*.csv")} == COUNTS
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_rows_are_tidy(name):
+    rows = as_printed(name)
+    assert tuple(rows.columns) == exhibits.COLUMNS
+    assert not rows.duplicated(paper.KEY).any()
+    assert (rows[["value", "low", "high"]] == "").all(axis=None), "the paper's numbers stand in `paper` alone"
+    assert np.isfinite(pd.to_numeric(rows.paper)).all()
+    assert set(rows.dataset) <= {*exhibits.DATASETS, ""}
+    assert set(rows.split) <= {*exhibits.SPLITS, "train", ""}
+    if name.startswith("table"):
+        assert set(rows.exhibit) == {name}
+        assert set(rows.metric) <= {*exhibits.METRICS, "IS ±"}
+        assert rows.dataset.ne("").all() and rows.split.ne("").all()
+        assert rows.x.ne("").all() == (name == "table6")
+    else:
+        assert set(rows.exhibit) <= {*exhibits.EXHIBITS, "setup"}
+
+
+def test_every_exhibit_of_ours_has_a_counterpart():
+    assert all(len(paper.table(exhibit)) for exhibit in exhibits.EXHIBITS)
+    assert set(paper.HIGHER_IS_BETTER) == set(exhibits.METRICS)
+
+
+def test_there_are_42_printed_gains():
+    assert len(printed_gains()) == 12 + 6 + 24
+
+
+@pytest.mark.parametrize(("key", "baseline", "ours", "printed"), printed_gains())
+def test_printed_gain_follows_from_its_table(key, baseline, ours, printed):
+    low, high = possible_gains(baseline, ours, key[-1])
+    agrees = low <= float(printed) + half_unit(printed) and float(printed) - half_unit(printed) <= high
+    assert agrees != (key in MISPRINTED_GAINS)
+
+
+def test_the_misprinted_gain_is_a_share_of_the_larger_number():
+    ((printed, recomputed),) = MISPRINTED_GAINS.values()
+    baseline, ours = (
+        paper.number("table2", dataset="nocaps", split="overall", method=m, metric="IS") for m in ("baseline", "ours")
+    )
+    assert 100 * (ours - baseline) / baseline == pytest.approx(recomputed, abs=0.01)
+    assert 100 * (ours - baseline) / ours == pytest.approx(printed, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("exhibit", "dataset", "split", "method", "metric", "x", "expected"),
+    [
+        ("table1", "nocaps", "out", "gain", "CIDEr", None, 12.8),
+        ("table1", "coco", "test", "baseline", "B@4", None, 21.9),
+        ("table2", "coco", "test", "ours", "FID", None, 42.02),
+        ("table3", "nocaps", "near", "ours BLIP-2", "CIDEr", None, 119.3),
+        ("table3", "coco", "test", "ours BLIP ViT-L", "SPICE", None, 24.1),
+        ("table4", "nocaps", "overall", "ours BLIP ViT-B", "CLIP", None, 0.3978),
+        ("table5", "nocaps", "overall", "without caption_loss", "CIDEr", None, 102.3),
+        ("table6", "nocaps", "overall", "topp", "CIDEr", 0.95, 69.2),
+        ("table7", "nocaps", "near", "tempered ours", "CIDEr", None, 87.0),
+        ("table8", "nocaps", "overall", "SD + BLIP", "IS ±", None, 2.40),
+        ("table9", "nocaps", "overall", "augmentation", "CIDEr", None, 110.2),
+        ("tokenizer", "coco", "train", "BLIP and SD", "identical captions, %, more than", None, 60),
+        ("cost", "", "", "joint finetuning", "times the original cost, about", None, 1.4),
+    ],
+)
+def test_number(exhibit, dataset, split, method, metric, x, expected):
+    assert paper.number(exhibit, dataset=dataset, split=split, method=method, metric=metric, x=x) == expected
+
+
+def test_tables_that_repeat_each_other_agree():
+    again = paper.table("table8")
+    compared = 0
+    for exhibit, methods in {
+        "table1": {"baseline": "baseline", "BLIP + SD": "ours"},
+        "table2": {"baseline": "baseline", "SD + BLIP": "ours"},
+    }.items():
+        shared = again[again.method.isin(methods) & again.metric.isin(paper.table(exhibit).metric)]
+        for row in shared.itertuples():
+            cell = {"dataset": row.dataset, "split": row.split, "metric": row.metric}
+            assert paper.number(exhibit, method=methods[row.method], **cell) == row.paper
+            compared += 1
+    assert compared == 2 * 4 + 2 * 3
+
+
+def test_a_judge_stands_for_ours_and_an_open_cell_fits_any():
+    cell = {"dataset": "nocaps", "split": "overall", "metric": "CIDEr"}
+    assert paper.number("table1", method="dino", **cell) == paper.number("table1", method="ours", **cell)
+    assert paper.number("table1", method="clip gain", **cell) == paper.number("table1", method="gain", **cell)
+    assert paper.number("table7", method="topk random", **cell) == paper.number(
+        "table7", method="topk baseline", **cell
+    )
+    assert paper.number("figure3", method="dino trend", **cell) == 1
+    assert paper.number("figure9", method="clip ours trend", **cell) == 1
+
+
+def test_a_number_the_paper_lacks_is_named():
+    with pytest.raises(ValueError, match="table1 has no number for .*metric=METEOR; it has .*SPICE"):
+        paper.number("table1", dataset="nocaps", split="overall", method="ours", metric="METEOR")
+    with pytest.raises(ValueError, match="no exhibit 'table10'; it is one of .*table9"):
+        paper.table("table10")
+
+
+def test_improvement_turns_distances_round():
+    assert paper.improvement(-2.0, -3.0, -1.0, "FID") == (2.0, 1.0, 3.0)
+    assert paper.improvement(-2.0, -3.0, -1.0, "CIDEr") == (-2.0, -3.0, -1.0)
+    with pytest.raises(ValueError, match="higher METEOR is better"):
+        paper.improvement(1.0, 0.0, 2.0, "METEOR")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "published", "verdict"),
+    [
+        (0.1, 0.3, 8.4, "yes"),
+        (-0.3, -0.1, -8.4, "yes"),
+        (-0.3, -0.1, 8.4, "no"),
+        (0.1, 0.3, -8.4, "no"),
+        (-0.1, 0.3, 8.4, "not visible"),
+        (0.0, 0.3, 8.4, "not visible"),
+        (0.1, 0.3, 0.0, ""),
+        (0.1, 0.3, np.nan, ""),
+        (np.nan, np.nan, 8.4, ""),
+    ],
+)
+def test_same_direction(low, high, published, verdict):
+    assert paper.same_direction(low, high, published) == verdict
+
+
+def our_rows(*cells: tuple) -> pd.DataFrame:
+    """Exhibit rows from (split, method, metric, value, low, high, n)."""
+    rows = pd.DataFrame(cells, columns=["split", "method", "metric", "value", "low", "high", "n"])
+    return rows.assign(exhibit="table1", dataset="nocaps", x=np.nan, paper=np.nan)[list(exhibits.COLUMNS)]
+
+
+def test_compare_is_one_table_with_a_verdict_for_gains_alone():
+    shown = paper.compare(
+        our_rows(
+            ("overall", "dino", "CIDEr", 61.234, 58.0, 64.0, 300),
+            ("overall", "dino gain", "CIDEr", 9.5, 4.26, 14.0, 300),
+            ("in", "dino gain", "CIDEr", 1.0, -2.0, 4.0, 100),
+            ("out", "dino gain", "CIDEr", -5.0, -9.0, -1.0, 100),
+            ("overall", "dino gain", "WMD", 3.0, np.nan, np.nan, 300),
+        )
+    )
+    assert list(shown.columns) == ["ours", "interval", "n", "paper", "same direction?"]
+    assert shown.index.names == ["split", "method", "metric"]  # exhibit, dataset and x are the same throughout
+    assert shown.ours.tolist() == [61.23, 9.5, 1.0, -5.0, 3.0]
+    assert shown.interval.tolist() == ["58.00 to 64.00", "4.26 to 14.00", "-2.00 to 4.00", "-9.00 to -1.00", ""]
+    assert shown.n.tolist() == [300, 300, 100, 100, 300]
+    assert shown.paper.fillna(-99).tolist() == [80.3, 8.4, 2.9, 12.8, -99]
+    assert shown["same direction?"].tolist() == ["", "yes", "not visible", "no", ""]
+
+
+def test_compare_reads_trends_of_figure_3():
+    rows = our_rows(("overall", "clip trend", "WMD", 0.2, 0.1, 0.3, 300)).assign(exhibit="figure3")
+    shown = paper.compare(rows)
+    assert shown.index.tolist() == ["WMD"]
+    assert shown.iloc[0].tolist() == [0.2, "0.10 to 0.30", 300, 1.0, "yes"]
+
+
+def test_compare_leaves_our_rows_as_they_were():
+    rows = our_rows(("overall", "gain", "CIDEr", 9.5, 4.0, 14.0, 300))
+    before = rows.copy()
+    assert paper.fill(rows).paper.tolist() == [8.4]
+    pd.testing.assert_frame_equal(rows, before)
+
+
+def test_rows_without_a_data_set_are_read():
+    rows = our_rows((np.nan, "joint finetuning", "times the original cost, about", 2.8, 2.6, 3.0, 4))
+    rows = rows.assign(exhibit="cost", dataset=np.nan)
+    assert paper.fill(rows).paper.tolist() == [1.4]
+
+
+def test_compare_says_what_its_rows_lack():
+    rows = our_rows(("overall", "gain", "CIDEr", 9.5, 4.0, 14.0, 300))
+    with pytest.raises(ValueError, match="lack the column low"):
+        paper.compare(rows.drop(columns="low"))
+    with pytest.raises(ValueError, match="no exhibit rows"):
+        paper.compare(rows.iloc[:0])
+
+
+def test_an_absent_folder_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper, "FOLDER", tmp_path / "paper")
+    paper._everything.cache_clear()
+    with pytest.raises(FileNotFoundError, match="restore the folder from git"):
+        paper.table("table1")
+    paper._everything.cache_clear()

@@ -1,0 +1,274 @@
+"""The run store: exact round trips, nothing half-written taken for whole, each shard made once."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dfl_utils import store as stores
+from dfl_utils.claims import claim
+from dfl_utils.store import RunStore, Spent
+
+RNG = np.random.default_rng(0)
+CONTENT = {
+    "image_hat": RNG.integers(0, 256, (2, 3, 4, 3), np.uint8),
+    "caption_hat": ["a red dog", "", "naïve ☃ \n\"'"],
+    "embeddings": RNG.normal(size=(3, 5)).astype(np.float16),
+    "scores": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+    "seed": np.array(7),
+    "none": np.zeros((0, 3), np.float32),
+    "kept": np.array([True, False]),
+    "no_strings": [],
+}
+
+
+def never():
+    raise AssertionError("the shard was there")
+
+
+def same(a, b):
+    assert list(a) == list(b)
+    for name in a:
+        if isinstance(a[name], list):
+            assert a[name] == b[name]
+        else:
+            assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape)
+            assert a[name].tobytes() == b[name].tobytes()
+
+
+def test_contents_come_back_exactly(tmp_path):
+    made = RunStore(tmp_path).get_or_make("loop", {"a": 1}, lambda: CONTENT)
+    same(made, CONTENT)
+    same(RunStore(tmp_path).get_or_make("loop", {"a": 1}, never), CONTENT)
+    (only,) = tmp_path.iterdir()
+    assert only.name.startswith("loop-") and only.suffix == ".safetensors"
+
+
+def test_arrays_in_any_memory_order_come_back(tmp_path):
+    odd = {
+        "f": np.asfortranarray(CONTENT["embeddings"]),
+        "step": CONTENT["embeddings"][:, ::2],
+        "big": np.arange(3, dtype=">i4"),
+    }
+    RunStore(tmp_path).get_or_make("loop", {}, lambda: odd)
+    for name, value in RunStore(tmp_path).get_or_make("loop", {}, never).items():
+        np.testing.assert_array_equal(value, odd[name])
+
+
+def test_the_key_is_what_counts_not_its_order(tmp_path):
+    store = RunStore(tmp_path)
+    store.get_or_make("loop", {"a": 1, "b": [1, 2]}, lambda: {"x": ["1"]})
+    assert store.get_or_make("loop", {"b": (1, 2), "a": 1}, never) == {"x": ["1"]}
+    for kind, key in (("loop", {"a": 1, "b": [2, 1]}), ("loop", {"a": 1}), ("other", {"a": 1, "b": [1, 2]})):
+        assert store.get_or_make(kind, key, lambda: {"x": ["2"]}) == {"x": ["2"]}
+    metadata = safetensors.safe_open(store.path("loop", {"a": 1}), "np").metadata()
+    assert json.loads(metadata["key"]) == {"a": 1} and metadata["calls"] == "0" and float(metadata["seconds"]) >= 0
+
+
+def test_costs_are_counted_once_a_shard_and_kept_with_it(tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 1))
+    monkeypatch.setattr(stores.time, "perf_counter", lambda: next(clock))
+    first = RunStore(tmp_path)
+
+    def outer():
+        first.get_or_make("inner", {"k": 1}, lambda: ({"x": ["a"]}, 3))  # ticks: in, begin, end, out
+        return {"y": ["b"]}, 10
+
+    first.get_or_make("outer", {}, outer)  # begin at 1, end at 6; inside the store from 2 to 5
+    first.get_or_make("inner", {"k": 1}, never)
+    assert first.spent == {"inner": Spent(1.0, 3, made=1), "outer": Spent(2.0, 10, made=1)}
+    second = RunStore(tmp_path)
+    for _ in range(2):
+        second.get_or_make("outer", {}, never)
+    assert second.spent == {"outer": Spent(2.0, 10, loaded=1)}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "header", "empty", "foreign"])
+def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
+    path = RunStore(tmp_path).path("loop", {})
+    RunStore(tmp_path).get_or_make("loop", {}, lambda: CONTENT)
+    raw = bytearray(path.read_bytes())
+    if damage == "truncate":
+        raw = raw[:-1]
+    elif damage == "flip":
+        raw[-3] ^= 1
+    elif damage == "header":
+        raw = raw.replace(b"a red dog", b"a bad dog")
+    elif damage == "empty":
+        raw = b""
+    else:
+        raw = safetensors.numpy.save({"x": np.ones(3)})
+    path.write_bytes(raw)
+    with caplog.at_level(logging.WARNING):
+        same(RunStore(tmp_path).get_or_make("loop", {}, lambda: CONTENT), CONTENT)
+    assert [r.getMessage().count("is not whole") for r in caplog.records] == [1] and str(path) in caplog.text
+    same(RunStore(tmp_path).get_or_make("loop", {}, never), CONTENT)
+
+
+def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
+    store = RunStore(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        store.get_or_make("loop", {}, lambda: 1 / 0)
+    assert not list(tmp_path.iterdir())
+    assert store.get_or_make("loop", {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
+
+
+def test_stream_keeps_the_order_and_makes_what_is_missing(tmp_path):
+    keys, made = [{"shard": k} for k in range(5)], []
+
+    def make(key):
+        made.append(key["shard"])
+        return {"x": np.array([key["shard"]])}
+
+    store = RunStore(tmp_path)
+    store.get_or_make("loop", keys[2], lambda: make(keys[2]))
+    stream = store.stream("loop", keys, make)
+    assert next(stream)["x"] == 0 and made == [2, 0]  # nothing is made ahead of need
+    assert [int(content["x"][0]) for content in stream] == [1, 2, 3, 4] and made == [2, 0, 1, 3, 4]
+    assert store.spent["loop"].made == 5
+
+
+def test_claimed_shards_are_visited_last(tmp_path):
+    store, order = RunStore(tmp_path), []
+    keys = [{"shard": k} for k in range(4)]
+    held = claim(store.path("loop", keys[0]).with_suffix(".claim"))
+
+    def make(key):
+        order.append(key["shard"])
+        if len(order) == 3:
+            held.__exit__(None, None, None)
+        return {"x": [str(key["shard"])]}
+
+    jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
+    assert [content["x"] for _, content in store.fill(jobs)] == [["1"], ["2"], ["3"], ["0"]]
+    assert order == [1, 2, 3, 0]
+
+
+def test_stream_makes_later_shards_while_another_holds_the_next(tmp_path):
+    store, order = RunStore(tmp_path), []
+    keys = [{"shard": k} for k in range(4)]
+    held = claim(store.path("loop", keys[0]).with_suffix(".claim"))
+
+    def make(key):
+        order.append(key["shard"])
+        if len(order) == 2:
+            held.__exit__(None, None, None)
+        return {"x": [str(key["shard"])]}
+
+    assert [content["x"] for content in store.stream("loop", keys, make)] == [["0"], ["1"], ["2"], ["3"]]
+    assert order == [1, 2, 0, 3]
+
+
+WORKER = """
+import json, sys, time
+import numpy as np
+from dfl_utils import shards
+from dfl_utils.store import RunStore
+root, log, task = sys.argv[1:]
+
+def make(key):
+    with open(log, "a") as file:
+        file.write(f"{key['shard']}\\n")
+    time.sleep(0.02)
+    return {"x": np.full(1000, key["shard"])}, 1
+
+if task == "hang":
+    make_once, make = make, lambda key: (make_once(key), print("making", flush=True), time.sleep(100))
+if task == "half":  # killed between the first byte and the rename
+    shards.os.fsync = lambda _: (print("writing", flush=True), time.sleep(100))
+store, keys = RunStore(root), [{"shard": k} for k in range(12)]
+if task == "fill":
+    jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
+    total = sum(int(content["x"][0]) for _, content in store.fill(jobs))
+else:
+    total = sum(int(content["x"][0]) for content in store.stream("loop", keys, make))
+spent = store.spent["loop"]
+print(json.dumps([total, spent.made, spent.loaded, spent.calls]))
+"""
+
+
+def worker(tmp_path, task):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen([sys.executable, "-c", WORKER, tmp_path / "store", tmp_path / "log", task],
+                            stdout=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["fill", "stream"])
+def test_two_processes_make_each_shard_once(tmp_path, task):
+    workers = [worker(tmp_path, task) for _ in range(2)]
+    ends = [json.loads(process.communicate(timeout=60)[0]) for process in workers]
+    assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(12))
+    assert [end[0] for end in ends] == [66, 66] and ends[0][1] + ends[1][1] == 12
+    assert all(made + loaded == calls == 12 for _, made, loaded, calls in ends)
+    assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
+    third = RunStore(tmp_path / "store")
+    assert len(list(third.stream("loop", [{"shard": k} for k in range(12)], lambda key: never()))) == 12
+    assert third.spent["loop"].made == 0
+
+
+@pytest.mark.parametrize(("task", "cue"), [("hang", "making\n"), ("half", "writing\n")])
+def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
+    store = RunStore(tmp_path / "store")
+    store.get_or_make("loop", {"shard": 0}, lambda: {"x": np.zeros(1000, int)})
+    process = worker(tmp_path, task)
+    assert process.stdout.readline() == cue
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = {path.suffix for path in (tmp_path / "store").iterdir()}
+    assert left == ({".safetensors", ".claim"} | ({".partial"} if task == "half" else set()))
+    made = []
+    contents = store.stream(
+        "loop", [{"shard": k} for k in range(3)], lambda key: made.append(key) or {"x": np.array([1])}
+    )
+    assert len(list(contents)) == 3 and [key["shard"] for key in made] == [1, 2]
+    assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
+
+
+def test_a_claim_whose_maker_died_before_signing_is_dropped(tmp_path):
+    path = tmp_path / "a.claim"
+    path.touch()
+    assert claim(path, wait=False) is None  # it may be signed in a moment
+    os.utime(path, (0, 0))
+    with claim(path, wait=False):
+        assert claim(path, wait=False) is None and path.stat().st_size > 0
+    assert not path.exists()
+
+
+def test_an_unwritable_root_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"The run store .*file/store cannot be written \(.*\): set DFL_STORE"):
+        RunStore(tmp_path / "file" / "store")
+    monkeypatch.setenv("DFL_STORE", str(tmp_path / "elsewhere"))
+    assert RunStore().root == tmp_path / "elsewhere"
+    monkeypatch.delenv("DFL_STORE")
+    assert stores.default_root() == Path(__file__).parents[1] / ".store"
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (np.array(["a"]), "'x' of the shard loop-.* is an array of <U1"),
+        (np.array([1j]), "is an array of complex128"),
+        ([1, 2], "is a list: make a numeric numpy array or a list of str"),
+        ("text", "is a str"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(tmp_path, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RunStore(tmp_path).get_or_make("loop", {}, lambda: {"x": value})
+
+
+def test_bad_keys_and_kinds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not plain JSON"):
+        RunStore(tmp_path).get_or_make("loop", {"p": Path("a")}, never)
+    with pytest.raises(ValueError, match="is not plain JSON"):
+        RunStore(tmp_path).get_or_make("loop", {"p": float("nan")}, never)
+    with pytest.raises(ValueError, match="'../x' names no kind of shard"):
+        RunStore(tmp_path).get_or_make("../x", {}, never)
