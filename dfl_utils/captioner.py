@@ -14,6 +14,15 @@ from dfl_utils.profile import Profile
 NUCLEUS_WIDTH = 256  # tokens looked at first; the whole vocabulary is sorted only where they do not hold the mass
 
 
+def check_sampling(top_p: float, top_k: int, temperature: float) -> None:
+    """ValueError for sampling settings that mean nothing."""
+    if not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
+        raise ValueError(
+            f"Sampling needs 0 < top_p <= 1, top_k >= 0 and temperature > 0, not top_p={top_p}, top_k={top_k}, "
+            f"temperature={temperature}."
+        )
+
+
 class SeededSampling(LogitsProcessor):
     """Top-p, top-k and tempered sampling with one random stream a caption.
 
@@ -29,11 +38,7 @@ class SeededSampling(LogitsProcessor):
     """
 
     def __init__(self, uniforms: Tensor, top_p: float = 1.0, top_k: int = 0, temperature: float = 1.0):
-        if not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
-            raise ValueError(
-                f"Sampling needs 0 < top_p <= 1, top_k >= 0 and temperature > 0, not top_p={top_p}, "
-                f"top_k={top_k}, temperature={temperature}."
-            )
+        check_sampling(top_p, top_k, temperature)
         self.uniforms, self.top_p, self.top_k, self.temperature = uniforms, top_p, top_k, temperature
         self.step = 0
 
@@ -64,22 +69,17 @@ class Captioner:
     """
 
     def __init__(self, model: BlipForConditionalGeneration, processor, prompt: str, min_words: int, max_words: int):
-        self.model, self.processor, self.prompt = model.eval(), processor, prompt
+        self.model, self.processor, self.prompt = model, processor, prompt
         self.min_words, self.max_words = min_words, max_words
         checkpoint.check_vocabulary(model.name_or_path, len(processor.tokenizer), model.config.text_config.vocab_size)
 
     @classmethod
     def load(cls, profile: Profile) -> "Captioner":
-        """Load the profile's captioner in fp32 (bf16 on a CPU is several times slower) and freeze it."""
-        folder = profile.locate(profile.captioner)
-        checkpoint.check(folder, "captioner")
-        model = BlipForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True
-        ).to(profile.device)
+        """Load the profile's captioner, frozen."""
+        needs = (checkpoint.TOKENIZER, checkpoint.PROCESSOR)
+        model, folder = checkpoint.load(BlipForConditionalGeneration, profile, "captioner", *needs)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
-        return cls(
-            model.requires_grad_(False), processor, profile.captioner_prompt, profile.min_words, profile.max_words
-        )
+        return cls(model, processor, profile.captioner_prompt, profile.min_words, profile.max_words)
 
     @torch.no_grad()
     def image_embeds(self, images: Sequence[Image.Image]) -> Tensor:
@@ -107,7 +107,9 @@ class Captioner:
         Returns:
             B lists of N captions without the prompt.
         """
-        per_image = len(streams[0]) if len(streams) else 0
+        if not images or len(images) != len(streams):
+            raise ValueError(f"{len(images)} images and {len(streams)} lists of seeds: give one list for each image.")
+        per_image = len(streams[0])
         uniforms = torch.from_numpy(
             np.stack(
                 [

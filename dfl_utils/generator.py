@@ -6,22 +6,37 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from transformers import AutoTokenizer
 
 from dfl_utils import checkpoint
 from dfl_utils.profile import Profile
 
 diffusers_logging.disable_progress_bar()
-diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `Generator.truncated` counts them
-DRAW_BATCH = 64  # images a call; above this a CPU gains nothing and memory grows
+diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `truncated` counts them
+
+
+def truncated(profile: Profile, captions: Sequence[str]) -> int:
+    """How many captions the text encoder sees only in part, longer than its tokens (SD v1: 77, the mini SD: 32)."""
+    folder = profile.locate(profile.generator)
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=profile.offline)
+    ids = tokenizer(list(captions), verbose=False).input_ids
+    return sum(len(row) > tokenizer.model_max_length for row in ids)
 
 
 class Generator:
     """A frozen pipeline and the sampling settings of Appendix A.2 (DDPM, 50 steps, guidance 7.5 in the paper)."""
 
-    def __init__(self, pipeline: DiffusionPipeline, num_inference_steps: int, guidance_scale: float, image_size: int):
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        num_inference_steps: int,
+        guidance_scale: float,
+        image_size: int,
+        draw_batch: int = 64,
+    ):
         self.pipeline = pipeline
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.image_size = image_size
+        self.image_size, self.draw_batch = image_size, draw_batch
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -47,12 +62,9 @@ class Generator:
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         for part in (pipeline.unet, pipeline.vae):
             part.to(memory_format=torch.channels_last)
-        return cls(pipeline, profile.num_inference_steps, profile.guidance_scale, profile.image_size)
-
-    def truncated(self, captions: Sequence[str]) -> int:
-        """How many captions the text encoder sees only in part, longer than its tokens (SD v1: 77, the mini SD: 32)."""
-        ids = self.pipeline.tokenizer(list(captions), verbose=False).input_ids
-        return sum(len(row) > self.pipeline.tokenizer.model_max_length for row in ids)
+        return cls(
+            pipeline, profile.num_inference_steps, profile.guidance_scale, profile.image_size, profile.draw_batch
+        )
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
@@ -60,11 +72,11 @@ class Generator:
 
         An empty caption is drawn like any other (it is what guidance calls the unconditional prompt).
         """
-        if len(captions) != len(seeds):
-            raise ValueError(f"{len(captions)} captions and {len(seeds)} seeds: give one seed a caption.")
+        if not captions or len(captions) != len(seeds):
+            raise ValueError(f"{len(captions)} captions and {len(seeds)} seeds: give one seed for each caption.")
         parts = [
-            self._draw(captions[k : k + DRAW_BATCH], seeds[k : k + DRAW_BATCH])
-            for k in range(0, len(captions), DRAW_BATCH)
+            self._draw(captions[k : k + self.draw_batch], seeds[k : k + self.draw_batch])
+            for k in range(0, len(captions), self.draw_batch)
         ]
         return np.concatenate(parts)
 

@@ -1,11 +1,11 @@
 """The game image -> text -> image (Section 3.1), played shard by shard through the run store.
 
 A shard holds the work of `SHARD_IMAGES` images. Its key names everything that it depends on (checkpoints, images,
-parameters, seed, the code of its module), so a killed run goes on where it was and a second run loads no model.
+seeds, settings, packages, the code of its module), so a killed run goes on where it was and a second loads no model.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,19 +15,26 @@ from tqdm import tqdm
 from dfl_utils import captioner, data, generator, provenance, similarity
 from dfl_utils.data import Example
 from dfl_utils.profile import Profile
-from dfl_utils.store import RunStore
+from dfl_utils.store import Job, RunStore
 
 SHARD_IMAGES = 16
+WORDS, NOISE = 1, 2  # purpose of a random stream: no caption shares one with a drawing
+
+
+def image_seeds(seed: int, image_id: int, count: int) -> list[int]:
+    """`count` 63-bit seeds of an image's drawings; seed n is the same for any count."""
+    streams = ([NOISE, seed, image_id, n] for n in range(count))
+    return [int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1) for stream in streams]
+
+
+def caption_streams(seed: int, image_id: int, count: int) -> list[list[int]]:
+    """`count` seeds of an image's sampled captions; seed n is the same for any count."""
+    return [[WORDS, seed, image_id, n] for n in range(count)]
 
 
 def _content_hashes(examples: Sequence[Example]) -> list[str]:
     """SHA-256 of each image file: a key that knows a replaced image."""
     return [hashlib.sha256(data.read_bytes(example.path)).hexdigest() for example in examples]
-
-
-def image_seeds(seed: int, image_id: int, count: int) -> list[int]:
-    """`count` 63-bit seeds of an image's drawings; seed n is the same for any count."""
-    return [int(np.random.SeedSequence([seed, image_id, n]).generate_state(1, np.uint64)[0] >> 1) for n in range(count)]
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,6 @@ class Game:
             self._encoders[name] = similarity.ENCODERS[name](self.profile)
         return self._encoders[name]
 
-    def _made_by(self, role: str, module: object) -> dict[str, str]:
-        """The part of a key that names the checkpoint and the code behind a shard; the stamp gets both."""
-        model = self.profile.locate(getattr(self.profile, role))
-        provenance.register(role, model)
-        # The hash names a folder's content; a hub id has none yet and stands for itself.
-        return {"checkpoint": provenance.used[role]["sha256"] or model, "code": provenance.code_hash([module.__name__])}
-
-    def _shards(self, examples: Sequence[Example], what: str):
-        starts = range(0, len(examples), SHARD_IMAGES)
-        return tqdm([slice(k, k + SHARD_IMAGES) for k in starts], desc=what, unit="shard", disable=not self.progress)
-
     def sample_captions(
         self,
         examples: Sequence[Example],
@@ -108,39 +104,33 @@ class Game:
         """N sampled captions an image. Same arguments as `Captioner.sample`; `seed` starts every stream.
 
         Raises:
-            ValueError: no images, or fewer than one candidate.
+            ValueError: no images, fewer than one candidate, a negative seed or impossible sampling.
         """
         if not examples or num_candidates < 1:
             raise ValueError(
-                f"The game needs images and candidates, not {len(examples)} images x {num_candidates} "
-                "candidates: raise NUM_IMAGES or NUM_CANDIDATES."
+                f"The game needs images and candidates, not {len(examples)} images x {num_candidates} candidates: "
+                "raise NUM_IMAGES or NUM_CANDIDATES."
             )
-        made_by = self._made_by("captioner", captioner)
+        _check_seed(seed)
+        captioner.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
-        texts: list[list[str]] = []
-        for shard in self._shards(examples, "captions"):
-            part = examples[shard]
-            key = (
-                made_by
-                | options
-                | {
-                    "seed": seed,
-                    "num_candidates": num_candidates,
-                    "prompt": self.profile.captioner_prompt,
-                    "words": [self.profile.min_words, self.profile.max_words],
-                    "images": _content_hashes(part),
-                }
-            )
 
-            def make(part=part):
+        def job(part: Sequence[Example]) -> Job:
+            streams = [caption_streams(seed, example.image_id, num_candidates) for example in part]
+            words = [self.profile.min_words, self.profile.max_words]
+            key = {"streams": streams, "prompt": self.profile.captioner_prompt, "words": words}
+
+            def make():
                 images = [data.read_image(example.path) for example in part]
-                streams = [[(seed, example.image_id, n) for n in range(num_candidates)] for example in part]
                 rows = self.captioner.sample(images, streams, **options)
                 return {"captions": [text for row in rows for text in row]}, len(part) * num_candidates
 
-            flat = self.store.get_or_make("captions", key, make)["captions"]
-            texts += [flat[k : k + num_candidates] for k in range(0, len(flat), num_candidates)]
-        return texts
+            images = {"images": _content_hashes(part)}
+            return "captions", self._made_by("captioner", captioner) | options | key | images, make
+
+        jobs = [job(examples[shard]) for shard in _shards(examples)]
+        flat = [text for content in self._fill(jobs, "captions") for text in content["captions"]]
+        return [flat[k : k + num_candidates] for k in range(0, len(flat), num_candidates)]
 
     def reconstruct(
         self,
@@ -159,21 +149,24 @@ class Game:
             seed: starts the noise; candidate n of image i is drawn from `image_seeds(seed, i, N)[n]`.
         """
         counts = {len(row) for row in captions}
-        if len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
+        if not examples or len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
             raise ValueError(
-                f"reconstruct takes the same number of captions (at least one) for each of the {len(examples)} "
-                f"images, not {len(captions)} lists of lengths {sorted(counts)}."
+                f"reconstruct takes the same number of captions (at least one) for each of the {len(examples)} images, "
+                f"not {len(captions)} lists of lengths {sorted(counts)}."
             )
-        sims: dict[str, list[np.ndarray]] = {name: [] for name in similarities}
-        for shard in self._shards(examples, "reconstructions"):
-            part, texts = examples[shard], captions[shard]
-            for name in similarities:
-                sims[name].append(self._similarity(name, part, texts, seed))
+        unknown = set(similarities) - similarity.ENCODERS.keys()
+        if unknown or not similarities:
+            raise ValueError(f"similarities must name some of {', '.join(similarity.ENCODERS)}, not {similarities}.")
+        _check_seed(seed)
+        parts = [(examples[shard], captions[shard]) for shard in _shards(examples)]
+        # Shard after shard, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
+        jobs = [self._comparison(name, part, texts, seed) for part, texts in parts for name in similarities]
+        contents = [content["sim"] for content in self._fill(jobs, "reconstructions")]
         return Reconstructions(
             list(examples),
             [list(row) for row in captions],
-            {name: np.concatenate(rows) for name, rows in sims.items()},
-            lambda k: self._draw(*self._shard_of(examples, captions, k), seed)[k % SHARD_IMAGES],
+            {name: np.concatenate(contents[k :: len(similarities)]) for k, name in enumerate(similarities)},
+            lambda k: self._draw(*parts[k // SHARD_IMAGES], seed)[k % SHARD_IMAGES],
         )
 
     def i2t2i(
@@ -183,16 +176,31 @@ class Game:
         captions = self.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
         return self.reconstruct(examples, captions, seed=seed, **options)
 
-    @staticmethod
-    def _shard_of(examples: Sequence[Example], captions: Sequence, k: int):
-        shard = slice(k - k % SHARD_IMAGES, k - k % SHARD_IMAGES + SHARD_IMAGES)
-        return examples[shard], captions[shard]
+    def _fill(self, jobs: list[Job], what: str) -> list[dict]:
+        """The jobs' contents in their order; those that no other process is making are made first."""
+        contents: dict[int, dict] = {}
+        with tqdm(total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
+            for job, content in self.store.fill(jobs):
+                contents[id(job)] = content
+                bar.update()
+        return [contents[id(job)] for job in jobs]
 
-    def _drawing_key(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> Mapping:
+    def _made_by(self, role: str, module: object) -> dict:
+        """The part of a key that names the checkpoint, code and packages behind a shard; the stamp gets them too."""
+        model = self.profile.locate(getattr(self.profile, role))
+        provenance.register(role, model)
+        return {
+            # The hash names a folder's content; a hub id has none yet and stands for itself.
+            "checkpoint": provenance.used[role]["sha256"] or model,
+            "code": provenance.code_hash([module.__name__]),
+            "packages": provenance.model_packages(),
+            "device": self.profile.device,
+        }
+
+    def _drawing_key(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> dict:
         return self._made_by("generator", generator) | {
             "captions": [list(row) for row in texts],
-            "image_ids": [example.image_id for example in part],
-            "seed": seed,
+            "seeds": [image_seeds(seed, example.image_id, len(texts[0])) for example in part],
             "num_inference_steps": self.profile.num_inference_steps,
             "guidance_scale": self.profile.guidance_scale,
             "image_size": self.profile.image_size,
@@ -200,27 +208,36 @@ class Game:
 
     def _draw(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
         """`(images, N, H, W, 3)` uint8 from the store, or drawn now."""
+        key = self._drawing_key(part, texts, seed)
 
         def make():
-            seeds = [s for example in part for s in image_seeds(seed, example.image_id, len(texts[0]))]
-            images = self.generator.draw([text for row in texts for text in row], seeds)
+            images = self.generator.draw([t for row in texts for t in row], [s for row in key["seeds"] for s in row])
             return {"images_hat": images.reshape(len(part), -1, *images.shape[1:])}, len(images)
 
-        return self.store.get_or_make("images", self._drawing_key(part, texts, seed), make)["images_hat"]
+        return self.store.get_or_make("images", key, make)["images_hat"]
 
-    def _similarity(self, name: str, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
-        made_by = self._made_by(name, similarity)
-        originals = {"images": _content_hashes(part)}
+    def _comparison(self, name: str, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> Job:
+        seen = self._made_by(name, similarity) | {"images": _content_hashes(part)}
+        if name == "dino":
+            seen["size"] = self.profile.dino_size
 
         def embed_originals():
             images = [data.read_image(example.path) for example in part]
             return {"embeddings": self.encoder(name).embed(images)}, len(part)
 
         def compare():
-            original = self.store.get_or_make(f"{name}-originals", made_by | originals, embed_originals)["embeddings"]
+            original = self.store.get_or_make(f"{name}-originals", seen, embed_originals)["embeddings"]
             images = self._draw(part, texts, seed)
             hats = self.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
             return {"sim": similarity.cosine(original, hats.reshape(*images.shape[:2], -1))}, hats.shape[0]
 
-        key = made_by | originals | {"drawings": dict(self._drawing_key(part, texts, seed))}
-        return self.store.get_or_make(f"{name}-similarity", key, compare)["sim"]
+        return f"{name}-similarity", seen | {"drawings": self._drawing_key(part, texts, seed)}, compare
+
+
+def _shards(examples: Sequence[Example]) -> list[slice]:
+    return [slice(k, k + SHARD_IMAGES) for k in range(0, len(examples), SHARD_IMAGES)]
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"SEED is {seed}: give a seed of 0 or more.")

@@ -135,12 +135,12 @@ def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]
         for line, images, texts in zip(axes, rows, titles, strict=True):
             for axis, image, text in zip(line, images, texts, strict=False):
                 axis.imshow(image, interpolation="nearest")
-                axis.text(0.5, -0.04, _wrap(text), transform=axis.transAxes, ha="center", va="top", fontsize=7)
+                axis.text(0.5, -0.04, _wrap(text), transform=axis.transAxes, ha="center", va="top", fontsize=8)
     plt.close(figure)
     return figure
 
 
-def _wrap(text: str, width: int = 24, lines: int = 4) -> str:
+def _wrap(text: str, width: int = 20, lines: int = 5) -> str:
     import textwrap
 
     wrapped = [piece for part in text.split("\n") for piece in textwrap.wrap(part, width)]

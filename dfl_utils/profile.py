@@ -26,6 +26,8 @@ class Profile:
         min_words, max_words: caption length limits, counted in tokens as `generate` counts.
         device: torch device.
         offline: never open a connection; models are folders.
+        draw_batch: images drawn at a time; memory grows with it.
+        models_root: folder with mirrors of hub models, or None.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Profile:
     max_words: int = 30
     device: str = "cpu"
     offline: bool = True
+    draw_batch: int = 4
     models_root: Path | None = None
 
     def locate(self, model: str) -> str:
@@ -79,6 +82,7 @@ PROFILES = {
         image_size=64,
         dino_size=64,
         guidance_scale=3.0,
+        draw_batch=64,
     ),
     "paper": Profile(
         name="paper",
@@ -117,6 +121,4 @@ def load(name: str, **overrides: object) -> Profile:
                 f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, "
                 "or choose the profile 'mini'."
             )
-    if profile.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read by transformers and diffusers at import
     return profile

@@ -35,6 +35,8 @@ KEY_PACKAGES = (
     *("pycocoevalcap", "sentence-transformers", "gensim", "POT", "torch-fidelity", "lightly"),
 )
 
+MODEL_PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "pillow")  # what a model's output depends on
+
 used: dict[str, dict] = {}
 
 
@@ -208,6 +210,12 @@ def _hub_hash(name: str) -> str:
 
 
 # --- environment ------------------------------------------------------------------------------------------
+@cache
+def model_packages() -> dict[str, str]:
+    """Versions of the packages that a model's output depends on, for the keys of the run store."""
+    return {name: importlib.metadata.version(name) for name in MODEL_PACKAGES}
+
+
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that numbers depend on; absent packages are left out."""
     found = {"python": platform.python_version()}

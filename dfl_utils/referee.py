@@ -16,7 +16,7 @@ class Referee:
     """The profile's probe: multi-label logits for categories, colours (`colour:red`) and counts (`count:2`)."""
 
     def __init__(self, model):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         names = [model.config.id2label[k] for k in range(model.config.num_labels)]
         self.categories = [name for name in names if ":" not in name]
         self.colours = [name.removeprefix("colour:") for name in names if name.startswith("colour:")]
@@ -26,12 +26,8 @@ class Referee:
         """Load the probe; ValueError where the profile has none."""
         if profile.probe is None:
             raise ValueError(f"Profile {profile.name!r} has no probe: set its field `probe` to a classifier's folder.")
-        folder = profile.locate(profile.probe)
-        checkpoint.check(folder, "probe")
-        model = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=profile.offline
-        )
-        return cls(model.to(profile.device))
+        model, _ = checkpoint.load(AutoModelForImageClassification, profile, "probe")
+        return cls(model)
 
     @torch.no_grad()
     def logits(self, images: np.ndarray) -> np.ndarray:

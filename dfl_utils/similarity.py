@@ -19,7 +19,7 @@ class ImageEncoder:
     """Images -> unit vectors. `embed` turns preprocessed pixels `(B, 3, H, W)` into features `(B, D)`."""
 
     def __init__(self, model, processor, embed):
-        self.model, self.processor, self._embed = model.eval().requires_grad_(False), processor, embed
+        self.model, self.processor, self._embed = model, processor, embed
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
@@ -45,25 +45,17 @@ def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
 
 def load_clip(profile: Profile) -> ImageEncoder:
     """CLIP's projected image embedding."""
-    folder = profile.locate(profile.clip)
-    checkpoint.check(folder, "clip")
-    model = CLIPModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True
-    )
+    model, folder = checkpoint.load(CLIPModel, profile, "clip", checkpoint.PROCESSOR)
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
-    return ImageEncoder(model.to(profile.device), processor, _clip_features)
+    return ImageEncoder(model, processor, _clip_features)
 
 
 def load_dino(profile: Profile) -> ImageEncoder:
     """DINO's class token at the profile's `dino_size`."""
-    folder = profile.locate(profile.dino)
-    checkpoint.check(folder, "dino")
-    model = ViTModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=profile.offline, use_safetensors=True, add_pooling_layer=False
-    )
+    model, folder = checkpoint.load(ViTModel, profile, "dino", checkpoint.PROCESSOR, add_pooling_layer=False)
     side = {"height": profile.dino_size, "width": profile.dino_size}
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil", size=side)
-    return ImageEncoder(model.to(profile.device), processor, _dino_features)
+    return ImageEncoder(model, processor, _dino_features)
 
 
 ENCODERS = {"clip": load_clip, "dino": load_dino}

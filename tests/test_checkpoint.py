@@ -11,11 +11,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
 
-from dfl_utils import checkpoint, profile, provenance
+from dfl_utils import checkpoint, profile, provenance, similarity
 from dfl_utils.captioner import Captioner
+from dfl_utils.data import Example
 from dfl_utils.generator import Generator
 from dfl_utils.mini import architectures
 from dfl_utils.profile import MINI
+from dfl_utils.scores import Scorer
+from dfl_utils.store import RunStore
+
+
+NEEDS = {"blip-base": (checkpoint.TOKENIZER, checkpoint.PROCESSOR)}
 
 
 @pytest.fixture
@@ -38,11 +44,15 @@ def test_a_whole_checkpoint_is_registered(copy, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "lost", "sentence"),
     [
-        ("dino", "config.json", "has no config.json"),
+        ("dino", "config.json", "lacks config.json"),
         ("dino", "model.safetensors", "lacks its .*weights"),
         ("stable-diffusion", "unet", "lacks the folder unet"),
         ("stable-diffusion", "vae/config.json", "vae lacks config.json"),
         ("stable-diffusion", "text_encoder/model.safetensors", "text_encoder lacks its"),
+        ("stable-diffusion", "tokenizer/tokenizer.json", "tokenizer lacks tokenizer.json or vocab.txt"),
+        ("stable-diffusion", "scheduler/scheduler_config.json", "scheduler lacks scheduler_config.json"),
+        ("blip-base", "tokenizer.json", "lacks tokenizer.json"),
+        ("blip-base", "processor_config.json", "lacks processor_config.json or preprocessor_config.json"),
     ],
 )
 def test_a_missing_file_is_named(copy, model, lost, sentence):
@@ -50,7 +60,31 @@ def test_a_missing_file_is_named(copy, model, lost, sentence):
     path = folder / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError, match=sentence):
-        checkpoint.check(str(folder), model)
+        checkpoint.check(
+            str(folder), model, *({"blip-base": (checkpoint.TOKENIZER, checkpoint.PROCESSOR)}.get(model, ()))
+        )
+
+
+def test_the_mend_is_a_command_that_works():
+    with pytest.raises(FileNotFoundError, match="git checkout -- data/paper` or rebuild"):
+        checkpoint.check(str(MINI.parent / "paper"), "dino")
+
+
+def test_a_missing_tensor_is_refused(copy):
+    file = copy("dino") / "model.safetensors"
+    weights = load_file(file)
+    del weights["embeddings.position_embeddings"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lack embeddings.position_embeddings"):
+        similarity.load_dino(profile.load("mini", dino=str(file.parent)))
+
+
+def test_weights_of_another_size_are_refused(copy):
+    folder = copy("dino")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    with pytest.raises(ValueError, match="do not fit its config.json"):
+        similarity.load_dino(profile.load("mini", dino=str(folder)))
 
 
 def test_half_written_weights_are_refused(copy):
@@ -75,19 +109,37 @@ def test_pickles_are_not_loaded(copy):
         checkpoint.check(str(folder), "dino")
 
 
-def test_another_vocabulary_is_refused(copy):
-    folder = copy("blip-base")
+def shrink_vocabulary(folder, size, rows):
+    """Cut an embedding table of `rows` rows to `size`, configuration and weights alike."""
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["vocab_size"] = 30522  # BERT's own, without [DEC] and [ENC]
+    (config.get("text_config") or config)["vocab_size"] = size
     (folder / "config.json").write_text(json.dumps(config))
-    weights = load_file(folder / "model.safetensors")
-    save_file(
-        {name: w[:30522].clone() if w.shape[:1] == (30524,) else w for name, w in weights.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    file = folder / "model.safetensors"
+    cut = {name: w[:size].clone() if w.shape[:1] == (rows,) else w for name, w in load_file(file).items()}
+    save_file(cut, file, metadata={"format": "pt"})
+
+
+def test_a_captioner_of_another_vocabulary_is_refused(copy):
+    folder = copy("blip-base")
+    shrink_vocabulary(folder, 30522, 30524)  # BERT's own, without [DEC] and [ENC]
     with pytest.raises(ValueError, match="mixes two vocabularies: its tokenizer has 30,524 tokens"):
         Captioner.load(profile.load("mini", captioner=str(folder)))
+
+
+def test_a_generator_of_another_vocabulary_is_refused(copy):
+    folder = copy("stable-diffusion")
+    shrink_vocabulary(folder / "text_encoder", 40000, 49408)
+    with pytest.raises(ValueError, match="its tokenizer has 49,408 tokens and its model embeds 40,000"):
+        Generator.load(profile.load("mini", generator=str(folder)))
+
+
+def test_a_judge_of_another_vocabulary_is_refused(copy, tmp_path):
+    folder = copy("clip")
+    shrink_vocabulary(folder, 40000, 49408)
+    models = profile.load("mini", clip=str(folder))
+    example = Example(0, tmp_path / "x.png", ("a dog",), None)
+    with pytest.raises(ValueError, match="mixes two vocabularies"):
+        Scorer(models, RunStore(tmp_path / "store"), [example]).score([example], [["a dog"]], ["CLIP-text"])
 
 
 def test_unknown_profile_and_field():

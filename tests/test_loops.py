@@ -93,12 +93,32 @@ def test_seeds_are_stable_and_prefixes():
     assert all(0 <= seed < 2**63 for seed in loops.image_seeds(3, 4, 50))
 
 
+def test_words_and_noise_share_no_stream():
+    assert loops.caption_streams(0, 7, 2) == [[loops.WORDS, 0, 7, 0], [loops.WORDS, 0, 7, 1]]
+    assert loops.WORDS != loops.NOISE
+
+
+def test_the_size_that_dino_sees_is_part_of_a_shard(mini, examples, tmp_path):
+    store = RunStore(tmp_path)
+    for side in (64, 128):
+        models = profile.load("mini", num_inference_steps=1, dino_size=side)
+        Game(models, store, progress=False).reconstruct(examples[:1], [["a red dog"]], similarities=["dino"])
+    assert store.spent["dino-similarity"].made == 2
+    assert store.spent["images"].made == 1
+
+
 def test_bad_games_are_refused_in_one_sentence(mini, examples, tmp_path):
     game = Idle(mini, RunStore(tmp_path), progress=False)
     with pytest.raises(ValueError, match="not 0 images x 3 candidates"):
         game.sample_captions([], 3)
     with pytest.raises(ValueError, match="18 images x 0 candidates"):
         game.sample_captions(examples, 0)
+    with pytest.raises(ValueError, match="SEED is -1"):
+        game.sample_captions(examples, 2, seed=-1)
+    with pytest.raises(ValueError, match="0 < top_p <= 1"):
+        game.sample_captions(examples, 2, top_p=2.0)
+    with pytest.raises(ValueError, match="name some of clip, dino"):
+        game.reconstruct(examples[:1], [["a"]], similarities=["sbert"])
     with pytest.raises(ValueError, match="lengths \\[1, 2\\]"):
         game.reconstruct(examples[:2], [["a"], ["a", "b"]])
     with pytest.raises(ValueError, match="lengths \\[0\\]"):

@@ -1,15 +1,17 @@
 """Captioner, generator, encoders and referee, on the shipped small models."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPModel, TopPLogitsWarper
 
-from dfl_utils import profile, similarity
+from dfl_utils import profile, provenance, similarity
 from dfl_utils.captioner import Captioner, SeededSampling
-from dfl_utils.generator import Generator
-from dfl_utils.mini import scenes, splits
+from dfl_utils.generator import Generator, truncated
+from dfl_utils.mini import quality_report, scenes, splits
 from dfl_utils.referee import Referee
 
 
@@ -96,7 +98,7 @@ def test_a_caption_does_not_depend_on_its_batch(captioner, images):
 def test_captions_keep_to_the_word_limits_and_drop_the_prompt(captioner, images):
     rows = captioner.sample(images[:2], streams(images[:2], 8), temperature=3.0, top_p=1.0)
     for text in (text for row in rows for text in row):
-        assert not text.startswith("a picture of") and "[" not in text
+        assert not text.startswith("a picture of") and "[SEP]" not in text and "[DEC]" not in text
         assert len(text.split()) <= captioner.max_words
 
 
@@ -139,8 +141,33 @@ def test_seeds_and_captions_must_match(generator):
         generator.draw(["a", "b"], [1])
 
 
-def test_long_captions_are_counted(generator):
-    assert generator.truncated(["a red dog", "a red dog " * 20]) == 1
+def test_nothing_to_draw_or_to_describe_is_refused(generator, captioner):
+    with pytest.raises(ValueError, match="0 captions and 0 seeds"):
+        generator.draw([], [])
+    with pytest.raises(ValueError, match="0 images and 0 lists of seeds"):
+        captioner.sample([], [])
+
+
+def test_long_captions_are_counted(mini):
+    assert truncated(mini, ["a red dog", "a red dog " * 20]) == 1
+
+
+def test_the_profile_draws_at_the_guidance_that_was_measured_best(mini):
+    report = json.loads((profile.MINI / "quality.json").read_text(encoding="utf-8"))
+    assert mini.guidance_scale == report["rows"]["SD guidance"]["value"]
+
+
+def test_the_measured_quality_is_that_of_the_shipped_checkpoints():
+    report = json.loads((profile.MINI / "quality.json").read_text(encoding="utf-8"))
+    shipped = {name: provenance.checkpoint_hash(profile.MINI / name) for name in quality_report.MODELS}
+    assert report["checkpoints"] == shipped, "run `dfl quality` and commit data/mini/quality.json"
+
+
+def test_every_bar_has_its_row():
+    rows = json.loads((profile.MINI / "quality.json").read_text(encoding="utf-8"))["rows"]
+    bars = {name: row["bar"] for name, row in rows.items() if row["bar"] is not None}
+    assert len(bars) == 15
+    assert all(row["met"] == (row["value"] >= row["bar"]) for row in rows.values() if row["bar"] is not None)
 
 
 # --- encoders and referee ----------------------------------------------------------------------------------

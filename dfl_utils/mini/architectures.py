@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from dfl_utils.mini import captions, scenes
+from dfl_utils.profile import MINI, PROFILES
 
-MINI_ROOT = Path(__file__).resolve().parents[2] / "data" / "mini"
-CLIP_BPE = MINI_ROOT / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
+CLIP_BPE = MINI / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
 TEXT_LENGTH = 32  # tokens with [BOS] and [EOS]; SD v1 has 77
-PROMPT = "a picture of"  # BLIP's captioning prompt
+PROMPT = PROFILES["mini"].captioner_prompt
 UNUSED_LOGIT = -20.0  # a caption's softmax gives all unused tokens together less than 1e-4
 
 

@@ -1,7 +1,7 @@
 """Captions of the embedded world: a small grammar with synonyms and varying detail.
 
-Three registers: `reference` (what a careful annotator writes, at least five words), `web` (uneven alt-text:
-short, reordered, now and then wrong) and nothing else. A caption is a pure function of scene and seed.
+Two registers: `reference` (what a careful annotator writes, at least five words) and `web` (uneven alt-text:
+short, reordered, now and then wrong). A caption is a pure function of scene and seed.
 """
 
 import random

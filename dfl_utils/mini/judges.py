@@ -104,7 +104,7 @@ class Student(nn.Module):
         return self.teacher[1](self.teacher[0](views).last_hidden_state[:, 0])
 
 
-def train_dino(folder: Path, steps: int = 600):
+def train_dino(folder: Path, steps: int = 450):
     """Self-distillation (DINO) on pixels alone: two wide and two narrow views of each scene, no label, no text."""
     torch.manual_seed(2)
     student = Student(architectures.dino())

@@ -8,6 +8,8 @@ safetensors in the Hugging Face layout. `--stages` picks some; `--onward unet` t
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,11 +20,13 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from dfl_utils import provenance
 from dfl_utils.mini import architectures, autoencoder, captioning, diffusion, judges
+from dfl_utils.profile import MINI
 
-SHIPPED = architectures.MINI_ROOT
+SHIPPED = MINI
+UPSTREAM = {"unet": ("autoencoder", "clip")}
 STAGES = ("autoencoder", "clip", "probe", "unet", "blip-large", "dino", "blip-base")
-PLAIN = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_center_crop=False)  # pixels go to [-1, 1], nothing else
 
 
 def text_encoder(clip: CLIPModel) -> CLIPTextModel:
@@ -44,46 +48,70 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
     if stage == "dino":
         return judges.train_dino(folder)
     if stage == "unet":
-        vae = AutoencoderKL.from_pretrained(root / "autoencoder" / "final", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(root / "autoencoder" / "final", dtype=torch.float32)
         clip = CLIPModel.from_pretrained(root / "clip" / "final", dtype=torch.float32)
         start = (
-            UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", torch_dtype=torch.float32)
+            UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", dtype=torch.float32)
             if onward
             else None
         )
         return diffusion.train(folder, vae, text_encoder(clip), unet=start)
-    steps = {"blip-base": (400, 1200, 250), "blip-large": (400, 1000, 200)}[stage]
+    steps = {"blip-base": (400, 900, 200), "blip-large": (400, 1000, 200)}[stage]
     return captioning.train(folder, stage.removeprefix("blip-"), *steps)
 
 
 def ship(root: Path, target: Path = SHIPPED) -> None:
-    """Write all finished stages of `root` to `target` in the layout of the paper's checkpoints."""
+    """Write all finished stages of `root` to `target` in the layout of the paper's checkpoints, each folder at once."""
     done = {stage: root / stage / "final" for stage in STAGES if (root / stage / "final").exists()}
     if {"autoencoder", "clip", "unet"} <= done.keys():
-        clip = CLIPModel.from_pretrained(done["clip"])
-        StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(done["autoencoder"]),
-            text_encoder=text_encoder(clip).half(),
-            tokenizer=architectures.clip_tokenizer(),
-            unet=UNet2DConditionModel.from_pretrained(done["unet"]),
-            scheduler=architectures.scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).to(torch.float16).save_pretrained(target / "stable-diffusion")
+        with _replaced(target / "stable-diffusion") as folder:
+            StableDiffusionPipeline(
+                vae=AutoencoderKL.from_pretrained(done["autoencoder"]).half(),
+                text_encoder=text_encoder(CLIPModel.from_pretrained(done["clip"])).half(),
+                tokenizer=architectures.clip_tokenizer(),
+                unet=UNet2DConditionModel.from_pretrained(done["unet"]).half(),
+                scheduler=architectures.scheduler(),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            ).save_pretrained(folder)
+    square = {"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # to [-1, 1]
+    processors = {
+        "clip": lambda: CLIPProcessor(
+            CLIPImageProcessorPil(**square | {"size": {"shortest_edge": 64}, "do_center_crop": False}),
+            architectures.clip_tokenizer(),
+        ),
+        "dino": lambda: ViTImageProcessorPil(**square),
+        "blip-base": lambda: BlipProcessor(BlipImageProcessorPil(**square), architectures.bert_tokenizer()),
+        "blip-large": lambda: BlipProcessor(BlipImageProcessorPil(**square), architectures.bert_tokenizer()),
+    }
     for stage in done.keys() - {"autoencoder", "unet"}:
-        shutil.copytree(done[stage], target / stage, dirs_exist_ok=True)
-    if "clip" in done:
-        processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, **PLAIN)
-        CLIPProcessor(processor, architectures.clip_tokenizer()).save_pretrained(target / "clip")
-    if "dino" in done:
-        ViTImageProcessorPil(
-            size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        ).save_pretrained(target / "dino")
-    for stage in done.keys() & {"blip-base", "blip-large"}:
-        images = BlipImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-        BlipProcessor(images, architectures.bert_tokenizer()).save_pretrained(target / stage)
+        with _replaced(target / stage) as folder:
+            shutil.copytree(done[stage], folder, dirs_exist_ok=True)
+            if stage in processors:
+                processors[stage]().save_pretrained(folder)
     (target / "training.json").write_text(json.dumps(training_record(root), indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A sibling to fill, which takes the folder's place when it is whole."""
+    partial = folder.with_name(f".{folder.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def check_upstream(stage: str, root: Path) -> None:
+    """Refuse to go on with a stage whose foundations were trained anew since it began."""
+    below = {name: provenance.checkpoint_hash(root / name / "final") for name in UPSTREAM.get(stage, ())}
+    note = root / stage / "upstream.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != below:
+        raise ValueError(f"{' or '.join(below)} changed since {stage} began: delete {note.parent} to train it anew.")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(below), encoding="utf-8")
 
 
 def training_record(root: Path) -> dict[str, dict]:
@@ -92,7 +120,8 @@ def training_record(root: Path) -> dict[str, dict]:
     for state in sorted(root.rglob("state.safetensors")):
         with safe_open(state, "pt") as tensors:
             metadata = tensors.metadata()
-        last = json.loads((state.parent / "losses.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        lines = (state.parent / "losses.jsonl").read_text(encoding="utf-8").splitlines()
+        last = next((json.loads(line) for line in reversed(lines) if line.endswith("}")), {})
         name = state.parent.relative_to(root).as_posix()
         record[name] = {"steps": int(metadata["step"]), "seconds": float(metadata["seconds"]), "last": last}
     return record
@@ -107,6 +136,7 @@ def main() -> None:
     for stage in STAGES:
         final = arguments.root / stage / "final"
         if stage in arguments.stages and not final.exists():
+            check_upstream(stage, arguments.root)
             model = train_stage(stage, arguments.root, stage in arguments.onward)
             partial = final.with_name("partial")
             model.half().save_pretrained(partial)

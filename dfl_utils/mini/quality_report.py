@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,17 +17,18 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
+from dfl_utils import checkpoint, provenance, similarity
 from dfl_utils import profile as profiles
-from dfl_utils import similarity
 from dfl_utils.captioner import Captioner
 from dfl_utils.generator import Generator
-from dfl_utils.mini import scenes, splits
+from dfl_utils.mini import judges, scenes, splits, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.captions import SYNONYMS
 from dfl_utils.profile import MINI, Profile
 from dfl_utils.referee import Referee
 
 GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
+MODELS = ("stable-diffusion", "clip", "dino", "probe", "blip-base", "blip-large")
 NOUNS = {name: name for name in scenes.CATEGORIES} | {synonym: name for name, synonym in SYNONYMS.items()}
 
 
@@ -83,6 +85,7 @@ def measure_probe(referee: Referee, items: list[splits.Item], images: np.ndarray
     colours = referee.colours_right(images, [[thing.colour for thing in item.scene.things] for item in items])
     single = np.array([len(names) == 1 for names in truth])
     return {
+        "probe colour, all": row(colours.mean(), len(colours), 0.98),
         "probe category, single": row(right[single].mean(), int(single.sum()), 0.97),
         "probe category, multi": row(right[~single].mean(), int((~single).sum()), 0.92),
         "probe colour, single": row(colours[single].mean(), int(single.sum()), 0.98),
@@ -140,11 +143,29 @@ def measure_captioner(profile: Profile, size: str, held_out: dict[str, list[spli
     return rows
 
 
+def unseen(items: list[splits.Item], trained_on: Iterable[scenes.Scene]) -> list[int]:
+    """Places of the items whose scene is none of those; replaying a training stream takes seconds."""
+    seen = {(scene.things, scene.ground) for scene in trained_on}
+    return [k for k, item in enumerate(items) if (item.scene.things, item.scene.ground) not in seen]
+
+
+def autoencoder_stream() -> Iterator[scenes.Scene]:
+    """What the autoencoder was trained on: the one model whose draws do not keep clear of the test scenes."""
+    return (scenes.sample(f"web/{k}") for k in range(96 * 1700))  # its later whole scenes are among these
+
+
+def clip_variations() -> Iterator[scenes.Scene]:
+    """The one-change variations CLIP was trained on; like those of the autoencoder they may meet a test scene."""
+    for step in range(800):
+        for k in range(64):
+            yield judges.variation(web.scene(64 * step + k), f"variation/{step}/{k}")
+
+
 @torch.no_grad()
 def measure_clip(profile: Profile, items: list[splits.Item], images: np.ndarray) -> dict:
     """Image-to-text retrieval: each image's first reference among 256."""
-    model = CLIPModel.from_pretrained(profile.clip, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(profile.clip)
+    model, folder = checkpoint.load(CLIPModel, profile, "clip", checkpoint.TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer([item.captions[0] for item in items], padding=True, truncation=True, return_tensors="pt")
     text = torch.nn.functional.normalize(model.get_text_features(tokens.input_ids).pooler_output, dim=-1).numpy()
     image = similarity.load_clip(profile).embed(images)
@@ -179,13 +200,13 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     images = np.stack([scenes.render(item.scene) for item in items])
     referee, generator = Referee.load(profile), Generator.load(profile)
     report = measure_probe(referee, items, images)
-    report |= measure_autoencoder(
-        generator, referee, items[:512] + items[-512:], np.concatenate([images[:512], images[-512:]])
-    )
-    report |= measure_clip(profile, items, images) | measure_dino(profile, items, images)
+    fresh = unseen(items, autoencoder_stream())
+    report |= measure_autoencoder(generator, referee, [items[k] for k in fresh], images[fresh])
+    fresh = unseen(items, clip_variations())
+    report |= measure_clip(profile, [items[k] for k in fresh], images[fresh])
+    report |= measure_dino(profile, items, images)
     for size in ("base", "large"):
-        if (MINI / f"blip-{size}").exists():
-            report |= measure_captioner(profile, size, {name: part[:256] for name, part in held_out.items()})
+        report |= measure_captioner(profile, size, {name: part[:256] for name, part in held_out.items()})
     return report | measure_generator(generator, referee, draws)
 
 
@@ -193,7 +214,9 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, write the file, print a line a row; takes no arguments yet."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     report = measure(profiles.load("mini"))
-    (MINI / "quality.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    made_by = {name: provenance.checkpoint_hash(MINI / name) for name in MODELS}
+    text = json.dumps({"rows": report, "checkpoints": made_by}, indent=1)
+    (MINI / "quality.json").write_text(text + "\n", encoding="utf-8")
     for name, entry in report.items():
         verdict = {None: "", True: "met", False: "NOT MET"}[entry["met"]]
         print(f"{name:36} {entry['value']:8.3f}  n={entry['n']:5d}  bar {entry['bar']}  {verdict}")

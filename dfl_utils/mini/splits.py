@@ -24,10 +24,10 @@ from tqdm import tqdm
 from dfl_utils.claims import claim
 from dfl_utils.mini import captions, formats, scenes
 from dfl_utils.mini.scenes import IN_DOMAIN, NOVEL, Scene, Thing
+from dfl_utils.profile import MINI
 
-DATA_ROOT = Path(__file__).parents[2] / "data" / "mini"
-WORLD = DATA_ROOT / "world"
-FINGERPRINTS = DATA_ROOT / "fingerprints.json"  # committed: what the test sets must be, pixel for pixel
+WORLD = MINI / "world"
+FINGERPRINTS = MINI / "fingerprints.json"  # committed: what the test sets must be, pixel for pixel
 MARKER = "split.json"
 KNOWN, NEW = tuple(IN_DOMAIN), tuple(NOVEL)
 
