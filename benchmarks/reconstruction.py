@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 
-from dfl_utils import data, generator, loops, profile, provenance
+from dfl_utils import data, loops, profile, provenance
 from dfl_utils.generator import Generator
 from dfl_utils.loops import Game
 from dfl_utils.store import RunStore
@@ -24,12 +24,12 @@ CANDIDATES = 10  # captions an image, as in the loop: NoCaps has ten references 
 AT_LEAST, AT_MOST = 6.0, 1.15  # targets: speed against one call a caption, time against the forward passes
 
 
-def bare_passes(drawer: Generator, count: int, batch: int) -> None:
+def bare_passes(drawer: Generator, count: int) -> None:
     """What drawing cannot do without: guided U-Net passes and one decoding; no scheduler, no text, no Pillow."""
     unet, vae, side = drawer.pipeline.unet, drawer.pipeline.vae, drawer.image_size // drawer.pipeline.vae_scale_factor
     timestep, tokens = torch.tensor(500), drawer.pipeline.tokenizer.model_max_length
-    for start in range(0, count, batch):
-        size = min(batch, count - start)
+    for start in range(0, count, drawer.draw_batch):
+        size = min(drawer.draw_batch, count - start)
         latents = torch.randn(2 * size, unet.config.in_channels, side, side)
         latents = latents.contiguous(memory_format=torch.channels_last)
         hidden_states = torch.randn(2 * size, tokens, unet.config.cross_attention_dim)
@@ -59,9 +59,7 @@ def one_call_a_caption(world: profile.Profile, captions: list[str], seeds: list[
     return draw
 
 
-def contenders(
-    world: profile.Profile, count: int, alone: int, batch: int
-) -> dict[str, tuple[Callable[[], object], int]]:
+def contenders(world: profile.Profile, count: int, alone: int) -> dict[str, tuple[Callable[[], object], int]]:
     """Name -> (the work, how many reconstructions it is)."""
     examples = data.subset(data.load(world, "nocaps", "overall"), count // CANDIDATES, seed=0)
     rows = [list(example.references[:CANDIDATES]) for example in examples]
@@ -78,7 +76,7 @@ def contenders(
     return {
         "ours: Generator.draw": (lambda: game.generator.draw(captions, seeds), count),
         "(a) one call a caption": (one_call_a_caption(world, captions[:alone], seeds[:alone]), alone),
-        "(b) bare forward passes": (lambda: bare_passes(game.generator, count, batch), count),
+        "(b) bare forward passes": (lambda: bare_passes(game.generator, count), count),
         "ours: Game.reconstruct": (whole_path, count),
     }
 
@@ -116,16 +114,14 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=8, help="captions that (a) draws a round")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=generator.DRAW_BATCH, help="images a call, of ours and of (b)")
+    parser.add_argument("--batch", type=int, default=64, help="images a call, of ours and of (b)")
     options = parser.parse_args()
     if options.captions < CANDIDATES or options.captions % CANDIDATES:
         parser.error(f"--captions must be a multiple of {CANDIDATES}, not {options.captions}")
-    world = profile.load("mini", num_inference_steps=options.steps)
+    world = profile.load("mini", num_inference_steps=options.steps, draw_batch=options.batch)
     data.ensure(world)
-    generator.DRAW_BATCH = options.batch
-    times = measure(
-        contenders(world, options.captions, min(options.alone, options.captions), options.batch), options.rounds
-    )
+    alone = min(options.alone, options.captions)
+    times = measure(contenders(world, options.captions, alone), options.rounds)
     ratios = summary(times)
     for name, values in times.items():
         middle = statistics.median(values)

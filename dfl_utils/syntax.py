@@ -24,7 +24,8 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
 def assigned(tree: ast.Module) -> set[str]:
     """Names that a cell sets: by assignment (of an item or attribute too), definition or import."""
     names = set()
-    inner = {id(name) for node in ast.walk(tree) if isinstance(node, ast.comprehension) for name in ast.walk(node.target)}
+    targets = [node.target for node in ast.walk(tree) if isinstance(node, ast.comprehension)]
+    inner = {id(name) for target in targets for name in ast.walk(target)}
     for node in ast.walk(tree):
         if id(node) in inner:  # a comprehension's variable ends with it
             continue

@@ -20,7 +20,6 @@ from dfl_utils.profile import MINI
 from dfl_utils.scores import Scorer
 from dfl_utils.store import RunStore
 
-
 NEEDS = {"blip-base": (checkpoint.TOKENIZER, checkpoint.PROCESSOR)}
 
 
@@ -242,7 +241,7 @@ def test_a_published_stable_diffusion_layout_draws(tmp_path):
         text_encoder=text,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=PNDMScheduler(skip_prk_steps=True),
+        scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

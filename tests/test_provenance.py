@@ -148,3 +148,12 @@ def test_the_packages_own_modules_resolve():
     assert all(
         f"dfl_utils.{name}" not in provenance.dependencies("import dfl_utils.book") for name in provenance.RECORDERS
     )
+
+
+def test_a_comprehensions_variable_is_not_assigned():
+    import ast
+
+    from dfl_utils import syntax
+
+    tree = ast.parse("rows = [f(x) for x in xs]\nfor y in ys:\n    table[y] = {k: v for k, v in y}")
+    assert syntax.assigned(tree) == {"rows", "y", "table"}

@@ -43,7 +43,7 @@ def web_captions(step: int, indices: list[int], generator: torch.Generator) -> l
             for k, drop in zip(indices, dropped, strict=True)]  # fmt: skip
 
 
-def train(folder: Path, vae: AutoencoderKL, text_encoder: nn.Module, steps: int = 5000, unet=None):
+def train(folder: Path, vae: AutoencoderKL, text_encoder: nn.Module, steps: int = 4200, unet=None):
     """Noise prediction with classifier-free dropout; returns the U-Net with its averaged weights."""
     torch.manual_seed(4)
     unet = (unet or architectures.unet()).to(memory_format=torch.channels_last)
