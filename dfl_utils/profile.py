@@ -81,7 +81,6 @@ PROFILES = {
         probe=str(MINI / "probe"),
         image_size=64,
         dino_size=64,
-        guidance_scale=3.0,
         draw_batch=64,
     ),
     "paper": Profile(
