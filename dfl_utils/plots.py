@@ -126,16 +126,25 @@ def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]
         size: inches a picture.
     """
     columns = max(len(row) for row in rows)
+    wrapped = [[_wrap(text) for text in texts] for texts in titles]
+    lines = 1 + max(text.count("\n") + 1 for texts in wrapped for text in texts)
     with plt.rc_context(_style() | {"axes.grid": False}):
         figure, axes = plt.subplots(
-            len(rows), columns, figsize=(size * columns, (size + 0.62) * len(rows)), squeeze=False, layout="constrained"
+            len(rows),
+            columns,
+            figsize=(size * columns, (size + 0.17 * lines) * len(rows)),
+            squeeze=False,
+            layout="constrained",
         )
         for axis in axes.flat:
             axis.axis("off")
-        for line, images, texts in zip(axes, rows, titles, strict=True):
+        for line, images, texts in zip(axes, rows, wrapped, strict=True):
             for axis, image, text in zip(line, images, texts, strict=False):
                 axis.imshow(image, interpolation="nearest")
-                axis.text(0.5, -0.04, _wrap(text), transform=axis.transAxes, ha="center", va="top", fontsize=8)
+                axis.axis("on")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, color="#d4d4d8", linewidth=0.6)  # a white ground ends somewhere
+                axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
     plt.close(figure)
     return figure
 
