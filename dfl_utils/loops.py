@@ -162,6 +162,8 @@ class Game:
         # Shard after shard, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
         jobs = [self._comparison(name, part, texts, seed) for part, texts in parts for name in similarities]
         contents = [content["sim"] for content in self._fill(jobs, "reconstructions")]
+        for part, texts in parts:  # the drawings' cost belongs to this run also where only their cosines were read
+            self.store.count("images", self._drawing_key(part, texts, seed))
         return Reconstructions(
             list(examples),
             [list(row) for row in captions],

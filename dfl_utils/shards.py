@@ -75,6 +75,15 @@ def read(path: Path) -> tuple[Content, dict[str, str]]:
     return {name: content[name] for name in json.loads(metadata.pop("names"))}, metadata
 
 
+def cost(path: Path) -> tuple[float, int]:
+    """Seconds and model calls of a shard's first making, without reading its content; 0 where there is no shard."""
+    if not path.exists():
+        return 0.0, 0
+    with safe_open(path, "np") as shard:
+        metadata = shard.metadata() or {}
+    return float(metadata.get("seconds", 0)), int(metadata.get("calls", 0))
+
+
 def _checked(path: Path, name: str, value: object) -> np.ndarray | list[str]:
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return list(value)

@@ -137,6 +137,12 @@ class RunStore:
                     break
             yield content if content is not None else self.get_or_make(kind, key, partial(make, key))
 
+    def count(self, kind: str, key: Mapping[str, Any]) -> None:
+        """Add to `spent` what a shard cost that others were made from, although nobody needs its content now."""
+        path = self.path(kind, key)
+        if path.exists():
+            self._count(path, kind, *shards.cost(path), made=0)
+
     def _attempt(self, kind: str, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
         """As `get_or_make`; None if another process is making the shard and is not waited for."""
         began, path = time.perf_counter(), self.path(kind, key)

@@ -52,6 +52,7 @@ def test_a_second_run_does_no_model_work(played, mini, examples):
     for name, sim in run.sim_image.items():
         np.testing.assert_array_equal(again.sim_image[name], sim)
     assert all(spent.made == 0 for spent in store.spent.values())
+    assert store.spent["images"].calls == store.spent["captions"].calls == 36  # the first run's cost, not none
     np.testing.assert_array_equal(again.load_images(3), run.load_images(3))
 
 
