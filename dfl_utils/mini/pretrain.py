@@ -56,7 +56,7 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
             else None
         )
         return diffusion.train(folder, vae, text_encoder(clip), unet=start)
-    steps = {"blip-base": (400, 3000), "blip-large": (400, 1600)}[stage]
+    steps = {"blip-base": (400, 2200), "blip-large": (400, 1600)}[stage]
     return captioning.train(folder, stage.removeprefix("blip-"), *steps)
 
 
