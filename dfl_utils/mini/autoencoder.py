@@ -11,6 +11,8 @@ from dfl_utils.mini.training import Schedule, Training
 
 KL_WEIGHT = 1e-4  # per latent; keeps the decoder tolerant of the generator's small errors
 CROP_CELLS = 4
+CROP_STEPS, CROP_BATCH = 1700, 96  # crops first: icons, little ground
+SCENE_STEPS, SCENE_BATCH = 500, 32
 
 
 def pixels(images: list[np.ndarray]) -> Tensor:
@@ -35,7 +37,7 @@ def reconstruction_loss(model, images: Tensor, generator: torch.Generator) -> tu
     return error.abs().mean() + mse + KL_WEIGHT * kl, {"psnr": psnr, "kl": kl.item()}
 
 
-def train(folder: Path, crop_steps: int = 1700, scene_steps: int = 500):
+def train(folder: Path, crop_steps: int = CROP_STEPS, scene_steps: int = SCENE_STEPS):
     """Train from nothing; returns the model with its scaling factor set to 1 / std of the latents."""
     torch.manual_seed(0)
     model = architectures.autoencoder().to(memory_format=torch.channels_last)
@@ -43,10 +45,10 @@ def train(folder: Path, crop_steps: int = 1700, scene_steps: int = 500):
     def loss(step: int):
         generator = torch.Generator().manual_seed(step)
         if step < crop_steps:
-            batch = [scenes.sample(f"web/{96 * step + k}") for k in range(96)]
+            batch = [scenes.sample(f"web/{CROP_BATCH * step + k}") for k in range(CROP_BATCH)]
             images = [crop(scene, scenes.render(scene)) for scene in batch]
         else:
-            images = [scenes.render(scenes.sample(f"web/{32 * step + k}")) for k in range(32)]
+            images = [scenes.render(scenes.sample(f"web/{SCENE_BATCH * step + k}")) for k in range(SCENE_BATCH)]
         return reconstruction_loss(model, pixels(images), generator)
 
     Training(folder, model, loss, Schedule(crop_steps + scene_steps, lr=2e-3, ema_decay=0.998)).run()

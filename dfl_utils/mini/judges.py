@@ -37,15 +37,23 @@ def variation(scene: scenes.Scene, seed: str) -> scenes.Scene:
     return replace(scene, things=tuple(things))
 
 
-def train_clip(folder: Path, ground_steps: int = 500, steps: int = 800):
+CLIP_STEPS = 800
+
+
+def clip_batch(step: int) -> list[scenes.Scene]:
+    """The scenes CLIP sees at a step: 64 of the web, then a one-change variation of each."""
+    batch = [web.scene(64 * step + k) for k in range(64)]
+    return batch + [variation(scene, f"variation/{step}/{k}") for k, scene in enumerate(batch)]
+
+
+def train_clip(folder: Path, ground_steps: int = 500, steps: int = CLIP_STEPS):
     """Contrastive pretraining on web pairs; half of each batch of 128 are one-change variations of the other half."""
     torch.manual_seed(1)
     model, tokenizer = architectures.clip(), architectures.clip_tokenizer()
     grounding.train(folder / "grounding", model.vision_model, 128, ground_steps, seed=11)
 
     def loss(step: int):
-        batch = [web.scene(64 * step + k) for k in range(64)]
-        batch += [variation(scene, f"variation/{step}/{k}") for k, scene in enumerate(batch)]
+        batch = clip_batch(step)
         texts = [captions.web(scene, f"clip/{step}/{k}") for k, scene in enumerate(batch)]
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         out = model(pixel_values=pixels([scenes.render(scene) for scene in batch]), input_ids=tokens.input_ids)

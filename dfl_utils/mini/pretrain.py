@@ -82,9 +82,9 @@ def ship(root: Path, target: Path = SHIPPED) -> None:
             architectures.clip_tokenizer(),
         ),
         "dino": lambda: ViTImageProcessorPil(**square),
-        "blip-base": lambda: BlipProcessor(BlipImageProcessorPil(**square), architectures.bert_tokenizer()),
-        "blip-large": lambda: BlipProcessor(BlipImageProcessorPil(**square), architectures.bert_tokenizer()),
     }
+    for name in ("blip-base", "blip-large"):
+        processors[name] = lambda: BlipProcessor(BlipImageProcessorPil(**square), architectures.bert_tokenizer())
     for stage in done.keys() - {"autoencoder", "unet"}:
         with _replaced(target / stage) as folder:
             shutil.copytree(done[stage], folder, dirs_exist_ok=True)

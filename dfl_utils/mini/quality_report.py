@@ -21,7 +21,7 @@ from dfl_utils import checkpoint, provenance, similarity
 from dfl_utils import profile as profiles
 from dfl_utils.captioner import Captioner
 from dfl_utils.generator import Generator
-from dfl_utils.mini import judges, scenes, splits, web
+from dfl_utils.mini import autoencoder, judges, scenes, splits
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.captions import SYNONYMS
 from dfl_utils.profile import MINI, Profile
@@ -151,14 +151,14 @@ def unseen(items: list[splits.Item], trained_on: Iterable[scenes.Scene]) -> list
 
 def autoencoder_stream() -> Iterator[scenes.Scene]:
     """What the autoencoder was trained on: the one model whose draws do not keep clear of the test scenes."""
-    return (scenes.sample(f"web/{k}") for k in range(96 * 1700))  # its later whole scenes are among these
+    cropped = autoencoder.CROP_BATCH * autoencoder.CROP_STEPS
+    whole = autoencoder.SCENE_BATCH * (autoencoder.CROP_STEPS + autoencoder.SCENE_STEPS)
+    return (scenes.sample(f"web/{k}") for k in range(max(cropped, whole)))
 
 
-def clip_variations() -> Iterator[scenes.Scene]:
-    """The one-change variations CLIP was trained on; like those of the autoencoder they may meet a test scene."""
-    for step in range(800):
-        for k in range(64):
-            yield judges.variation(web.scene(64 * step + k), f"variation/{step}/{k}")
+def clip_stream() -> Iterator[scenes.Scene]:
+    """What CLIP was trained on: its one-change variations may meet a test scene too."""
+    return (scene for step in range(judges.CLIP_STEPS) for scene in judges.clip_batch(step))
 
 
 @torch.no_grad()
@@ -202,7 +202,7 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     report = measure_probe(referee, items, images)
     fresh = unseen(items, autoencoder_stream())
     report |= measure_autoencoder(generator, referee, [items[k] for k in fresh], images[fresh])
-    fresh = unseen(items, clip_variations())
+    fresh = unseen(items, clip_stream())
     report |= measure_clip(profile, [items[k] for k in fresh], images[fresh])
     report |= measure_dino(profile, items, images)
     for size in ("base", "large"):
