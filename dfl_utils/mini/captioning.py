@@ -57,7 +57,7 @@ def _captioning(folder: Path, model, pairs: Callable[[int], tuple[list[scenes.Sc
     Training(folder, model, loss, schedule).run()
 
 
-def train(folder: Path, size: str, ground_steps: int, web_steps: int):
+def train(folder: Path, size: str, ground_steps: int, web_steps: int, passes: int):
     """Train a captioner of `size` from nothing; the finetuning sees in-domain categories only, as BLIP's on COCO."""
     torch.manual_seed({"base": 5, "large": 6}[size])
     model = architectures.blip(size)
@@ -76,7 +76,7 @@ def train(folder: Path, size: str, ground_steps: int, web_steps: int):
         return [item.scene for item, _ in chosen], [item.captions[epoch % 5] for item, epoch in chosen]
 
     _captioning(folder / "web", model, web_pairs, Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998))
-    # One gentle pass: it teaches the references' wording, and what the web taught of novel things is not all forgotten.
-    one_pass = Schedule(len(finetuning) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)
-    _captioning(folder / "coco", model, coco_pairs, one_pass)
+    # Gentle: it teaches the references' wording, and what the web taught of novel things is not all forgotten.
+    schedule = Schedule(passes * len(finetuning) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)
+    _captioning(folder / "coco", model, coco_pairs, schedule)
     return model

@@ -66,10 +66,14 @@ def train_clip(folder: Path, ground_steps: int = 500, steps: int = CLIP_STEPS):
     return model
 
 
+GREY_VIEWS = 0.2
+
+
 def random_views(images: Tensor, side: int, low: float, high: float, generator: torch.Generator) -> Tensor:
     """Random square crops of `(B, 3, 64, 64)` covering `[low, high]` of a side, resized to `side`, with mild noise.
 
-    Hue is left alone: in this world colour is part of what an image shows, and DINO must tell colours apart.
+    A fifth of them lose their colour and the others get a faint cast (DINO's own share of grey views, Caron et al.
+    2021): where colour always survives, it is all that the student learns to see.
     """
     count = len(images)
     scale = low + (high - low) * torch.rand(count, generator=generator)
@@ -83,6 +87,9 @@ def random_views(images: Tensor, side: int, low: float, high: float, generator: 
         padding_mode="border",
         align_corners=False,
     )
+    grey = torch.rand(count, 1, 1, 1, generator=generator) < GREY_VIEWS
+    views = torch.where(grey, views.mean(1, keepdim=True), views)
+    views = views * (0.8 + 0.4 * torch.rand(count, 3, 1, 1, generator=generator))
     brightness = 0.1 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
     return views + brightness + 0.03 * torch.randn(views.shape, generator=generator)
 
@@ -112,7 +119,7 @@ class Student(nn.Module):
         return self.teacher[1](self.teacher[0](views).last_hidden_state[:, 0])
 
 
-def train_dino(folder: Path, steps: int = 450):
+def train_dino(folder: Path, steps: int = 2000):
     """Self-distillation (DINO) on pixels alone: two wide and two narrow views of each scene, no label, no text."""
     torch.manual_seed(2)
     student = Student(architectures.dino())

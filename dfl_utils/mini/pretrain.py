@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from transformers import BlipProcessor, CLIPModel, CLIPProcessor, CLIPTextModel
+from transformers import Blip2Processor, BlipProcessor, CLIPModel, CLIPProcessor, CLIPTextModel
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from dfl_utils import provenance
-from dfl_utils.mini import architectures, autoencoder, captioning, diffusion, judges
+from dfl_utils.mini import architectures, autoencoder, blip2, captioning, diffusion, discrete, judges
 from dfl_utils.profile import MINI
 
 SHIPPED = MINI
-UPSTREAM = {"unet": ("autoencoder", "clip")}
-STAGES = ("autoencoder", "clip", "probe", "unet", "blip-large", "dino", "blip-base")
+UPSTREAM = {"unet": ("autoencoder", "clip"), "amused": ("autoencoder", "clip")}
+STAGES = ("autoencoder", "clip", "probe", "unet", "amused", "blip-large", "dino", "blip2", "blip-base")
 
 
 def text_encoder(clip: CLIPModel) -> CLIPTextModel:
@@ -47,22 +47,30 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
         return judges.train_probe(folder)
     if stage == "dino":
         return judges.train_dino(folder)
-    if stage == "unet":
+    if stage == "blip2":
+        return blip2.train(folder)
+    if stage in UPSTREAM:
         vae = AutoencoderKL.from_pretrained(root / "autoencoder" / "final", dtype=torch.float32)
         clip = CLIPModel.from_pretrained(root / "clip" / "final", dtype=torch.float32)
+    if stage == "amused":
+        return discrete.train(folder, vae, clip)
+    if stage == "unet":
         start = (
             UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", dtype=torch.float32)
             if onward
             else None
         )
         return diffusion.train(folder, vae, text_encoder(clip), unet=start)
-    steps = {"blip-base": (400, 2200), "blip-large": (400, 1600)}[stage]
+    steps = {"blip-base": (400, 2200, 3), "blip-large": (400, 1600, 1)}[stage]
     return captioning.train(folder, stage.removeprefix("blip-"), *steps)
 
 
 def ship(root: Path, target: Path = SHIPPED) -> None:
     """Write all finished stages of `root` to `target` in the layout of the paper's checkpoints, each folder at once."""
     done = {stage: root / stage / "final" for stage in STAGES if (root / stage / "final").exists()}
+    if {"clip", "amused"} <= done.keys():
+        with _replaced(target / "amused") as folder:
+            discrete.pipeline(done["amused"], CLIPModel.from_pretrained(done["clip"])).save_pretrained(folder)
     if {"autoencoder", "clip", "unet"} <= done.keys():
         with _replaced(target / "stable-diffusion") as folder:
             StableDiffusionPipeline(
@@ -85,7 +93,10 @@ def ship(root: Path, target: Path = SHIPPED) -> None:
     }
     for name in ("blip-base", "blip-large"):
         processors[name] = lambda: BlipProcessor(BlipImageProcessorPil(**square), architectures.bert_tokenizer())
-    for stage in done.keys() - {"autoencoder", "unet"}:
+    processors["blip2"] = lambda: Blip2Processor(
+        BlipImageProcessorPil(**square), blip2.tokenizer(), num_query_tokens=blip2.QUERIES
+    )
+    for stage in done.keys() - {"autoencoder", "unet", "amused"}:
         with _replaced(target / stage) as folder:
             shutil.copytree(done[stage], folder, dirs_exist_ok=True)
             if stage in processors:

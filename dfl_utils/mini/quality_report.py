@@ -10,7 +10,6 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,7 +27,10 @@ from dfl_utils.profile import MINI, Profile
 from dfl_utils.referee import Referee
 
 GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
-MODELS = ("stable-diffusion", "clip", "dino", "probe", "blip-base", "blip-large")
+GENERATORS = {"stable-diffusion": "SD", "amused": "aMUSEd"}  # as the rows name them
+CAPTIONERS = {"blip-base": "BLIP base", "blip-large": "BLIP large", "blip2": "BLIP-2"}
+BARS = {"SD": (0.85, 0.92, 0.55), "BLIP base": 0.92, "BLIP large": 0.92}  # the second of each kind has none
+MODELS = ("clip", "dino", "probe", *GENERATORS, *CAPTIONERS)
 NOUNS = {name: name for name in scenes.CATEGORIES} | {synonym: name for name, synonym in SYNONYMS.items()}
 
 
@@ -114,32 +116,35 @@ def draw_scores(generator: Generator, referee: Referee, count: int, things: int,
     return referee.categories_right(images, nouns).mean(), referee.colours_right(images, colours).mean()
 
 
-def measure_generator(generator: Generator, referee: Referee, count: int = 288) -> dict:
-    trials = {}
+def measure_generator(profile: Profile, name: str, referee: Referee, count: int = 288) -> dict:
+    """The best of `GUIDANCES` on trial prompts, then that one on others."""
+    generator, trials = Generator.load(profile.pair(generator=name)), {}
     for guidance in GUIDANCES:
         generator.guidance_scale = guidance
         trials[guidance] = sum(draw_scores(generator, referee, 96, things, "guidance")[0] for things in (1, 2))
     generator.guidance_scale = max(trials, key=trials.get)
     single, colour = draw_scores(generator, referee, count, 1, "report")
     pair, _ = draw_scores(generator, referee, count, 2, "report")
+    title = GENERATORS[name]
+    bars = BARS.get(title, (None, None, None))
     return {
-        "SD guidance": row(generator.guidance_scale, 96),
-        "SD category, single": row(single, count, 0.85),
-        "SD colour, single": row(colour, count, 0.92),
-        "SD both categories, pair": row(pair, count, 0.55),
+        f"{title} guidance": row(generator.guidance_scale, 96),
+        f"{title} category, single": row(single, count, bars[0]),
+        f"{title} colour, single": row(colour, count, bars[1]),
+        f"{title} both categories, pair": row(pair, count, bars[2]),
     }
 
 
-def measure_captioner(profile: Profile, size: str, held_out: dict[str, list[splits.Item]]) -> dict:
-    captioner = Captioner.load(replace(profile, captioner=str(MINI / f"blip-{size}")))
-    rows = {}
+def measure_captioner(profile: Profile, name: str, held_out: dict[str, list[splits.Item]]) -> dict:
+    captioner = Captioner.load(profile.pair(captioner=name))
+    title, rows = CAPTIONERS[name], {}
     for split, items in held_out.items():
         images = [Image.fromarray(scenes.render(item.scene)) for item in items]
         captions = [text for k in range(0, len(images), 64) for text in captioner.describe(images[k : k + 64])]
         scores = naming(captions, items)
-        bar = 0.92 if split == "in" else None
-        for name in ("precision", "recall", "colour"):
-            rows[f"BLIP {size} {split} {name}"] = row(scores[name], len(items), bar)
+        bar = BARS.get(title) if split == "in" else None
+        for kind in ("precision", "recall", "colour"):
+            rows[f"{title} {split} {kind}"] = row(scores[kind], len(items), bar)
     return rows
 
 
@@ -198,16 +203,18 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     held_out = {name: list(splits.items("nocaps", name)) for name in ("in", "near", "out")}
     items = [*splits.items("coco", "test"), *(item for part in held_out.values() for item in part)]
     images = np.stack([scenes.render(item.scene) for item in items])
-    referee, generator = Referee.load(profile), Generator.load(profile)
+    referee = Referee.load(profile)
     report = measure_probe(referee, items, images)
     fresh = unseen(items, autoencoder_stream())
-    report |= measure_autoencoder(generator, referee, [items[k] for k in fresh], images[fresh])
+    report |= measure_autoencoder(Generator.load(profile), referee, [items[k] for k in fresh], images[fresh])
     fresh = unseen(items, clip_stream())
     report |= measure_clip(profile, [items[k] for k in fresh], images[fresh])
     report |= measure_dino(profile, items, images)
-    for size in ("base", "large"):
-        report |= measure_captioner(profile, size, {name: part[:256] for name, part in held_out.items()})
-    return report | measure_generator(generator, referee, draws)
+    for name in CAPTIONERS:
+        report |= measure_captioner(profile, name, {split: part[:256] for split, part in held_out.items()})
+    for name in GENERATORS:
+        report |= measure_generator(profile, name, referee, draws)
+    return report
 
 
 def main(argv: list[str] | None = None) -> None:
