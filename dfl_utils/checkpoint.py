@@ -18,6 +18,7 @@ transformers_logging.disable_progress_bar()  # one bar a file says nothing in a 
 TOKENIZER = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 PROCESSOR = (("processor_config.json",), ("preprocessor_config.json",))
 SCHEDULER = (("scheduler_config.json",),)
+SPARE_ROWS = 64  # OPT's table is padded to a multiple of 64; BLIP was published with two unnamed tokens
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; we never load them
 
 
@@ -74,7 +75,7 @@ def load(model_class: type[PreTrainedModel], profile: Profile, role: str, *needs
 
 def check_vocabulary(folder: str, tokenizer_size: int, embedding_size: int) -> None:
     """ValueError where a tokenizer knows more tokens than the model has embeddings for, or far fewer."""
-    if not embedding_size - 8 <= tokenizer_size <= embedding_size:  # BLIP was published with two unnamed tokens
+    if not embedding_size - SPARE_ROWS < tokenizer_size <= embedding_size:
         raise ValueError(
             f"{folder} mixes two vocabularies: its tokenizer has {tokenizer_size:,} tokens and its model embeds "
             f"{embedding_size:,}; take model and tokenizer from one checkpoint."

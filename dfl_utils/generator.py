@@ -1,20 +1,28 @@
 """The generator: a diffusers text-to-image pipeline, drawn from in batches with one seed an image."""
 
-import types
+import inspect
 from collections.abc import Sequence
+from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import AmusedScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers.schedulers.scheduling_amused import AmusedSchedulerOutput
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from dfl_utils import checkpoint
+from dfl_utils.onednn import use_onednn
 from dfl_utils.profile import Profile
 
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `truncated` counts them
+
+CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
+DENOISERS = {"unet", "transformer"}  # parts that every step runs
 
 
 def truncated(profile: Profile, captions: Sequence[str]) -> int:
@@ -25,24 +33,54 @@ def truncated(profile: Profile, captions: Sequence[str]) -> int:
     return sum(len(row) > tokenizer.model_max_length for row in ids)
 
 
-def _onednn_linear(self: nn.Linear, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+class SeededAmusedScheduler(AmusedScheduler):
+    """aMUSEd's scheduler with one random stream an image.
 
-
-def _use_onednn(model: nn.Module) -> None:
-    """Send a model's linear layers through oneDNN, as its convolutions go already.
-
-    torch sends them through MKL, which on an AMD processor is half as fast (a fifth of a drawing's time; see
-    benchmarks/README.md). The operator is the one that torch.compile uses; the pinned torch has it without gradients
-    only, and a generator draws.
+    The parent draws the codes of a whole batch from one stream, so an image depends on its neighbours. Here `step`
+    takes a list of B streams as well and runs the parent's step on one sample after the other.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.forward = types.MethodType(_onednn_linear, module)
+
+    def step(self, model_output, timestep, sample, starting_mask_ratio=1.0, generator=None, return_dict=True):
+        if not isinstance(generator, list):
+            return super().step(model_output, timestep, sample, starting_mask_ratio, generator, return_dict)
+        parts = [
+            AmusedScheduler.step(
+                self, model_output[k : k + 1], timestep, sample[k : k + 1], starting_mask_ratio, stream, False
+            )
+            for k, stream in enumerate(generator)
+        ]
+        prev_sample, pred_original_sample = map(torch.cat, zip(*parts, strict=True))
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return AmusedSchedulerOutput(prev_sample, pred_original_sample)
+
+
+def _pipeline_class(folder: str, offline: bool) -> type[DiffusionPipeline]:
+    """The class of diffusers that a pipeline folder or hub id names; ValueError where it draws no images of texts."""
+    if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(
+            f"{folder} is no pipeline: it has no model_index.json; give the folder of a diffusers pipeline."
+        )
+    checkpoint.check(folder, "generator")
+    name = DiffusionPipeline.load_config(folder, local_files_only=offline).get("_class_name", "")
+    kind = getattr(diffusers, name, None)
+    arguments = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    if not {"prompt", "generator", "output_type"} <= arguments.keys() or "image" in arguments:
+        raise ValueError(
+            f"{folder} is a {name or 'nameless pipeline'}, which is no text-to-image pipeline of diffusers; "
+            "give one such as StableDiffusionPipeline or AmusedPipeline."
+        )
+    return kind
 
 
 class Generator:
-    """A frozen pipeline and the sampling settings of Appendix A.2 (DDPM, 50 steps, guidance 7.5 in the paper)."""
+    """A frozen text-to-image pipeline and its sampling settings.
+
+    Any such pipeline of diffusers will do, by folder or hub id; the profile names it. Stable Diffusion is the paper's
+    (DDPM, 50 steps, guidance 7.5; Appendix A.2). For its second generator, LAFITE (Table 8), stands aMUSEd, a
+    transformer that writes the codes of a discrete autoencoder: LAFITE's weights are a pickle that runs code when it is
+    opened, and no pipeline of diffusers.
+    """
 
     def __init__(
         self,
@@ -61,27 +99,35 @@ class Generator:
     def load(cls, profile: Profile) -> "Generator":
         """Load the profile's pipeline in fp32 on a CPU, fp16 on a GPU; safetensors only.
 
-        Stable Diffusion v1-4 is published with another sampler; the paper draws with DDPM (Appendix A.2).
+        Stable Diffusion v1-4 is published with another sampler; the paper draws with DDPM (Appendix A.2). Any other
+        pipeline keeps its scheduler, aMUSEd with one random stream an image.
+
+        Raises:
+            FileNotFoundError, ValueError: as `checkpoint.check`; a folder that holds no text-to-image pipeline; a
+                tokenizer and a text encoder of two vocabularies.
         """
         folder = profile.locate(profile.generator)
-        checkpoint.check(folder, "generator")
-        dtype = torch.float16 if profile.device.startswith("cuda") else torch.float32
-        pipeline = DiffusionPipeline.from_pretrained(
+        kind = _pipeline_class(folder, profile.offline)
+        stable_diffusion = issubclass(kind, StableDiffusionPipeline)
+        pipeline = kind.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=torch.float16 if profile.device.startswith("cuda") else torch.float32,
             local_files_only=profile.offline,
             use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
+            **({"safety_checker": None, "requires_safety_checker": False} if stable_diffusion else {}),
         ).to(profile.device)
         checkpoint.check_vocabulary(
             folder, len(pipeline.tokenizer), pipeline.text_encoder.get_input_embeddings().num_embeddings
         )
-        pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        for part in (pipeline.unet, pipeline.vae):
-            part.to(memory_format=torch.channels_last)
-        if profile.device == "cpu":
-            _use_onednn(pipeline.unet)
+        if stable_diffusion:
+            pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        elif isinstance(pipeline.scheduler, AmusedScheduler):
+            pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
+        parts = pipeline.components
+        for name in CONVOLUTIONAL & parts.keys():
+            parts[name].to(memory_format=torch.channels_last)
+        for name in DENOISERS & parts.keys():
+            use_onednn(parts[name])
         return cls(
             pipeline, profile.num_inference_steps, profile.guidance_scale, profile.image_size, profile.draw_batch
         )
@@ -103,13 +149,22 @@ class Generator:
     def _draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         # On the CPU, so that a seed draws the same noise on every device.
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = self.pipeline(
-            list(captions),
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            height=self.image_size,
-            width=self.image_size,
-            generator=streams,
-            output_type="np",
-        ).images
+        options = {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.image_size,
+            "width": self.image_size,
+            "generator": streams,
+            "output_type": "np",
+        }
+        if isinstance(self.pipeline, StableDiffusionPipeline):
+            options["latents"] = self._noise(streams)
+        taken = inspect.signature(self.pipeline.__call__).parameters
+        images = self.pipeline(list(captions), **{name: options[name] for name in options if name in taken}).images
         return (images * 255).round().astype(np.uint8)
+
+    def _noise(self, streams: list[torch.Generator]) -> Tensor:
+        # The noise that the pipeline would draw; its memory format decides that of every activation after it.
+        unet, side = self.pipeline.unet, self.image_size // self.pipeline.vae_scale_factor
+        noise = randn_tensor((len(streams), unet.config.in_channels, side, side), streams, unet.device, unet.dtype)
+        return noise.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """Profiles: which models, data and sizes a run uses. Nothing else in the package knows a profile's name."""
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,9 @@ class Profile:
         offline: never open a connection; models are folders.
         draw_batch: images drawn at a time; memory grows with it.
         models_root: folder with mirrors of hub models, or None.
+        captioners: every captioner of the paper's tables: name -> (folder or id, prompt).
+        generators: likewise: name -> (folder or id, steps, guidance).
+        inception: file of torch-fidelity's Inception v3 weights where no probe takes its place; None: its own download.
     """
 
     name: str
@@ -50,6 +54,24 @@ class Profile:
     offline: bool = True
     draw_batch: int = 4
     models_root: Path | None = None
+    captioners: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    generators: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
+    inception: str | None = None
+
+    def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
+        """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
+
+        Raises:
+            ValueError: the profile knows no model of that name.
+        """
+        chosen = {}
+        if captioner is not None:
+            model, prompt = _named("captioner", self.captioners, captioner)
+            chosen |= {"captioner": model, "captioner_prompt": prompt}
+        if generator is not None:
+            model, steps, guidance = _named("generator", self.generators, generator)
+            chosen |= {"generator": model, "num_inference_steps": steps, "guidance_scale": guidance}
+        return replace(self, **chosen)
 
     def locate(self, model: str) -> str:
         """Folder of a model: as given, or its mirror `models_root/<id>`, or (online only) the hub id itself.
@@ -66,7 +88,14 @@ class Profile:
         return model
 
 
+def _named(role: str, models: Mapping[str, tuple], name: str) -> tuple:
+    if name not in models:
+        raise ValueError(f"The profile has no {role} {name!r}: choose one of {', '.join(models)}.")
+    return models[name]
+
+
 MINI = ROOT / "data" / "mini"
+PROMPTS = {"blip": "a picture of", "blip2": "a photo of"}  # what their authors' captioners continue
 
 PROFILES = {
     "mini": Profile(
@@ -82,6 +111,15 @@ PROFILES = {
         image_size=64,
         dino_size=64,
         draw_batch=64,
+        captioners={
+            "blip-base": (str(MINI / "blip-base"), PROMPTS["blip"]),
+            "blip-large": (str(MINI / "blip-large"), PROMPTS["blip"]),
+            "blip2": (str(MINI / "blip2"), PROMPTS["blip2"]),
+        },
+        generators={
+            "stable-diffusion": (str(MINI / "stable-diffusion"), 50, 7.5),
+            "amused": (str(MINI / "amused"), 12, 7.5),
+        },
     ),
     "paper": Profile(
         name="paper",
@@ -96,6 +134,16 @@ PROFILES = {
         device="cuda",
         offline=False,
         models_root=Path(os.environ["DFL_MODELS"]) if "DFL_MODELS" in os.environ else None,
+        captioners={
+            "blip-base": ("Salesforce/blip-image-captioning-base", PROMPTS["blip"]),
+            "blip-large": ("Salesforce/blip-image-captioning-large", PROMPTS["blip"]),
+            "blip2": ("Salesforce/blip2-opt-2.7b", PROMPTS["blip2"]),
+        },
+        generators={
+            "stable-diffusion": ("CompVis/stable-diffusion-v1-4", 50, 7.5),
+            "amused": ("amused/amused-512", 12, 10.0),  # the paper's LAFITE is published as a pickle
+        },
+        inception=os.environ.get("DFL_INCEPTION"),
     ),
 }
 
