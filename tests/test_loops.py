@@ -1,9 +1,13 @@
-"""The game through the store: resume, no model work on a second run, independence of the subset's size."""
+"""The games through the store: resume, no model work on a second run, independence of the run's size."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from dfl_utils import data, loops, profile, scores
+from dfl_utils import blocks, data, fidelity, profile, provenance, similarity, workshop
 from dfl_utils.loops import Game
 from dfl_utils.store import RunStore
 
@@ -21,85 +25,120 @@ def examples(mini):
 
 
 @pytest.fixture(scope="module")
-def played(mini, examples, tmp_path_factory):
-    root = tmp_path_factory.mktemp("store")
-    game = Game(mini, RunStore(root), progress=False)
-    return root, game.i2t2i(examples, 2)
+def hall(mini, tmp_path_factory):
+    """The game whose loaded models all others borrow."""
+    return Game(mini, RunStore(tmp_path_factory.mktemp("hall")), progress=False)
+
+
+@pytest.fixture
+def game(hall, tmp_path):
+    """A game of an empty store."""
+    return borrow(hall, tmp_path)
+
+
+def borrow(hall, root, models=None):
+    game = Game(models or hall.profile, RunStore(root), progress=False)
+    game._encoders = hall._encoders
+    for name in ("captioner", "generator", "extractor"):
+        game.__dict__[name] = getattr(hall, name)
+    return game
+
+
+@pytest.fixture(scope="module")
+def played(hall, examples):
+    run = hall.i2t2i(examples, 2)
+    other = hall.t2i2t(examples[:3], 2)
+    return run, other
 
 
 class Idle(Game):
     """A game whose models may not be touched."""
 
-    captioner = generator = property(lambda self: pytest.fail("a model was loaded"))
+    captioner = generator = extractor = property(lambda self: pytest.fail("a model was loaded"))
 
     def encoder(self, name):
         pytest.fail("an encoder was loaded")
 
 
 def test_shapes_and_ranges(played, examples):
-    _, run = played
+    run, _ = played
     assert len(run.captions) == len(examples) and {len(row) for row in run.captions} == {2}
     for sim in run.sim_image.values():
         assert sim.shape == (18, 2) and (np.abs(sim) <= 1 + 1e-6).all()
     assert run.load_images(17).shape == (2, 64, 64, 3)
+    np.testing.assert_array_equal(run.load_images(-1), run.load_images(17))
 
 
-def test_a_second_run_does_no_model_work(played, mini, examples):
-    root, run = played
-    store = RunStore(root)
-    again = Idle(mini, store, progress=False).i2t2i(examples, 2)
-    assert again.captions == run.captions
+def test_a_second_run_does_no_model_work(played, hall, mini, examples):
+    run, other = played
+    captions = [list(row) for row in run.captions]
+    first = [hall.describe(examples), hall.log_likelihood(examples, captions), hall.original_features(examples)]
+    first += [hall.features(run), hall.features(other)]
+    store = RunStore(hall.store.root)
+    idle = Idle(mini, store, progress=False)
+    again, other_again = idle.i2t2i(examples, 2), idle.t2i2t(examples[:3], 2)
+    assert again.captions == run.captions and other_again.captions_hat == other.captions_hat
     for name, sim in run.sim_image.items():
         np.testing.assert_array_equal(again.sim_image[name], sim)
-    assert all(spent.made == 0 for spent in store.spent.values())
-    assert store.spent["images"].calls == store.spent["captions"].calls == 36  # the first run's cost, not none
+        np.testing.assert_array_equal(other_again.sim_image[name], other.sim_image[name])
     np.testing.assert_array_equal(again.load_images(3), run.load_images(3))
+    assert store.spent["images"].calls == 36 + 6 and store.spent["captions"].calls == 36  # the first run's cost
+    second = [idle.describe(examples), idle.log_likelihood(examples, captions), idle.original_features(examples)]
+    second += [idle.features(again), idle.features(other_again)]
+    for before, after in zip(first, second, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert all(spent.made == 0 for spent in store.spent.values())
 
 
-def test_a_lost_shard_alone_is_made_again(played, mini, examples):
-    root, run = played
-    next(root.glob("clip-similarity-*")).unlink()
-    store = RunStore(root)
-    again = Game(mini, store, progress=False).i2t2i(examples, 2)
-    assert store.spent["clip-similarity"].made == 1
-    assert store.spent["captions"].made == 0
-    np.testing.assert_array_equal(again.sim_image["clip"], run.sim_image["clip"])
+def test_a_lost_shard_alone_is_made_again(played, hall, examples):
+    run, _ = played
+    sims = [path for path in hall.store.root.glob("clip-similarity-*") if path.stat().st_size]
+    sims[0].unlink()
+    again = borrow(hall, hall.store.root)
+    sim = [again.i2t2i(examples, 2).sim_image["clip"], again.t2i2t(examples[:3], 2).sim_image["clip"]]
+    assert again.store.spent["clip-similarity"].made == 1
+    assert again.store.spent["captions"].made == again.store.spent["images"].made == 0
+    np.testing.assert_array_equal(sim[0], run.sim_image["clip"])
 
 
-def test_an_image_scores_the_same_in_a_smaller_subset(played, mini, examples, tmp_path):
-    _, run = played
-    small = Game(mini, RunStore(tmp_path), progress=False).i2t2i(examples[:3], 2)
+def test_an_image_scores_the_same_in_a_smaller_subset(played, game, examples):
+    run, other = played
+    small = game.i2t2i(examples[:3], 2)
     assert small.captions == run.captions[:3]
     np.testing.assert_allclose(small.sim_image["dino"], run.sim_image["dino"][:3], atol=2e-2)
+    assert game.t2i2t(examples[1:3], 1).captions == other.captions[1:]
 
 
-def test_fewer_candidates_are_the_first_of_more(mini, examples, tmp_path):
-    game = Game(mini, RunStore(tmp_path), progress=False)
+def test_more_candidates_start_from_the_shards_of_ten(game, examples):
+    few = game.i2t2i(examples[:1], 10)
+    many = game.i2t2i(examples[:1], 12)
+    assert [row[:10] for row in many.captions] == few.captions
+    np.testing.assert_array_equal(many.sim_image["clip"][:, :10], few.sim_image["clip"])
+    assert many.load_images(0).shape[0] == 12
+    np.testing.assert_array_equal(many.load_images(0)[:10], few.load_images(0))
+    for kind in ("captions", "images", "clip-similarity"):
+        assert game.store.spent[kind].made == 2  # ten candidates and two
+    assert game.store.spent["images"].calls == 12 and game.store.spent["clip-originals"].made == 1
+
+
+def test_fewer_candidates_are_the_first_of_more(game, examples):
     many, few = game.sample_captions(examples[:2], 4), game.sample_captions(examples[:2], 2)
     assert [row[:2] for row in many] == few
 
 
-def test_other_parameters_are_another_shard(mini, examples, tmp_path):
-    store = RunStore(tmp_path)
-    game = Game(mini, store, progress=False)
-    game.sample_captions(examples[:1], 2, seed=0)
-    game.sample_captions(examples[:1], 2, seed=1)
-    game.sample_captions(examples[:1], 2, seed=0, top_p=0.5)
-    assert store.spent["captions"].made == 3
+def test_other_parameters_are_another_shard(hall, game, examples):
+    part = examples[:1]
+    for options in ({"seed": 0}, {"seed": 1}, {"seed": 0, "top_p": 0.5}):
+        game.sample_captions(part, 2, **options)
+    other_prompt = borrow(hall, game.store.root, replace(hall.profile, captioner_prompt="a photo of"))
+    other_prompt.sample_captions(part, 2)
+    assert game.store.spent["captions"].made == 3 and other_prompt.store.spent["captions"].made == 1
+    for beams in (1, 2):
+        game.describe(part, beams)
+    assert game.store.spent["descriptions"].made == 2
 
 
-def test_seeds_are_stable_and_prefixes():
-    assert loops.image_seeds(0, 7, 3)[:2] == loops.image_seeds(0, 7, 2)
-    assert len(set(loops.image_seeds(0, 7, 50)) | set(loops.image_seeds(0, 8, 50))) == 100
-    assert all(0 <= seed < 2**63 for seed in loops.image_seeds(3, 4, 50))
-
-
-def test_words_and_noise_share_no_stream():
-    assert loops.caption_streams(0, 7, 2) == [[loops.WORDS, 0, 7, 0], [loops.WORDS, 0, 7, 1]]
-    assert loops.WORDS != loops.NOISE
-
-
-def test_the_size_that_dino_sees_is_part_of_a_shard(mini, examples, tmp_path):
+def test_the_size_that_dino_sees_is_part_of_a_shard(examples, tmp_path):
     store = RunStore(tmp_path)
     for side in (64, 128):
         models = profile.load("mini", num_inference_steps=1, dino_size=side)
@@ -108,37 +147,137 @@ def test_the_size_that_dino_sees_is_part_of_a_shard(mini, examples, tmp_path):
     assert store.spent["images"].made == 1
 
 
+def test_t2i2t_draws_one_reference_and_reads_every_drawing(played, hall, examples):
+    run, other = played
+    assert [text in example.references for text, example in zip(other.captions, examples[:3], strict=True)] == [
+        True
+    ] * 3
+    images = other.load_images(2)
+    assert images.shape == (2, 64, 64, 3)
+    assert other.captions_hat[2] == hall.captioner.describe([Image.fromarray(image) for image in images])
+    assert not np.array_equal(
+        images, hall.reconstruct(examples[:3], [[text] * 2 for text in other.captions]).load_images(2)
+    )
+
+
+def test_quality_of_a_drawing_is_its_cosine_with_the_image_of_its_text(played, hall, examples):
+    _, other = played
+    for name in ("clip", "dino"):
+        original = hall.encoder(name).embed([data.read_image(examples[1].path)])
+        expected = similarity.cosine(original, hall.encoder(name).embed(other.load_images(1))[None])
+        np.testing.assert_allclose(other.sim_image[name][1:2], expected, atol=1e-4)
+
+
+def test_descriptions_and_likelihoods_are_the_captioners(played, hall, examples):
+    images = [data.read_image(example.path) for example in examples[16:]]
+    assert hall.describe(examples, 2)[16:] == hall.captioner.describe(images, num_beams=2)
+    captions = [[example.references[0], "a red dog", ""] for example in examples]
+    found = hall.log_likelihood(examples, captions)
+    assert found.shape == (18, 3) and (found < 0).all()
+    np.testing.assert_allclose(found[16:], hall.captioner.log_likelihood(images, captions[16:]), atol=1e-5)
+    assert found[:, 0].mean() > found[:, 1].mean()  # what people wrote of the image, and what nobody did
+
+
+def test_features_are_the_extractors(played, hall, examples):
+    run, _ = played
+    drawn, original = hall.features(run), hall.original_features(examples)
+    assert drawn.shape == (18, 2, original.shape[1]) and original.shape[0] == 18
+    assert fidelity.split(drawn, hall.profile).pooled.shape[:2] == (18, 2)
+    np.testing.assert_allclose(drawn[17], hall.extractor.features(run.load_images(17)), atol=1e-3)
+    image = data.read_image(examples[17].path)
+    np.testing.assert_allclose(original[17:], hall.extractor.features([image]), atol=1e-3)
+
+
+def test_a_file_of_inception_weights_is_known_by_its_bytes(mini, tmp_path):
+    keys = []
+    for content in (b"a", b"b"):
+        (tmp_path / "inception.pth").write_bytes(content)
+        models = replace(mini, probe=None, inception=str(tmp_path / "inception.pth"))
+        keys.append(Game(models, RunStore(tmp_path)).extractor_key())
+    keys.append(Game(replace(mini, probe=None), RunStore(tmp_path)).extractor_key())
+    assert len({key["checkpoint"] for key in keys}) == 3
+    assert keys[2]["checkpoint"] in fidelity.URL_INCEPTION_V3
+
+
+def test_code_is_hashed_once_a_game(played, hall, mini, examples, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(provenance, "code_hash", lambda modules: hashed.append(sorted(modules)) or "0")
+    game = Idle(mini, RunStore(hall.store.root), progress=False)
+    for _ in range(3):
+        for role in ("captioner", "generator", "clip", "dino", "probe"):
+            game.made_by(role)
+    assert len(hashed) == 5
+
+
+@pytest.mark.parametrize("role", workshop.CODE)
+def test_the_key_of_a_model_names_every_module_that_makes_its_output(role):
+    folder = Path(workshop.__file__).parent
+    finders = {"checkpoint", "profile"}  # they find files and decide nothing
+    beneath = {name for finder in finders for name in provenance.dependencies(folder / f"{finder}.py")}
+    needed = {name for own in workshop.CODE[role] for name in provenance.dependencies(folder / f"{own}.py")}
+    assert needed - beneath - {f"dfl_utils.{name}" for name in finders} <= {
+        f"dfl_utils.{name}" for name in workshop.CODE[role]
+    }
+
+
+def test_one_candidate_is_enough(game, examples):
+    run = game.t2i2t(examples[:1], 1, similarities=["clip"])
+    assert run.sim_image["clip"].shape == (1, 1) and len(run.captions_hat[0]) == 1
+
+
+def test_equal_and_empty_captions_are_drawn_by_their_own_noise(game, examples):
+    run = game.reconstruct(examples[:1], [["a red dog", "a red dog", ""]], similarities=["clip"])
+    first, second, empty = run.load_images(0)
+    assert not np.array_equal(first, second) and empty.shape == first.shape
+    assert np.isfinite(run.sim_image["clip"]).all()
+
+
 def test_bad_games_are_refused_in_one_sentence(mini, examples, tmp_path):
     game = Idle(mini, RunStore(tmp_path), progress=False)
     with pytest.raises(ValueError, match="not 0 images x 3 candidates"):
         game.sample_captions([], 3)
-    with pytest.raises(ValueError, match="18 images x 0 candidates"):
-        game.sample_captions(examples, 0)
-    with pytest.raises(ValueError, match="SEED is -1"):
-        game.sample_captions(examples, 2, seed=-1)
+    with pytest.raises(ValueError, match="not 0 images x 1 candidates"):
+        game.describe([])
+    with pytest.raises(ValueError, match="not 0 images"):
+        game.original_features([])
+    for play in (game.sample_captions, game.t2i2t):
+        with pytest.raises(ValueError, match="18 images x 0 candidates"):
+            play(examples, 0)
+        with pytest.raises(ValueError, match="SEED is -1"):
+            play(examples, 2, seed=-1)
     with pytest.raises(ValueError, match="0 < top_p <= 1"):
         game.sample_captions(examples, 2, top_p=2.0)
+    for play in (game.describe, game.t2i2t):
+        with pytest.raises(ValueError, match="num_beams is 0: beam search needs at least one"):
+            play(examples, num_beams=0)
     with pytest.raises(ValueError, match="name some of clip, dino"):
         game.reconstruct(examples[:1], [["a"]], similarities=["sbert"])
-    with pytest.raises(ValueError, match="lengths \\[1, 2\\]"):
-        game.reconstruct(examples[:2], [["a"], ["a", "b"]])
-    with pytest.raises(ValueError, match="lengths \\[0\\]"):
-        game.reconstruct(examples[:2], [[], []])
+    with pytest.raises(ValueError, match="name some of clip, dino"):
+        game.t2i2t(examples[:1], 1, similarities=[])
+    for play in (game.reconstruct, game.log_likelihood):
+        with pytest.raises(ValueError, match=f"{play.__name__} takes the same number.*lengths \\[1, 2\\]"):
+            play(examples[:2], [["a"], ["a", "b"]])
+        with pytest.raises(ValueError, match="lengths \\[0\\]"):
+            play(examples[:2], [[], []])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_without_references_is_named_before_any_work(mini, examples, tmp_path):
+    bare = [examples[0], replace(examples[1], references=())]
+    with pytest.raises(ValueError, match=f"Image {examples[1].image_id} has no references, and t2i2t draws one"):
+        Idle(mini, RunStore(tmp_path), progress=False).t2i2t(bare, 2)
 
 
 def test_a_missing_image_is_named_before_any_work(mini, examples, tmp_path):
     lost = examples[0].__class__(1, tmp_path / "lost.png", ("a dog",), None)
-    with pytest.raises(FileNotFoundError, match="lost.png is missing"):
-        Idle(mini, RunStore(tmp_path), progress=False).sample_captions([examples[0], lost], 2)
+    game = Idle(mini, RunStore(tmp_path), progress=False)
+    for play in (game.sample_captions, game.describe, game.t2i2t, game.original_features):
+        with pytest.raises(FileNotFoundError, match="lost.png is missing"):
+            play([examples[0], lost])
 
 
-def test_scores_come_from_the_store_the_second_time(mini, examples, tmp_path, monkeypatch):
-    captions = [[example.references[0], "a red dog on a white background"] for example in examples[:4]]
-    first = scores.Scorer(mini, RunStore(tmp_path), examples).score(examples[:4], captions)
-    monkeypatch.setattr(scores.quality, "caption_quality", lambda *_, **__: pytest.fail("scored again"))
-    store = RunStore(tmp_path)
-    second = scores.Scorer(mini, store, examples).score(examples[:4], captions)
-    assert set(first) == {"CIDEr", "WMD", "CLIP-text", "SBERT"}
-    for metric, values in first.items():
-        np.testing.assert_array_equal(values, second[metric])
-    assert (first["CIDEr"][:, 0] > first["CIDEr"][:, 1]).all()
+def test_shards_of_the_streams_are_where_the_blocks_say(game, examples):
+    """The first caption of the eleventh place is made of stream 10, whatever the block."""
+    many = game.sample_captions(examples[:1], 11)
+    stream = [blocks.caption_streams(0, examples[0].image_id, 11)[10:]]
+    assert game.captioner.sample([data.read_image(examples[0].path)], stream, top_p=0.9)[0] == many[0][10:]

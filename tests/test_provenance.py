@@ -119,6 +119,15 @@ def test_register_notes_the_place_in_the_repository_and_how(house, tmp_path_fact
         provenance.register("clip", elsewhere, how="found")
 
 
+def test_two_checkpoints_of_one_role_are_both_kept(house):
+    provenance.register("captioner", "someone/blip-base")
+    provenance.register("captioner", "someone/blip-base")
+    assert list(provenance.used) == ["captioner"]
+    provenance.register("captioner", "someone/blip2")
+    paths = {name: entry["path"] for name, entry in provenance.used.items()}
+    assert paths == {"captioner": "someone/blip2", "captioner blip-base": "someone/blip-base"}
+
+
 def test_a_hub_id_may_be_registered_before_it_is_downloaded(house):
     provenance.register("clip", "someone/some-clip")
     assert provenance.used["clip"] == {"path": "someone/some-clip", "sha256": None, "how": "loaded"}

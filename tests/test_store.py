@@ -120,19 +120,11 @@ def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
     assert store.get_or_make("loop", {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
 
 
-def test_stream_keeps_the_order_and_makes_what_is_missing(tmp_path):
-    keys, made = [{"shard": k} for k in range(5)], []
-
-    def make(key):
-        made.append(key["shard"])
-        return {"x": np.array([key["shard"]])}
-
-    store = RunStore(tmp_path)
-    store.get_or_make("loop", keys[2], lambda: make(keys[2]))
-    stream = store.stream("loop", keys, make)
-    assert next(stream)["x"] == 0 and made == [2, 0]  # nothing is made ahead of need
-    assert [int(content["x"][0]) for content in stream] == [1, 2, 3, 4] and made == [2, 0, 1, 3, 4]
-    assert store.spent["loop"].made == 5
+def test_nothing_is_made_ahead_of_need(tmp_path):
+    made = []
+    jobs = [("loop", {"shard": k}, lambda k=k: made.append(k) or {"x": [str(k)]}) for k in range(3)]
+    filling = RunStore(tmp_path).fill(jobs)
+    assert next(filling)[1] == {"x": ["0"]} and made == [0]
 
 
 def test_claimed_shards_are_visited_last(tmp_path):
@@ -149,21 +141,6 @@ def test_claimed_shards_are_visited_last(tmp_path):
     jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
     assert [content["x"] for _, content in store.fill(jobs)] == [["1"], ["2"], ["3"], ["0"]]
     assert order == [1, 2, 3, 0]
-
-
-def test_stream_makes_later_shards_while_another_holds_the_next(tmp_path):
-    store, order = RunStore(tmp_path), []
-    keys = [{"shard": k} for k in range(4)]
-    held = claim(store.path("loop", keys[0]).with_suffix(".claim"))
-
-    def make(key):
-        order.append(key["shard"])
-        if len(order) == 2:
-            held.__exit__(None, None, None)
-        return {"x": [str(key["shard"])]}
-
-    assert [content["x"] for content in store.stream("loop", keys, make)] == [["0"], ["1"], ["2"], ["3"]]
-    assert order == [1, 2, 0, 3]
 
 
 WORKER = """
@@ -184,11 +161,8 @@ if task == "hang":
 if task == "half":  # killed between the first byte and the rename
     shards.os.fsync = lambda _: (print("writing", flush=True), time.sleep(100))
 store, keys = RunStore(root), [{"shard": k} for k in range(12)]
-if task == "fill":
-    jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
-    total = sum(int(content["x"][0]) for _, content in store.fill(jobs))
-else:
-    total = sum(int(content["x"][0]) for content in store.stream("loop", keys, make))
+jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
+total = sum(int(content["x"][0]) for _, content in store.fill(jobs))
 spent = store.spent["loop"]
 print(json.dumps([total, spent.made, spent.loaded, spent.calls]))
 """
@@ -200,16 +174,15 @@ def worker(tmp_path, task):
                             stdout=subprocess.PIPE, text=True, env=environment)  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["fill", "stream"])
-def test_two_processes_make_each_shard_once(tmp_path, task):
-    workers = [worker(tmp_path, task) for _ in range(2)]
+def test_two_processes_make_each_shard_once(tmp_path):
+    workers = [worker(tmp_path, "fill") for _ in range(2)]
     ends = [json.loads(process.communicate(timeout=60)[0]) for process in workers]
     assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(12))
     assert [end[0] for end in ends] == [66, 66] and ends[0][1] + ends[1][1] == 12
     assert all(made + loaded == calls == 12 for _, made, loaded, calls in ends)
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
     third = RunStore(tmp_path / "store")
-    assert len(list(third.stream("loop", [{"shard": k} for k in range(12)], lambda key: never()))) == 12
+    assert len(list(third.fill([("loop", {"shard": k}, never) for k in range(12)]))) == 12
     assert third.spent["loop"].made == 0
 
 
@@ -224,10 +197,8 @@ def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
     left = {path.suffix for path in (tmp_path / "store").iterdir()}
     assert left == ({".safetensors", ".claim"} | ({".partial"} if task == "half" else set()))
     made = []
-    contents = store.stream(
-        "loop", [{"shard": k} for k in range(3)], lambda key: made.append(key) or {"x": np.array([1])}
-    )
-    assert len(list(contents)) == 3 and [key["shard"] for key in made] == [1, 2]
+    jobs = [("loop", {"shard": k}, lambda k=k: made.append(k) or {"x": np.array([1])}) for k in range(3)]
+    assert len(list(store.fill(jobs))) == 3 and made == [1, 2]
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
 
 

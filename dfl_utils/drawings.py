@@ -1,0 +1,126 @@
+"""The drawings of a run: made block by block, compared with their originals, read back, measured."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from dfl_utils import blocks, similarity
+from dfl_utils.blocks import Block
+from dfl_utils.data import Example
+from dfl_utils.store import Job
+from dfl_utils.workshop import Workshop
+
+READ_BATCH = 32  # drawings that the captioner reads at a time; beam search keeps several sentences of each
+
+
+class Drawings:
+    """One drawing a caption and seed. Nothing is drawn before something asks for it.
+
+    Args:
+        workshop: models and store.
+        examples: the originals.
+        captions: one list of N >= 1 for each.
+        seeds: one for each caption.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        examples: Sequence[Example],
+        captions: Sequence[Sequence[str]],
+        seeds: Sequence[Sequence[int]],
+    ):
+        self.workshop, self.examples, self.captions, self.seeds = workshop, examples, captions, seeds
+        self.num_candidates = len(captions[0])
+        self.blocks = blocks.cut(len(examples), self.num_candidates)
+
+    @cached_property
+    def keys(self) -> dict[Block, dict]:
+        """What each block's drawings depend on."""
+        profile = self.workshop.profile
+        common = self.workshop.made_by("generator") | {
+            "num_inference_steps": profile.num_inference_steps,
+            "guidance_scale": profile.guidance_scale,
+            "image_size": profile.image_size,
+        }
+        return {b: common | {"captions": b.of(self.captions), "seeds": b.of(self.seeds)} for b in self.blocks}
+
+    def draw(self, block: Block) -> np.ndarray:
+        """The block's drawings `(images, candidates, H, W, 3)` uint8, from the store or drawn now."""
+        key = self.keys[block]
+
+        def make():
+            flat = [text for row in key["captions"] for text in row], [seed for row in key["seeds"] for seed in row]
+            images = self.workshop.generator.draw(*flat)
+            return {"images_hat": images.reshape(len(key["captions"]), -1, *images.shape[1:])}, len(images)
+
+        return self.workshop.store.get_or_make("images", key, make)["images_hat"]
+
+    def load(self, k: int) -> np.ndarray:
+        """The N drawings of example k, `(N, H, W, 3)` uint8."""
+        k = range(len(self.examples))[k]
+        own = [block for block in self.blocks if block.images.start <= k < block.images.stop]
+        return np.concatenate([self.draw(block)[k - block.images.start] for block in own])
+
+    def compare(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Encoder name -> cosine of every drawing with its original, `(images, N)` float32.
+
+        Raises:
+            ValueError: a name that is no encoder, or none.
+        """
+        unknown = set(names) - similarity.ENCODERS.keys()
+        if unknown or not names:
+            raise ValueError(f"similarities must name some of {', '.join(similarity.ENCODERS)}, not {list(names)}.")
+        # Block after block, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
+        jobs = [self._comparison(name, block) for block in self.blocks for name in names]
+        sims = [content["sim"] for content in self._fill(jobs, "drawings")]
+        return {name: blocks.join(sims[k :: len(names)], self.num_candidates) for k, name in enumerate(names)}
+
+    def describe(self, num_beams: int) -> list[list[str]]:
+        """What the captioner says of every drawing, by beam search: `images` lists of N."""
+        found = self._fill([self._reading(block, num_beams) for block in self.blocks], "readings")
+        return blocks.join_texts([content["captions"] for content in found], self.num_candidates)
+
+    def features(self) -> np.ndarray:
+        """The fidelity extractor's features and logits of every drawing, `(images, N, D)` float32."""
+        found = self._fill([self._measurement(block) for block in self.blocks], "features")
+        return blocks.join([content["features"] for content in found], self.num_candidates)
+
+    def _fill(self, jobs: list[Job], what: str) -> list[dict]:
+        contents = self.workshop.fill(jobs, what)
+        for block in self.blocks:  # the drawings' cost belongs to this run also where only their cosines were read
+            self.workshop.store.count("images", self.keys[block])
+        return contents
+
+    def _comparison(self, name: str, block: Block) -> Job:
+        shop, part = self.workshop, self.examples[block.images]
+
+        def compare():
+            original = shop.originals(name, part)
+            images = self.draw(block)
+            hats = shop.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
+            return {"sim": similarity.cosine(original, hats.reshape(*images.shape[:2], -1))}, len(hats)
+
+        key = shop.encoder_key(name) | shop.images_key(part) | {"drawings": self.keys[block]}
+        return f"{name}-similarity", key, compare
+
+    def _reading(self, block: Block, num_beams: int) -> Job:
+        def describe():
+            images = self.draw(block)
+            pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
+            batches = (pictures[k : k + READ_BATCH] for k in range(0, len(pictures), READ_BATCH))
+            texts = [text for batch in batches for text in self.workshop.captioner.describe(batch, num_beams=num_beams)]
+            return {"captions": texts}, len(texts)
+
+        key = self.workshop.captioner_key() | {"num_beams": num_beams, "drawings": self.keys[block]}
+        return "readings", key, describe
+
+    def _measurement(self, block: Block) -> Job:
+        def measure():
+            images = self.draw(block)
+            rows = self.workshop.extractor.features(images.reshape(-1, *images.shape[2:]))
+            return {"features": rows.reshape(*images.shape[:2], -1)}, len(rows)
+
+        return "features", self.workshop.extractor_key() | {"drawings": self.keys[block]}, measure
