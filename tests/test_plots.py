@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from dfl_utils import plots
 
@@ -67,6 +68,72 @@ def test_one_legend_names_each_line_once(rows):
     assert [text.get_text() for text in legend.texts] == ["ranked by CLIP", "ranked by DINO", "random pick"]
 
 
+@pytest.fixture
+def swept():
+    """Rows of figure9: two lines against N, one of a method without a colour of its own, a level and a gain."""
+    lines = [(m, x, "KID", 1.0 + x, np.nan, np.nan) for m in ("clip, other model", "random") for x in (5.0, 1.0)]
+    extra = [("beam", np.nan, "KID", 2.5, 2.0, 3.0), ("clip gain", np.nan, "KID", 9.0, 8.0, 10.0)]
+    return pd.DataFrame(lines + extra, columns=["method", "x", "metric", "value", "low", "high"])
+
+
+def test_score_curves_rise_to_the_right_and_leave_gains_out(swept):
+    (axis,) = (axis for axis in plots.score_curves(swept, ["KID"], "candidates").axes if axis.lines)
+    assert set(curves(axis)) == {"clip, other model", "random pick", "beam search"}
+    np.testing.assert_array_equal(curves(axis)["random pick"].get_xydata(), [[1, 2], [5, 6]])
+    assert not axis.xaxis_inverted() and axis.yaxis_inverted()  # KID is a distance
+    assert axis.get_xlabel() == "candidates"
+
+
+def test_a_method_without_a_colour_takes_one_that_nobody_has(swept):
+    axis = plots.score_curves(swept, ["KID"], "candidates").axes[0]
+    taken = [line.get_color() for line in axis.lines]
+    assert len(set(taken)) == 3
+    assert curves(axis)["beam search"].get_color() == plots.COLOURS["beam"]
+
+
+def test_levels_differ_in_their_dashes(swept):
+    levels = swept.assign(x=np.nan).drop_duplicates("method")
+    lines = plots.score_curves(levels, ["KID"], "candidates").axes[0].lines
+    assert len({line.get_linestyle() for line in lines}) == len(lines) == 3
+
+
+def test_panels_stand_in_columns_and_a_spare_one_is_blank(swept):
+    frame = pd.concat([swept.assign(metric=metric) for metric in ("KID", "FID", "IS")])
+    figure = plots.score_curves(frame, ["IS", "FID", "KID"], "candidates", columns=2)
+    assert [axis.axison for axis in figure.axes] == [True, True, True, False]
+    assert len(plots.score_curves(frame, ["IS", "FID", "KID"], "candidates", columns=3).axes) == 3
+
+
+def test_a_metric_without_rows_is_named(swept):
+    with pytest.raises(ValueError, match="no row of metric 'FID'"):
+        plots.score_curves(swept, ["KID", "FID"], "candidates")
+
+
+def test_gains_show_the_line_of_no_change_and_the_papers_number():
+    rows = [
+        ("out", "clip", 9.0, 5.0, 13.0, 12.8),
+        ("out", "dino", 4.0, 1.0, 7.0, 12.8),
+        ("in", "clip", 1, -1, 3, np.nan),
+    ]
+    table = pd.DataFrame(rows, columns=["label", "group", "value", "low", "high", "paper"])
+    axis = plots.interval_points(table, "gain, %", origin=0, published=True).axes[0]
+    hollow = [line for line in axis.lines if line.get_marker() == "D" and line.get_label() == "the paper's"]
+    np.testing.assert_allclose(hollow[0].get_xydata()[0], [12.8, -0.11])
+    assert set(axis.lines[0].get_xdata()) == {0}
+    assert [text.get_text() for text in axis.get_legend().texts] == ["CLIP", "DINO", "the paper's"]
+    assert "the paper's" not in curves(plots.interval_points(table, "gain, %").axes[0])
+
+
+def test_many_groups_do_not_run_into_the_next_label():
+    groups = [f"group {k}" for k in range(8)]
+    table = pd.DataFrame(
+        [("own", group, 0.5, 0.4, 0.6) for group in groups], columns=["label", "group", "value", "low", "high"]
+    )
+    axis = plots.interval_points(table, "cosine").axes[0]
+    heights = [container.lines[0].get_ydata()[0] for container in axis.containers]
+    assert heights == sorted(heights) and max(np.abs(heights)) < 0.5
+
+
 def test_interval_points_go_down_in_the_tables_order_with_groups_side_by_side():
     table = pd.DataFrame(
         [("own", "clip", 0.9, 0.8, 0.95), ("own", "dino", 0.7, 0.6, 0.8), ("other", "clip", 0.2, 0.1, 0.4)],
@@ -110,4 +177,14 @@ def test_a_gallery_cuts_endless_texts_with_dots():
 def test_faces_are_white_and_names_are_known(rows):
     figure = plots.rank_curves(rows, METRICS)
     assert figure.get_facecolor() == (1, 1, 1, 1)
-    assert set(plots.COLOURS) == set(plots.NAMES)
+    assert set(plots.COLOURS) == set(plots.NAMES) == set(plots.MARKERS)
+
+
+@pytest.mark.parametrize("name", plots.COLOURS)
+def test_every_colour_reads_on_white(name):
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(plots.COLOURS[name])
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    assert 1.05 / (luminance + 0.05) >= 4.5  # WCAG 2.2, contrast of text
+    assert len(set(plots.MARKERS.values())) == len(plots.MARKERS)

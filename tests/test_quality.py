@@ -22,7 +22,7 @@ from dfl_utils.mini.captions import references as annotators
 from dfl_utils.mini.captions import web
 from dfl_utils.mini.scenes import sample
 from dfl_utils.ngrams import Cider, bleu, bleu_statistics, corpus_bleu, tokenise
-from dfl_utils.quality import METRICS, caption_quality
+from dfl_utils.quality import FIGURE3, caption_quality
 from dfl_utils.transport import STOP_WORDS, word_mover, word_vectors
 
 SCENES = [sample(f"test/quality/{i}") for i in range(12)]
@@ -203,7 +203,7 @@ def test_reference_cosine_by_hand():
 
     cosine = reference_cosine(encode, [["red", "guitar"], ["dog", "red"]], [["red", "dog"], ["guitar"]])
     np.testing.assert_allclose(cosine, [[0.5, 0.7], [0.8, 0.6]])
-    assert calls == [["red", "guitar", "dog"]]
+    assert calls == [["red", "dog", "guitar"], ["red", "guitar", "dog", "red"]]  # references, captions
 
 
 def test_sbert_mean_pooling_equals_sentence_transformers():
@@ -267,7 +267,7 @@ def test_encoder_bad_arguments(tiny_clip):
 def test_all_scores_prefer_the_annotators_words(tiny_clip, sbert):
     captions = [[REFERENCES[i][0], REFERENCES[(i + 5) % 12][0]] for i in range(12)]
     scores = caption_quality(captions, REFERENCES, clip=clip_encoder(*tiny_clip), sbert=sbert)
-    assert tuple(scores) == METRICS
+    assert tuple(scores) == FIGURE3
     assert {values.shape for values in scores.values()} == {(12, 2)}
     own_minus_other = {name: (values[:, 0] - values[:, 1]).mean() for name, values in scores.items()}
     assert own_minus_other["CIDEr"] > 0
@@ -312,8 +312,10 @@ def test_bad_captions_and_references(captions, references, message):
 
 
 def test_bad_metrics():
-    with pytest.raises(ValueError, match="metrics must name some of CIDEr, WMD, CLIP-text, SBERT, not METEOR"):
-        caption_quality(CAPTIONS, REFERENCES, metrics=("CIDEr", "METEOR"))
+    with pytest.raises(
+        ValueError, match="metrics must name some of CIDEr, WMD, CLIP-text, SBERT, SPICE-like, METEOR, SPICE, not ROUGE"
+    ):
+        caption_quality(CAPTIONS, REFERENCES, metrics=("CIDEr", "ROUGE"))
     with pytest.raises(ValueError, match="not nothing"):
         caption_quality(CAPTIONS, REFERENCES, metrics=())
     with pytest.raises(ValueError, match="pass clip=embeddings.clip_encoder"):

@@ -1,5 +1,7 @@
 """Ranks, best of N and bootstrap intervals: hand-computed cases, parity with scipy, invariants."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -188,3 +190,48 @@ def test_gain_lies_between_best_and_worst(pair):
     assert lowest - 1e-9 <= found.best.value <= highest + 1e-9
     assert found.baseline.value == pytest.approx(quality.mean())
     assert ranking.gain(quality, quality, num_resamples=20).absolute.value >= -1e-12
+
+
+# --- best of n of a pool ------------------------------------------------------------------------------------
+def test_best_of_subsets_by_hand():
+    # Of 3 candidates ranked 30, 20, 10 two out of three pairs have 30 on top, one has 20.
+    np.testing.assert_allclose(ranking.best_of_subsets(SIM, QUALITY, [1, 2, 3]), [[20, 80 / 3, 30], [3, 13 / 3, 5]])
+
+
+@fixed
+@given(tables)
+def test_best_of_subsets_equals_trying_all(pair):
+    sim, quality = pair
+    sizes = list(range(1, sim.shape[1] + 1))
+    found = ranking.best_of_subsets(sim, quality, sizes)
+    for size in sizes:
+        subsets = [list(chosen) for chosen in combinations(range(sim.shape[1]), size)]
+        tried = [ranking.best_of_n(sim[:, chosen], quality[:, chosen]) for chosen in subsets]
+        np.testing.assert_allclose(found[:, size - 1], np.mean(tried, axis=0), atol=1e-12)
+    np.testing.assert_allclose(found[:, 0], quality.mean(axis=1), atol=1e-12)
+    assert np.array_equal(found[:, -1], ranking.best_of_n(sim, quality))
+
+
+def test_best_of_subsets_leaves_nan_out():
+    quality = [[np.nan, 30.0, 10.0], [np.nan, np.nan, np.nan]]
+    found = ranking.best_of_subsets([[3, 2, 1], [3, 2, 1]], quality, [1, 2, 3])
+    # Of the pairs, two have the unknown on top and the third 30; of all three the best is unknown.
+    np.testing.assert_allclose(found, [[20, 30, np.nan], [np.nan] * 3])
+
+
+def test_best_of_subsets_of_many_candidates_stays_exact():
+    sim = np.arange(60)[None]
+    assert ranking.best_of_subsets(sim, sim, [30])[0, 0] == pytest.approx(30 * 61 / 31 - 1)  # a known maximum
+
+
+@pytest.mark.parametrize(
+    ("quality", "sizes", "message"),
+    [
+        (QUALITY, [0, 2], r"between 1 and the 3 candidates of the pool, not \[0, 2\]"),
+        (QUALITY, [4], r"not \[4\]"),
+        (QUALITY[..., None], [1], r"\(images, candidates\), not \(2, 3, 1\)"),
+    ],
+)
+def test_best_of_subsets_bad_arguments(quality, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        ranking.best_of_subsets(SIM, quality, sizes)

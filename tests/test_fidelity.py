@@ -1,0 +1,187 @@
+"""Fidelity extractors: parity with torch-fidelity and the referee, bad input, the pickle that is not opened."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+from torch.utils.data import Dataset
+from torch_fidelity import FeatureExtractorInceptionV3, feature_extractor_inceptionv3
+
+from dfl_utils import fidelity, profile, set_scores
+from dfl_utils.referee import Referee
+
+COUNT = 210  # more than the probe has features
+
+
+class Pictures(Dataset):
+    def __init__(self, images: np.ndarray):
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return self.images[k]
+
+
+def patches(seed: int, count: int = COUNT, high: int = 256) -> np.ndarray:
+    """Pictures of 8 x 8 coloured squares."""
+    squares = np.random.default_rng(seed).integers(high, size=(count, 8, 8, 3), dtype=np.uint8)
+    return squares.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return profile.load("mini")
+
+
+@pytest.fixture(scope="module")
+def extractor(mini):
+    return fidelity.load(mini)
+
+
+def measured(name: str, weights: str, one: np.ndarray, two: np.ndarray, **options: object) -> dict[str, float]:
+    options |= {"cuda": False, "cache": False, "verbose": False, "save_cpu_ram": True}
+    options |= {"kid_subsets": 1, "kid_subset_size": len(one), "feature_extractor_weights_path": weights}
+    sides = {"input1": Pictures(one), "input2": Pictures(two)}
+    return torch_fidelity.calculate_metrics(feature_extractor=name, **sides, **options)
+
+
+def test_our_scores_are_those_of_calculate_metrics(mini, extractor):
+    one, two = patches(0), patches(1, high=200)
+    found = measured("dfl-probe", mini.probe, one, two, fid=True, kid=True, isc=True, isc_splits=2)
+    ours, theirs = (fidelity.split(extractor.features(images), mini) for images in (one, two))
+    assert found["frechet_inception_distance"] == pytest.approx(set_scores.fid(ours.pooled, theirs.pooled), rel=1e-4)
+    assert found["kernel_inception_distance_mean"] == pytest.approx(
+        set_scores.kid(ours.pooled, theirs.pooled), rel=1e-4
+    )
+    assert found["inception_score_mean"] == pytest.approx(set_scores.isc(ours.logits), rel=1e-5)
+
+
+def test_the_probe_is_the_referees(mini, extractor):
+    images = patches(2, 5)
+    found = fidelity.split(extractor.features(images), mini)
+    referee = Referee.load(mini)
+    assert (found.pooled.shape, found.logits.shape) == ((5, 192), (5, len(referee.categories)))
+    np.testing.assert_allclose(found.logits, referee.logits(images)[:, : len(referee.categories)], atol=1e-4)
+    classifier = referee.model.classifier[1]
+    weight, bias = classifier.weight.numpy(), classifier.bias.numpy()
+    np.testing.assert_allclose((found.pooled @ weight.T + bias)[:, :48], found.logits, atol=1e-4)
+
+
+def test_features_do_not_depend_on_the_batch(extractor, monkeypatch):
+    images = patches(3, 7)
+    whole = extractor.features(images)
+    assert whole.dtype == np.float32
+    monkeypatch.setattr(fidelity, "BATCH", 3)
+    np.testing.assert_allclose(extractor.features(images), whole, atol=1e-4)
+    np.testing.assert_allclose(extractor.features(images[::-1])[::-1], whole, atol=1e-4)
+
+
+def test_pillow_images_are_resized_and_cropped_as_torch_fidelity_does_it(extractor, tmp_path):
+    pictures = [Image.fromarray(image) for image in patches(4, 3)]
+    np.testing.assert_array_equal(extractor.features(pictures), extractor.features(patches(4, 3)))
+    wide = [picture.resize((150, 90)) for picture in pictures]
+    for k, picture in enumerate(wide):
+        picture.save(tmp_path / f"{k}.png")
+    found = torch_fidelity.utils.prepare_input_from_id(
+        1, input1=str(tmp_path), samples_resize_and_crop=64, verbose=False
+    )
+    theirs = np.stack([image.permute(1, 2, 0).numpy() for image in found])
+    np.testing.assert_array_equal(extractor.features(wide), extractor.features(theirs))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 32, 32, 3), np.uint8), r"\(B, 64, 64, 3\).*not uint8 \(2, 32, 32, 3\)"),
+        (np.zeros((2, 64, 64), np.uint8), r"not uint8 \(2, 64, 64\)"),
+        (np.zeros((2, 64, 64, 3)), "not float64"),
+        (np.zeros((0, 64, 64, 3), np.uint8), r"B >= 1, not uint8 \(0,"),
+        ([], "B >= 1"),
+    ],
+)
+def test_bad_images(extractor, images, message):
+    with pytest.raises(ValueError, match=message):
+        extractor.features(images)
+
+
+def test_a_probe_must_be_named_and_whole(tmp_path, mini):
+    with pytest.raises(ValueError, match="dfl-probe needs feature_extractor_weights_path"):
+        measured("dfl-probe", None, patches(0, 2), patches(1, 2), fid=True)
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        measured("dfl-probe", str(tmp_path), patches(0, 2), patches(1, 2), fid=True)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        fidelity.load(replace(mini, probe="nowhere"))
+
+
+def test_split_needs_enough_columns(mini):
+    found = fidelity.split(np.arange(3 * 2 * 240.0).reshape(3, 2, 240), mini)
+    assert (found.pooled.shape, found.logits.shape) == ((3, 2, 192), (3, 2, 48))
+    assert (found.pooled[0, 0, -1], found.logits[0, 0, 0]) == (191, 192)
+    with pytest.raises(ValueError, match="48 logits an image, not 48 columns"):
+        fidelity.split(np.zeros((3, 48)), mini)
+
+
+# --- Inception ----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """A profile whose Inception has random weights."""
+    file = tmp_path_factory.mktemp("inception") / "weights.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(model.state_dict(), file)
+    return replace(profile.load("mini"), probe=None, inception=str(file))
+
+
+def test_inception_is_torch_fidelitys(inception):
+    one, two = patches(0, 3), patches(1, 3)
+    assert fidelity.role(inception) == "inception"
+    found = measured("inception-v3-compat", inception.inception, one, two, kid=True, isc=True, isc_splits=1)
+    extractor = fidelity.load(inception)
+    ours, theirs = (fidelity.split(extractor.features(images), inception) for images in (one, two))
+    assert (ours.pooled.shape, ours.logits.shape) == ((3, 2048), (3, 1008))
+    assert found["kernel_inception_distance_mean"] == pytest.approx(
+        set_scores.kid(ours.pooled, theirs.pooled), rel=1e-4
+    )
+    assert found["inception_score_mean"] == pytest.approx(set_scores.isc(ours.logits), rel=1e-5)
+
+
+def test_inception_is_found_or_named(inception, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="is offline and has neither a probe.*set its field `inception`"):
+        fidelity.load(replace(inception, inception=None))
+    with pytest.raises(FileNotFoundError, match="no file nowhere.pth"):
+        fidelity.load(replace(inception, inception="nowhere.pth"))
+    (tmp_path / "half.pth").write_bytes(Path(inception.inception).read_bytes()[:1000])
+    with pytest.raises(ValueError, match="half.pth is no plain file of tensors"):
+        fidelity.load(replace(inception, inception=str(tmp_path / "half.pth")))
+    asked = []
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: asked.append((url, options)))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = fidelity.weights(replace(inception, inception=None, offline=False))
+    assert path == str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
+    assert asked[0][0].endswith(Path(path).name)
+    assert asked[0][1]["weights_only"] and asked[0][1]["check_hash"]
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_file_that_could_run_code_is_refused_unopened(inception, tmp_path):
+    torch.save({"fc.weight": torch.zeros(1), "more": Touch(tmp_path / "touched")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="evil.pth is no plain file of tensors"):
+        fidelity.load(replace(inception, inception=str(tmp_path / "evil.pth")))
+    assert not (tmp_path / "touched").exists()

@@ -1,0 +1,275 @@
+"""SPICE-like: tuples of sentences written out by hand, F1 by hand, synonyms, invariants, bad input."""
+
+import json
+import pickle
+import random
+import zipfile
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import srsly
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfl_utils import grammar, scene_graphs
+from dfl_utils.mini.captions import references as annotators
+from dfl_utils.mini.captions import web
+from dfl_utils.mini.scenes import CATEGORIES, COLOURS, sample
+from dfl_utils.scene_graphs import similar, spice_like, tuples
+
+# Five sentences of the project's first prototype. It had "rid" where a man is riding, a thing called "top", and
+# nothing to say on which nouns an adjective is said of; the comments tell what SPICE makes of each.
+RIDER = "A young man riding a brown horse on the beach."
+DOGS = "Two dogs are playing with a red frisbee in the park."
+CAT = "a cat sitting on top of a wooden table next to a laptop"
+WOMAN = "A woman in a blue dress is holding an umbrella."
+KITCHEN = "The kitchen has white cabinets and a stove."
+SENTENCES = {
+    RIDER: "beach, horse, man, man young, horse brown, man|ride|horse, man|ride on|beach",
+    # A parser must hang "in the park" somewhere; spaCy's takes the frisbee.
+    DOGS: "dog, frisbee, park, dog two, frisbee red, dog|play with|frisbee, frisbee|in|park",
+    # CoreNLP makes one preposition of "on top of" and of "next to": their words are neither things nor relations.
+    CAT: "cat, laptop, table, table wooden, cat|sit on top of|table, cat|sit next to|laptop",
+    WOMAN: "dress, umbrella, woman, dress blue, woman|hold|umbrella, woman|in|dress",
+    # CoreNLP passes the verb on to the second noun and never the adjective; and "a stove" has an article of its own,
+    # so no reader would call it white.
+    KITCHEN: "cabinet, kitchen, stove, cabinet white, kitchen|have|cabinet, kitchen|have|stove",
+    # The example of the SPICE paper, but for its attribute "standing": like SPICE's code, ours has a relation there.
+    "A young girl standing on top of a tennis court.": "court, girl, court tennis, girl young, "
+    "girl|stand on top of|court",
+}
+SCENES = [sample(f"test/graphs/{i}") for i in range(12)]
+REFERENCES = [annotators(scene, f"r/{i}", 3 + i % 3) for i, scene in enumerate(SCENES)]
+CAPTIONS = [[web(scene, f"c/{i}/{k}") for k in range(3)] for i, scene in enumerate(SCENES)]
+CAPTIONS[0][1], CAPTIONS[1][0] = "", "?!"
+
+
+def graph(text: str) -> set:
+    """ "man, man young, man|ride on|beach" as tuples."""
+    return {tuple(part.split("|")) if "|" in part else tuple(part.split()) for part in text.split(", ")}
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Every caption is new."""
+    monkeypatch.setattr(scene_graphs, "_known", {})
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+def test_tuples_of_the_examples(text):
+    assert tuples(text) == graph(SENTENCES[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a man rides a bike", "man|ride|bike"),
+        ("a dog is biting a pear", "dog|bite|pear"),
+        ("a boy hiding behind a tree", "boy|hide behind|tree"),
+        ("a boy hopping over a log", "boy|hop over|log"),  # doubled, so it is not "hope"
+        ("a woman sitting on a bench", "woman|sit on|bench"),
+        ("a bus stopped at a light", "bus|stop at|light"),
+    ],
+)
+def test_a_verb_has_the_lemma_that_its_spelling_allows(text, part):
+    assert graph(part) <= tuples(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shared", "not_shared"),
+    [
+        ("a red and white bus", "bus red, bus white", ""),
+        ("A young man and woman are sitting on a bench.", "man young, woman young, woman|sit on|bench", ""),
+        ("a room with a large sofa and chair", "sofa large, chair large", ""),
+        ("a young man and a woman", "man young", "woman young"),
+        ("a young man and old woman", "man young, woman old", "woman young"),
+        ("a white sink and towels", "sink white", "towel white"),  # the article is not theirs
+        ("red dog and cat", "dog red", "cat red"),  # headlines have no articles, and say nothing of the cat
+        ("a red car, trees and people", "car red", "tree red, people red"),
+    ],
+)
+def test_an_adjective_reaches_over_and_under_one_article_only(text, shared, not_shared):
+    assert graph(shared) <= tuples(text)
+    assert not not_shared or graph(not_shared).isdisjoint(tuples(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The bed is big.", "bed, bed big"),
+        ("A child beats a drum.", "child, drum, child|beat|drum"),
+        ("A cat is being held by a woman.", "cat, woman, woman|hold|cat"),
+        ("A woman is smiling.", "woman, woman smile"),
+        ("A man who is riding a bike away from the house", "bike, house, man, man|ride|bike, man|ride away from|house"),
+        ("the hat that a man is wearing", "hat, man, man|wear|hat"),
+        ("a dog whose tail is white", "dog, tail, tail white, dog|have|tail"),
+        (
+            "A couple of dogs playing with the man's ball",
+            "ball, dog, man, dog couple, dog|play with|ball, man|have|ball",
+        ),
+        ("a car in a parking lot of a store", "car, lot, store, lot parking, car|in|lot, lot|of|store"),
+        ("There is a bus parked in front of the house.", "bus, house, bus|park in front of|house"),
+        ("a big spoon that is laying on a table", "spoon, table, spoon big, spoon|lay on|table"),
+        ("A man looks out of the window of a train.", "man, train, window, man|look out of|window, window|of|train"),
+        ("zebras next to each other", "zebra"),
+        ("a close up of a plate", "close-up, plate, close-up|of|plate"),
+        ("a boat in the center of the lake", "boat, lake, boat|in middle of|lake"),
+        ("a t-shirt under a bus", "bus, t-shirt, t-shirt|under|bus"),
+        ("red dog, white background", "background, dog, dog red, background white"),
+    ],
+)
+def test_tuples_by_rule(text, expected):
+    assert tuples(text) == graph(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "relation"),
+    [
+        ("a small {} {} to the left of a large {} {}", "left of"),
+        ("there is a small {} {} left of a large {} {}", "left of"),
+        ("a small {} {} on top of a large {} {}", "on top of"),
+        ("this is a small {} {} beneath a large {} {}", "beneath"),
+    ],
+)
+def test_every_thing_of_the_world_is_read(text, relation):
+    things = [name for name in CATEGORIES if name != "scissors"]  # whose lemma is "scissor"
+    colours = tuple(COLOURS)
+    for k, first in enumerate(things):
+        second = things[k - 7]
+        one, two = colours[k % len(colours)], colours[(k + 3) % len(colours)]
+        expected = {(first,), (second,), (first, "small"), (second, "large"), (first, one), (second, two)}
+        assert tuples(text.format(one, first, two, second)) == expected | {(first, relation, second)}
+
+
+def test_a_corner_without_its_noun_is_a_place():
+    facts = tuples("a dog at the top left on a white background")
+    corner = {("top left",), ("dog", "at", "top left")}
+    assert facts == corner | graph("dog, background, background white, dog|on|background")
+    assert ("corner", "left") in tuples("a dog in the top left corner")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("bike", "bicycle", True),
+        ("couch", "sofa", True),
+        ("2", "two", True),
+        ("airplane", "plane", True),
+        ("traffic light", "stoplight", True),
+        ("xyzzy", "xyzzy", True),
+        ("xyzzy", "plugh", False),
+        ("dog", "cat", False),
+        ("dog", "puppy", False),  # a kind of dog is no synonym
+    ],
+)
+def test_synonyms(first, second, same):
+    assert similar(first, second) is same
+
+
+def test_f1_by_hand():
+    # The references together: dog, mat, (dog, red), (dog, brown), (dog, on, mat).
+    references = [["a red dog on a mat", "a brown dog"]]
+    scores = spice_like([["a red dog", "a dog on a mat", "a red cat on a mat", "a blue cat"]], references)
+    # Precision 2/2, recall 2/5; 3/3, 3/5; 1/4 (the mat), 1/5; none.
+    np.testing.assert_allclose(scores, [[100 * 4 / 7, 75, 100 * 2 / 9, 0]])
+
+
+def test_synonyms_match_place_by_place():
+    reference = [["A man is riding a red bicycle next to a couch."]]
+    np.testing.assert_allclose(spice_like([["A man is riding a red bike next to a sofa."]], reference), [[100]])
+
+
+def test_references_that_say_the_same_count_once():
+    # A bike and a bicycle are one thing to find, the dog is another: recall 1/2, not 1/3.
+    np.testing.assert_allclose(spice_like([["a dog"]], [["a bike", "a bicycle", "a dog"]]), [[100 * 2 / 3]])
+    np.testing.assert_allclose(spice_like([["a bike and a bicycle"]], [["a bike", "a dog"]]), [[100 * 2 / 3]])
+
+
+def test_nothing_said_scores_nothing():
+    assert spice_like([["", "  ", "...", "of the"]], [["a dog"]]).tolist() == [[0, 0, 0, 0]]
+    assert spice_like([["a dog", ""]], [["?"]]).tolist() == [[0, 0]]
+
+
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(st.permutations(range(3)), st.permutations(range(12)), st.booleans())
+def test_scores_do_not_depend_on_order(columns, images, backwards):
+    truth = [REFERENCES[i][::-1] if backwards else REFERENCES[i] for i in images]
+    shuffled = spice_like([[CAPTIONS[i][k] for k in columns] for i in images], truth)
+    np.testing.assert_array_equal(shuffled, spice_like(CAPTIONS, REFERENCES)[np.ix_(images, columns)])
+
+
+def test_scores_of_some_images_are_those_among_all():
+    np.testing.assert_array_equal(spice_like(CAPTIONS[3:5], REFERENCES[3:5]), spice_like(CAPTIONS, REFERENCES)[3:5])
+
+
+def test_a_caption_is_read_alike_alone_and_in_a_batch():
+    texts = [*SENTENCES, *(text for texts in REFERENCES for text in texts)]
+    together = list(grammar.read(texts))
+    assert together == [next(grammar.read([text])) for text in texts]
+    assert together == list(grammar.read(texts[::-1]))[::-1]
+
+
+def test_a_caption_is_read_alike_in_any_letters_and_spaces():
+    assert tuples(f"  {RIDER.upper()}\n") == tuples(RIDER) == tuples(RIDER.replace(" ", "  "))
+    assert tuples("a dog \ud800 on a mat") >= graph("dog, mat")  # half a character, which UTF-8 does not know
+
+
+def test_each_distinct_caption_is_read_once(forgetful, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grammar, "read", lambda texts: [asked.append(text) or frozenset({(text,)}) for text in texts])
+    spice_like([["a", "b"], ["a", ""]], [["b", "c"], ["c"]])
+    tuples("c")
+    assert asked == ["a", "b", "c"]
+
+
+def test_nothing_is_unpickled(monkeypatch):
+    def refuse(*_, **__):
+        pytest.fail("something was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (srsly, "pickle_loads")):
+        monkeypatch.setattr(module, name, refuse)
+    assert grammar._language.__wrapped__().pipe_names[-1] == "lemmatizer"
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "error", "message"),
+    [
+        (["a dog"], [["a dog"]], TypeError, r"captions\[0\] is a str"),
+        ([["a dog"], []], [["a dog"], ["a cat"]], ValueError, r"captions\[1\] is an empty list"),
+        ([["a dog"]], [["a dog", " "]], ValueError, r"references\[0\] holds a blank string"),
+        ([["a dog"]], [[None]], TypeError, r"references\[0\] holds something that is not a string"),
+        ([["a dog"]], [], ValueError, "captions has 1 images and references has 0"),
+    ],
+)
+def test_bad_input_is_refused_before_any_parse(captions, references, error, message, monkeypatch):
+    monkeypatch.setattr(grammar, "read", lambda texts: pytest.fail("a caption was parsed"))
+    with pytest.raises(error, match=message):
+        spice_like(captions, references)
+
+
+def test_tuples_of_a_list_are_refused():
+    with pytest.raises(TypeError, match="text is a list; give one caption"):
+        tuples(["a dog"])
+
+
+def test_a_wheel_without_its_jar_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_graphs, "JAR", tmp_path / "Meteor-1.5.jar")
+    with pytest.raises(OSError, match=r"Meteor-1.5.jar with synonym/english.synsets cannot be read; reinstall"):
+        scene_graphs._lists.__wrapped__()
+    (tmp_path / "Meteor-1.5.jar").write_bytes(b"cut off")
+    with pytest.raises(OSError, match="reinstall the wheel pycocoevalcap"):
+        scene_graphs._lists.__wrapped__()
+
+
+def test_people_agree_on_their_own_photograph():
+    """COCO's annotators share far more tuples of one photograph than of two (30 of val2014, drawn by seed)."""
+    captions = defaultdict(list)
+    with zipfile.ZipFile(scene_graphs.JAR.parents[1] / "spice-1.0.jar") as jar:
+        for record in json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]:
+            captions[record["image_id"]].append(record["caption"].strip())
+    drawn = [captions[image_id] for image_id in random.Random(0).sample(sorted(captions), 30)]
+    own = [texts[1:] for texts in drawn]
+    same = spice_like([[texts[0]] for texts in drawn], own)
+    other = spice_like([[texts[0]] for texts in drawn], own[1:] + own[:1])
+    assert same.mean() > 15 > 5 > other.mean()

@@ -1,0 +1,235 @@
+"""Scores of a run through the store: shared between runs, computed once, never NaN where they rank."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dfl_utils import data, embeddings, profile, provenance, quality, ranking, scores, similarity
+from dfl_utils.embeddings import sbert_encoder
+from dfl_utils.ngrams import Cider
+from dfl_utils.scores import Scorer
+from dfl_utils.store import RunStore
+
+JUDGES = ("clip", "sbert", "cider", "wmd")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    models = profile.load("mini")
+    data.ensure(models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def examples(mini):
+    return data.subset(data.load(mini, "nocaps", "overall"), 18, seed=0)  # two shards
+
+
+@pytest.fixture(scope="module")
+def captions(examples):
+    """Twelve of each image: its own first references, another image's, nothing."""
+    following = examples[1:] + examples[:1]
+    pairs = zip(examples, following, strict=True)
+    return [[*a.references[:8], *b.references[:2], "a red dog on the grass", ""] for a, b in pairs]
+
+
+@pytest.fixture(scope="module")
+def scored(mini, examples, captions, tmp_path_factory):
+    scorer = Scorer(mini, RunStore(tmp_path_factory.mktemp("store")), examples)
+    return scorer, scorer.score(examples, captions, (*quality.FIGURE3, "SPICE-like"))
+
+
+class Idle(Scorer):
+    """A scorer whose models may not be touched."""
+
+    _clip_text = _sbert = _cider = property(lambda self: pytest.fail("a model was loaded"))
+
+
+def again(scored, mini, examples):
+    return Idle(mini, RunStore(scored[0].store.root), examples)
+
+
+def test_default_scores_are_those_of_figure_3(scored, mini, examples, captions):
+    found = again(scored, mini, examples).score(examples, captions)
+    assert tuple(found) == quality.FIGURE3 == ("CIDEr", "WMD", "CLIP-text", "SBERT")
+    assert {values.shape for values in scored[1].values()} == {(18, 12)}
+
+
+def test_scores_are_those_of_caption_quality(scored, examples, captions):
+    scorer, found = scored
+    references = [example.references for example in examples]
+    encoders = {"clip": scorer._clip_text, "sbert": sbert_encoder()}
+    expected = quality.caption_quality(captions, references, tuple(found), **encoders)
+    for metric, values in expected.items():
+        np.testing.assert_allclose(found[metric], values, atol=1e-6, err_msg=metric)
+
+
+def test_own_references_score_higher_and_empty_captions_as_documented(scored):
+    better = {metric: -1 if metric in quality.LOWER_IS_BETTER else 1 for metric in scored[1]}
+    for metric, values in scored[1].items():
+        assert better[metric] * (values[:, :8].mean() - values[:, 8:11].mean()) > 0, metric
+        assert np.isfinite(values[:, :11]).all()
+    for metric in ("CIDEr", "SPICE-like"):
+        assert (scored[1][metric][:, 11] == 0).all()
+    assert np.isnan(scored[1]["WMD"][:, 11]).all()
+
+
+def test_scores_come_from_the_store_the_second_time(scored, mini, examples, captions, monkeypatch):
+    monkeypatch.setattr(scores.quality, "caption_quality", lambda *_, **__: pytest.fail("scored again"))
+    idle = again(scored, mini, examples)
+    for metric, values in idle.score(examples, captions, tuple(scored[1])).items():
+        np.testing.assert_array_equal(values, scored[1][metric])
+    assert all(spent.made == 0 for spent in idle.store.spent.values())
+
+
+def test_ten_candidates_find_the_scores_of_twelve(scored, mini, examples, captions):
+    ten = again(scored, mini, examples).score(examples, [row[:10] for row in captions])
+    for metric, values in ten.items():
+        np.testing.assert_array_equal(values, scored[1][metric][:, :10])
+
+
+def test_references_are_embedded_once_for_all_runs(scored, mini, examples):
+    scorer = Scorer(mini, RunStore(scored[0].store.root), examples)
+    scorer._sbert = scored[0]._sbert
+    scorer.score(examples, [["a red dog"]] * 18, ["SBERT"])
+    scorer.score(examples[:16], [["a blue dog"]] * 16, ["SBERT"])
+    spent = scorer.store.spent["sbert-references"]
+    assert (spent.made, spent.loaded) == (0, 2) and spent.calls == sum(len(e.references) for e in examples)
+
+
+def test_document_frequencies_are_the_reference_sets(mini, examples, captions, tmp_path):
+    references = [example.references for example in examples]
+    store = RunStore(tmp_path)
+    part = [row[:2] for row in captions[:3]]
+    whole = Scorer(mini, store, examples).score(examples[:3], part, ["CIDEr"])["CIDEr"]
+    np.testing.assert_allclose(whole, Cider(references).score(part, references[:3]))
+    narrow = Scorer(mini, store, examples[:3]).score(examples[:3], part, ["CIDEr"])["CIDEr"]
+    np.testing.assert_allclose(narrow, Cider(references[:3]).score(part))
+    assert store.spent["quality-cider"].made == 2 and not np.allclose(whole, narrow)
+
+
+def test_one_candidate_and_equal_candidates(mini, examples, tmp_path):
+    scorer = Scorer(mini, RunStore(tmp_path), examples)
+    one = scorer.score(examples[:2], [["a red dog"], ["a red dog"]], ["CIDEr", "WMD"])
+    same = scorer.score(examples[:2], [["a red dog"] * 3] * 2, ["CIDEr", "WMD"])
+    for metric, values in same.items():
+        np.testing.assert_allclose(values, np.repeat(one[metric], 3, axis=1))
+
+
+@pytest.fixture(scope="module")
+def texts(examples):
+    """Originals and four readings of each: the same text, another reference of the image, another image's, nothing."""
+    own = [example.references[0] for example in examples]
+    other = [example.references[1] for example in examples]
+    return own, [[a, b, c, ""] for a, b, c in zip(own, other, own[1:] + own[:1], strict=True)]
+
+
+def test_similarity_ranks_what_was_said_before_what_was_not(scored, texts):
+    own, readings = texts
+    sims = scored[0].similarity(own, readings)
+    assert tuple(sims) == JUDGES
+    for judge, sim in sims.items():
+        assert sim.shape == (18, 4) and np.isfinite(sim).all()
+        assert (sim[:, 0] >= sim[:, 1:].max(axis=1)).all(), judge
+        assert sim[:, 1].mean() > sim[:, 2].mean(), judge
+        ranking.ranks(sim)
+    np.testing.assert_allclose(sims["wmd"][:, 0], 0, atol=1e-12)
+    np.testing.assert_array_equal(sims["wmd"][:, 3], -2)
+    assert (sims["wmd"][:, :3] > -2).all()
+    np.testing.assert_allclose(sims["sbert"][:, 0], 1, atol=1e-5)
+    np.testing.assert_array_equal(sims["cider"][:, 3], 0)
+
+
+def test_similarity_is_the_score_with_the_original_for_reference(scored, examples, texts):
+    own, readings = texts
+    sims = scored[0].similarity(own[:3], readings[:3])
+    originals = [[text] for text in own[:3]]
+    found = quality.caption_quality(readings[:3], originals, ["WMD", "SBERT"], sbert=scored[0]._sbert)
+    np.testing.assert_allclose(sims["wmd"][:, :3], -found["WMD"][:, :3])
+    np.testing.assert_allclose(sims["sbert"], found["SBERT"], atol=1e-6)
+    cider = Cider([example.references for example in examples]).score(readings[:3], originals)
+    np.testing.assert_allclose(sims["cider"], cider)
+
+
+def test_similarities_come_from_the_store_the_second_time(scored, mini, examples, texts):
+    first = scored[0].similarity(*texts)
+    idle = again(scored, mini, examples)
+    for judge, sim in idle.similarity(*texts).items():
+        np.testing.assert_array_equal(sim, first[judge])
+
+
+def test_clip_score_by_hand(scored, mini, examples):
+    scorer = scored[0]
+    captions = [[example.references[0], "a red dog"] for example in examples]
+    found = scorer.clip_score(examples, captions)
+    assert found.shape == (18, 2) and (found >= 0).all() and (found <= 2.5 + 1e-6).all()
+    image = similarity.load_clip(mini).embed([data.read_image(examples[17].path)])[0]
+    cosines = scorer._clip_text(captions[17]) @ image
+    np.testing.assert_allclose(found[17], 2.5 * np.maximum(cosines, 0), atol=1e-4)
+    assert found[:, 0].mean() > found[:, 1].mean()
+    np.testing.assert_array_equal(again(scored, mini, examples).clip_score(examples, captions), found)
+
+
+def test_negative_cosines_score_nothing(mini, examples, tmp_path, monkeypatch):
+    scorer = Scorer(mini, RunStore(tmp_path), examples)
+    scorer._clip_text = lambda texts: np.full((len(texts), 4), -0.5, np.float32)
+    monkeypatch.setattr(scorer._workshop, "originals", lambda name, part: np.full((len(part), 4), 0.5, np.float32))
+    np.testing.assert_array_equal(scorer.clip_score(examples, [["a"]] * 18), np.zeros((18, 1)))
+
+
+def test_long_references_do_not_change_short_ones(scored):
+    """Batches are cut by length in tokens; the mean of cosines is the cosine with the mean vector."""
+    encode = scored[0]._sbert
+    references = [["a red dog", "a dog " * 40], ["a cat"]]
+    centres = embeddings.centres(encode, references)
+    vectors = encode(["a red dog", "a dog " * 40, "a cat", "a blue bird"])
+    np.testing.assert_allclose(centres, [vectors[:2].mean(axis=0), vectors[2]], atol=1e-6)
+    cosines = embeddings.cosine(encode, [["a blue bird"], ["a blue bird"]], centres)
+    np.testing.assert_allclose(cosines[0, 0], (vectors[:2] @ vectors[3]).mean(), atol=1e-6)
+
+
+def test_a_set_without_references_is_refused(mini, examples, tmp_path):
+    bare = [examples[0], replace(examples[1], references=())]
+    with pytest.raises(ValueError, match=r"references\[1\] is an empty list; give image 1 at least one string"):
+        Scorer(mini, RunStore(tmp_path), bare)
+    with pytest.raises(ValueError, match="references holds no images"):
+        Scorer(mini, RunStore(tmp_path), [])
+    with pytest.raises(ValueError, match=r"references\[1\] is an empty list"):
+        Idle(mini, RunStore(tmp_path), examples).score(bare, [["a"], ["b"]])
+
+
+def test_bad_input_is_refused_before_any_work(mini, examples, tmp_path):
+    idle = Idle(mini, RunStore(tmp_path), examples)
+    with pytest.raises(ValueError, match="metrics must name some of CIDEr, WMD.*SPICE, not ROUGE"):
+        idle.score(examples[:1], [["a"]], ["CIDEr", "ROUGE"])
+    with pytest.raises(ValueError, match="not nothing"):
+        idle.score(examples[:1], [["a"]], [])
+    with pytest.raises(ValueError, match=r"captions\[1\] holds 2 candidates"):
+        idle.score(examples[:2], [["a"], ["b", "c"]])
+    with pytest.raises(FileNotFoundError, match="SPICE needs .*or take the metric SPICE-like"):
+        idle.score(examples[:1], [["a"]], ["CIDEr", "SPICE"])
+    with pytest.raises(ValueError, match="judges must name some of clip, sbert, cider, wmd, not dino"):
+        idle.similarity(["a"], [["a"]], ["clip", "dino"])
+    with pytest.raises(ValueError, match="not nothing"):
+        idle.similarity(["a"], [["a"]], [])
+    with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
+        idle.similarity([" "], [["a"]])
+    with pytest.raises(ValueError, match="captions has 1 images and references has 2"):
+        idle.clip_score(examples[:2], [["a"]])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("metric", quality.METRICS)
+def test_the_key_of_a_score_names_the_modules_that_make_it(mini, examples, tmp_path, monkeypatch, metric):
+    hashed = []
+    monkeypatch.setattr(provenance, "code_hash", lambda modules: hashed.append(set(modules)) or "0")
+    scorer = Idle(mini, RunStore(tmp_path), examples)
+    first = json.dumps(scorer._key(metric))
+    assert json.dumps(scorer._key(metric)) == first
+    own = {"CIDEr": "ngrams", "WMD": "transport", "CLIP-text": "embeddings", "SBERT": "embeddings"}
+    own |= {"SPICE-like": "scene_graphs", "METEOR": "meteor", "SPICE": "spice"}
+    source = provenance.ROOT / "dfl_utils" / f"{own[metric]}.py"
+    assert hashed[0] >= {*provenance.dependencies(source), f"dfl_utils.{own[metric]}"} - {"dfl_utils"}
+    assert len(hashed) == 1 + (metric == "CLIP-text")  # the key of CLIP's own, and each made once

