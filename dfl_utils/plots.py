@@ -51,12 +51,13 @@ AXES = {
     "CLIP-text": "CLIP text (cosine)",
     "SBERT": "SBERT (cosine)",
     **{f"B@{n}": f"BLEU-{n} (x 100)" for n in range(1, 5)},
-    "CLIP": "CLIP image (distance x 100, reversed)",
+    "CLIP": "CLIP distance (x 100, reversed)",
     "DINO": "DINO (cosine)",
     "FID": "FID (reversed)",
     "IS": "Inception Score",
     "KID": "KID (reversed)",
 }
+MOST_BANDS, DODGE = 2, 0.14  # lines with bands in a panel; else the sideways step between bars, in steps of x
 RANK = "rank of the reconstruction (0 = most similar)"
 
 
@@ -145,12 +146,18 @@ def _looks(methods: Sequence[str]) -> dict[str, dict]:
 
 def _panel(axis: plt.Axes, rows: pd.DataFrame, looks: dict[str, dict]) -> None:
     dashes = iter(DASHES * len(looks))
+    lines = rows[rows.x.notna()].method.unique().tolist()
     for method, look in looks.items():
         own = rows[rows.method == method]
         line, level = own[own.x.notna()].sort_values("x"), own[own.x.isna()]
-        if len(line):
+        if len(line) and len(lines) <= MOST_BANDS:
             axis.plot(line.x, line.value, markersize=4, **look)
             axis.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
+        elif len(line):  # more bands than that are one grey cloud; bars stand side by side
+            step = line.x.diff().median() if len(line) > 1 else 1.0
+            shift = DODGE * (lines.index(method) - (len(lines) - 1) / 2) * step
+            axis.plot(line.x + shift, line.value, markersize=4, linewidth=1.2, **look)
+            axis.vlines(line.x + shift, line.low, line.high, color=look["color"], alpha=0.5, linewidth=1)
         elif len(level):
             axis.axhline(
                 level.value.iloc[0], color=look["color"], linestyle=next(dashes), linewidth=1.2, label=look["label"]
