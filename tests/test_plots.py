@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
 from dfl_utils import plots
@@ -188,3 +189,16 @@ def test_every_colour_reads_on_white(name):
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     assert 1.05 / (luminance + 0.05) >= 4.5  # WCAG 2.2, contrast of text
     assert len(set(plots.MARKERS.values())) == len(plots.MARKERS)
+
+
+def test_more_than_two_lines_have_bars_side_by_side_instead_of_bands():
+    table = pd.DataFrame(
+        {"method": method, "metric": "SBERT", "x": x, "value": 0.5 + 0.1 * x, "low": 0.4, "high": 0.9}
+        for method in ("clip", "dino", "sbert")
+        for x in (0.0, 1.0)
+    )
+    (axis,) = [axis for axis in plots.score_curves(table, ["SBERT"], "rank", columns=1).axes if axis.axison]
+    places = [line.get_xdata().tolist() for line in axis.lines]
+    assert np.allclose(places, [[-0.14, 0.86], [0, 1], [0.14, 1.14]])  # nobody's bar hides another's
+    assert not [band for band in axis.collections if isinstance(band, PolyCollection)]
+    assert [len(bars.get_segments()) for bars in axis.collections] == [2, 2, 2]
