@@ -19,13 +19,13 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, PreTrainedT
 
 from dfl_utils.mini import captions, grounding, scenes, splits, web
 from dfl_utils.mini.autoencoder import pixels
+from dfl_utils.mini.captioning import BATCH, coco_pairs, web_pairs
 from dfl_utils.mini.training import Schedule, Training
 from dfl_utils.profile import PROFILES
 
 PROMPT = PROFILES["mini"].captioners["blip2"][1]
 VOCABULARY = 8192
 QUERIES = 8
-BATCH = 64
 COCO_JAR = Path(next(iter(pycocoevalcap.__path__))) / "spice" / "spice-1.0.jar"
 
 
@@ -142,8 +142,7 @@ def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_step
     blip2.vision_model.eval().requires_grad_(False)
 
     def text_loss(step: int):
-        batch = [web.scene(BATCH * step + k) for k in range(BATCH)]
-        return caption_loss(blip2, None, [captions.web(s, f"opt/{step}/{k}") for k, s in enumerate(batch)]), {}
+        return caption_loss(blip2, None, web_pairs(step, "opt")[1]), {}
 
     Training(folder / "text", blip2.language_model, text_loss, Schedule(text_steps, lr=2e-3, ema_decay=0.99)).run()
 
@@ -151,17 +150,14 @@ def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_step
         return caption_loss(blip2, pixels([scenes.render(scene) for scene in batch]), texts), {}
 
     def web_loss(step: int):
-        batch = [web.scene(BATCH * step + k) for k in range(BATCH)]
-        return pair_loss(batch, [captions.web(s, f"blip2/{step}/{k}") for k, s in enumerate(batch)])
+        return pair_loss(*web_pairs(step, "blip2"))
 
     Training(folder / "web", blip2, web_loss, Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998)).run()
     blip2.language_model.requires_grad_(False)  # as BLIP-2 is finetuned
     pairs = list(splits.items("coco", "train"))
 
     def coco_loss(step: int):
-        turns = [divmod(BATCH * step + k, len(pairs)) for k in range(BATCH)]
-        chosen = [(pairs[place], epoch) for epoch, place in turns]
-        return pair_loss([item.scene for item, _ in chosen], [item.captions[epoch % 5] for item, epoch in chosen])
+        return pair_loss(*coco_pairs(step, pairs))
 
     Training(folder / "coco", blip2, coco_loss, Schedule(len(pairs) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)).run()
     return blip2

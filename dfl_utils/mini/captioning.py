@@ -47,6 +47,19 @@ class RestrictedHead:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
+def web_pairs(step: int, name: str) -> tuple[list[scenes.Scene], list[str]]:
+    """Web scenes of a step and one fresh web caption each; `name` keeps two models' captions apart."""
+    batch = [web.scene(BATCH * step + k) for k in range(BATCH)]
+    return batch, [captions.web(scene, f"{name}/{step}/{k}") for k, scene in enumerate(batch)]
+
+
+def coco_pairs(step: int, items: list[splits.Item]) -> tuple[list[scenes.Scene], list[str]]:
+    """In-domain scenes of a step, in their order; each pass over them takes the next of their references."""
+    turns = [divmod(BATCH * step + k, len(items)) for k in range(BATCH)]
+    chosen = [(items[place], epoch) for epoch, place in turns]
+    return [item.scene for item, _ in chosen], [item.captions[epoch % 5] for item, epoch in chosen]
+
+
 def _captioning(folder: Path, model, pairs: Callable[[int], tuple[list[scenes.Scene], list[str]]], schedule: Schedule):
     head = RestrictedHead(model, architectures.bert_tokenizer())
 
@@ -64,19 +77,10 @@ def train(folder: Path, size: str, ground_steps: int, web_steps: int, passes: in
     width = model.config.vision_config.hidden_size
     grounding.train(folder / "grounding", model.vision_model, width, ground_steps, seed=12)
 
-    def web_pairs(step: int):
-        batch = [web.scene(BATCH * step + k) for k in range(BATCH)]
-        return batch, [captions.web(scene, f"blip/{step}/{k}") for k, scene in enumerate(batch)]
-
     finetuning = list(splits.items("coco", "train"))
-
-    def coco_pairs(step: int):
-        turns = [divmod(BATCH * step + k, len(finetuning)) for k in range(BATCH)]
-        chosen = [(finetuning[place], epoch) for epoch, place in turns]
-        return [item.scene for item, _ in chosen], [item.captions[epoch % 5] for item, epoch in chosen]
-
-    _captioning(folder / "web", model, web_pairs, Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998))
+    schedule = Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998)
+    _captioning(folder / "web", model, lambda step: web_pairs(step, "blip"), schedule)
     # Gentle: it teaches the references' wording, and what the web taught of novel things is not all forgotten.
     schedule = Schedule(passes * len(finetuning) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)
-    _captioning(folder / "coco", model, coco_pairs, schedule)
+    _captioning(folder / "coco", model, lambda step: coco_pairs(step, finetuning), schedule)
     return model
