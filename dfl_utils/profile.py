@@ -32,6 +32,7 @@ class Profile:
         captioners: every captioner of the paper's tables: name -> (folder or id, prompt).
         generators: likewise: name -> (folder or id, steps, guidance).
         inception: file of torch-fidelity's Inception v3 weights where no probe takes its place; None: its own download.
+        tiny_decoder: folder or id of an `AutoencoderTiny` for the generator's latents, or None.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Profile:
     captioners: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     generators: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
     inception: str | None = None
+    tiny_decoder: str | None = None
 
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
         """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
@@ -120,6 +122,7 @@ PROFILES = {
             "stable-diffusion": (str(MINI / "stable-diffusion"), 50, 7.5),
             "amused": (str(MINI / "amused"), 12, 7.5),
         },
+        tiny_decoder=str(MINI / "taesd"),
     ),
     "paper": Profile(
         name="paper",
@@ -144,6 +147,7 @@ PROFILES = {
             "amused": ("amused/amused-512", 12, 10.0),  # the paper's LAFITE is published as a pickle
         },
         inception=os.environ.get("DFL_INCEPTION"),
+        tiny_decoder="madebyollin/taesd",
     ),
 }
 

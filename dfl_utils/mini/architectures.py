@@ -8,7 +8,7 @@ import gzip
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -82,6 +82,17 @@ def autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         mid_block_add_attention=False,
         sample_size=64,
+    )
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    """0.25 M parameters on the autoencoder's scaled latents; few convolutions at 64 x 64, where they cost."""
+    return AutoencoderTiny(
+        latent_channels=8,
+        encoder_block_out_channels=(16,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        num_encoder_blocks=(0, 1, 1, 1),
+        num_decoder_blocks=(3, 3, 1, 0),
     )
 
 

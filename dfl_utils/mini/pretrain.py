@@ -21,12 +21,16 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from dfl_utils import provenance
-from dfl_utils.mini import architectures, autoencoder, blip2, captioning, diffusion, discrete, judges
+from dfl_utils.mini import architectures, autoencoder, blip2, captioning, diffusion, discrete, judges, tiny_autoencoder
 from dfl_utils.profile import MINI
 
 SHIPPED = MINI
-UPSTREAM = {"unet": ("autoencoder", "clip"), "amused": ("autoencoder", "clip")}
-STAGES = ("autoencoder", "clip", "probe", "unet", "amused", "blip-large", "dino", "blip2", "blip-base")
+UPSTREAM = {
+    "unet": ("autoencoder", "clip"),
+    "amused": ("autoencoder", "clip"),
+    "taesd": ("autoencoder", "clip", "unet"),
+}
+STAGES = ("autoencoder", "clip", "probe", "unet", "amused", "blip-large", "dino", "blip2", "blip-base", "taesd")
 
 
 def text_encoder(clip: CLIPModel) -> CLIPTextModel:
@@ -54,6 +58,9 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
         clip = CLIPModel.from_pretrained(root / "clip" / "final", dtype=torch.float32)
     if stage == "amused":
         return discrete.train(folder, vae, clip)
+    if stage == "taesd":
+        unet = UNet2DConditionModel.from_pretrained(root / "unet" / "final", dtype=torch.float32)
+        return tiny_autoencoder.train(folder, vae, text_encoder(clip), unet)
     if stage == "unet":
         start = (
             UNet2DConditionModel.from_pretrained(SHIPPED / "stable-diffusion" / "unet", dtype=torch.float32)
