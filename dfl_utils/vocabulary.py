@@ -1,0 +1,237 @@
+"""The tokenizer transformation: one token of the generator for every token of the captioner (Section 5, Appendix G)."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from dfl_utils import alignment, synonyms
+from dfl_utils.alignment import Votes
+
+INNER, SPACE, END = "##", "Ġ", "</w>"  # WordPiece's inner piece, the space of a byte-level word, CLIP's end of a word
+NEUTRAL = f",{END}"  # for what has no characters that CLIP reads: a pause names nothing
+# Ends of an inflected word and what stands for them in its stem.
+ENDINGS = (
+    *(("s", ""), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
+    *(("er", ""), ("ers", ""), ("ly", "")),
+)
+SHORTEST_STEM = 3
+HOW = ("special", "rule", "learned", "nearest", "piece")
+BYTES = bytes_to_unicode()
+ORDINALS = {character: byte for byte, character in BYTES.items()}
+LOWER = {ord("A") + k: ord("a") + k for k in range(26)}  # of a byte-level token: its other characters are bytes
+
+
+@dataclass(frozen=True)
+class VocabularyMap:
+    """A hard-coded map of vocabularies, as a gather: row v of `table[map.index]` stands for captioner token v.
+
+    Attributes:
+        index: (V_captioner,) int64, a generator token for every row of the captioner's embeddings.
+        how: what chose it, one of `HOW` a row: the role of a special token; the rule of strings (`w` -> `w</w>`,
+            `##x` -> `x</w>`); the captions, where they spoke against the rule or it had no answer; the nearest word
+            by meaning; the longest piece into which the generator's tokenizer cuts the token.
+        captioner, generator: fingerprints of the two vocabularies.
+        generator_size: number of the generator's tokens.
+
+    Raises:
+        ValueError: an index that points outside of the generator's vocabulary.
+    """
+
+    index: Tensor
+    how: tuple[str, ...]
+    captioner: str
+    generator: str
+    generator_size: int
+
+    def __post_init__(self):
+        if len(self.index) != len(self.how) or not set(self.how) <= set(HOW):
+            raise ValueError(f"index has {len(self.index):,} rows and how {len(self.how):,}: give one of HOW a row.")
+        if self.index.min() < 0 or self.index.max() >= self.generator_size:
+            raise ValueError(f"index points outside of the generator's {self.generator_size:,} tokens.")
+
+    @classmethod
+    def make(
+        cls,
+        captioner_tokenizer: PreTrainedTokenizerBase,
+        generator_tokenizer: PreTrainedTokenizerBase,
+        captions: Sequence[str] | Votes = (),
+        *,
+        vocab_size: int | None = None,
+        covering: bool = True,
+        by_meaning: bool = True,
+    ) -> "VocabularyMap":
+        """Map by role, by captions, by string, by meaning, and by piece: the first that has an answer.
+
+        A token that the captions hold becomes the generator token that covers its characters in more than half of its
+        occurrences (so `gi`, `##raf`, `##fe` become `giraffe</w>` each, not three pieces without a meaning); else the
+        one that most often stands for exactly its characters; else, for a word that is always cut, its stem (`zebra`
+        for `zebras`), or the longest piece of it that in more than half of its own occurrences is a piece of just this
+        word (`compu` for `computer`).
+        The generator's unknown token, which in CLIP is end-of-text, is never chosen for a token that has content.
+
+        Args:
+            captioner_tokenizer: WordPiece (BLIP) or byte-level BPE (BLIP-2).
+            generator_tokenizer: CLIP's BPE.
+            captions: training captions to learn from, cased as the captioner writes them, or their votes.
+            vocab_size: rows of the captioner's embeddings; those beyond the tokenizer become end-of-text.
+            covering: False learns from equal characters alone, so that pieces stay pieces.
+            by_meaning: False leaves the nearest word by GloVe out, and its word list unread.
+
+        Raises:
+            ValueError: a tokenizer without character positions, a generator's without ends of words, a `vocab_size`
+                below the captioner's.
+        """
+        rows = len(captioner_tokenizer) if vocab_size is None else vocab_size
+        _check_rows(rows, len(captioner_tokenizer))
+        targets = _targets(generator_tokenizer)
+        special = _special(captioner_tokenizer, generator_tokenizer, targets)
+        bodies = {token: body for token, body in bodies_of(captioner_tokenizer).items() if token not in special}
+        ruled = {token: targets[key] for token, body in bodies.items() if (key := _key(body, targets))}
+        if not isinstance(captions, Votes):
+            captions = alignment.count(captioner_tokenizer, generator_tokenizer, captions)
+        learned = _learned(captions, targets, covering, _words(captioner_tokenizer, bodies))
+        learned = {t: target for t, target in learned.items() if t in bodies and ruled.get(t) != target}
+        left = {token: body for token, body in bodies.items() if token not in ruled and token not in learned}
+        meant = synonyms.nearest(_words(captioner_tokenizer, left), generator_tokenizer) if by_meaning else {}
+        left = {token: body for token, body in left.items() if token not in meant}
+        pieces = _longest_pieces(left, generator_tokenizer, targets)
+        index, how = np.full(rows, generator_tokenizer.eos_token_id, dtype=np.int64), ["special"] * rows
+        for name, chosen in zip(HOW, (special, ruled, learned, meant, pieces), strict=True):
+            for token, target in chosen.items():
+                index[token], how[token] = target, name
+        prints = fingerprint(captioner_tokenizer), fingerprint(generator_tokenizer)
+        return cls(torch.from_numpy(index), tuple(how), *prints, len(generator_tokenizer))
+
+    def check(self, captioner: PreTrainedTokenizerBase | int, generator: PreTrainedTokenizerBase | int) -> None:
+        """Refuse models of other vocabularies than the map's.
+
+        Args:
+            captioner: its tokenizer, or the number of rows of its embeddings.
+            generator: likewise.
+
+        Raises:
+            ValueError: another vocabulary, or another number of rows.
+        """
+        sides = {"captioner": (captioner, len(self.index)), "generator": (generator, self.generator_size)}
+        for role, (found, size) in sides.items():
+            if isinstance(found, int):
+                same, text = found == size, f"{found:,} tokens and the map was made for {size:,}"
+            else:
+                same = fingerprint(found) == getattr(self, role)
+                text = f"{len(found):,} tokens and others than the map was made for"
+            if not same:
+                raise ValueError(f"The {role} has {text}: make the map with VocabularyMap.make of these two models.")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the map, for the keys of the run store."""
+        return hashlib.sha256(self.index.numpy().tobytes() + self.generator.encode()).hexdigest()
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a tokenizer's tokens and their numbers."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _check_rows(rows: int, tokens: int) -> None:
+    if rows < tokens:
+        raise ValueError(f"vocab_size is {rows:,} and the captioner's tokenizer has {tokens:,} tokens: give the "
+                         "number of rows of its model's embeddings.")  # fmt: skip
+
+
+def _targets(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The generator's tokens but for its special ones; ValueError where none says that a word ends."""
+    special = set(tokenizer.all_special_ids)
+    targets = {token: index for token, index in tokenizer.get_vocab().items() if index not in special}
+    if NEUTRAL not in targets:
+        raise ValueError(
+            f"The generator's {type(tokenizer).__name__} has no token {NEUTRAL!r}: the map is made for CLIP's "
+            "byte-pair tokenizer, whose words end in </w>."
+        )
+    return targets
+
+
+def _special(captioner, generator, targets: Mapping[str, int]) -> dict[int, int]:
+    """Special tokens: what begins becomes start-of-text, an unread word a pause, every other end-of-text."""
+    ends = {token for token, added in captioner.added_tokens_decoder.items() if added.special}
+    ends |= {token for body, token in captioner.get_vocab().items() if body.startswith("[unused")}
+    roles = dict.fromkeys(ends | set(captioner.all_special_ids), generator.eos_token_id)
+    roles |= dict.fromkeys([captioner.bos_token_id, captioner.cls_token_id], generator.bos_token_id)
+    roles |= {captioner.unk_token_id: targets[NEUTRAL]}
+    # Last: in OPT one token begins, ends and is unknown, and a caption can only end in it.
+    roles |= dict.fromkeys(
+        [captioner.eos_token_id, captioner.sep_token_id, captioner.pad_token_id], generator.eos_token_id
+    )
+    roles.pop(None, None)
+    return roles
+
+
+def _byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return any(token.startswith(SPACE) for token in tokenizer.get_vocab())
+
+
+def bodies_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Each token's characters without the marks of its tokenizer, in CLIP's alphabet of bytes, lower case."""
+    if _byte_level(tokenizer):
+        plain = {k: token.removeprefix(SPACE).removesuffix(END) for token, k in tokenizer.get_vocab().items()}
+        return {k: token.translate(LOWER) for k, token in plain.items()}
+    plain = {k: token.removeprefix(INNER) for token, k in tokenizer.get_vocab().items()}
+    return {k: "".join(BYTES[byte] for byte in token.lower().encode()) for k, token in plain.items()}
+
+
+def _key(body: str, targets: Mapping[str, int]) -> str | None:
+    """The rule: the same characters as the end of a word, else inside of one."""
+    return next((key for key in (body + END, body) if key in targets), None)
+
+
+def _learned(votes: Votes, targets: Mapping[str, int], covering: bool, words: Mapping[int, str]) -> dict[int, int]:
+    """What the captions say of each token that they hold; see `VocabularyMap.make`."""
+    names = {index: name for name, index in targets.items()}
+    covers = {pair: n for pair, n in votes.within.items() if 2 * n > votes.sources[pair[0]]} if covering else {}
+    own = [pair for pair, n in votes.parts.items() if 2 * n > votes.targets[pair[1]]]
+    # Of equally long pieces the rarer, whose id is larger: it says more.
+    pieces = {pair: len(names.get(pair[1], "").removesuffix(END)) + pair[1] / 10**6 for pair in own}
+    stems = {token: targets[key] for token in votes.sources if (key := _stem(words.get(token, ""), targets))}
+    return _most(pieces, names) | stems | _most(votes.equal, names) | _most(covers, names)
+
+
+def _stem(word: str, targets: Mapping[str, int]) -> str | None:
+    """The whole word of the generator of which this is an inflection, the first that `ENDINGS` finds."""
+    stems = [word.removesuffix(end) + instead for end, instead in ENDINGS if word.endswith(end)]
+    return next((stem + END for stem in stems if len(stem) >= SHORTEST_STEM and stem + END in targets), None)
+
+
+def _most(votes: Mapping[tuple[int, int], float], names: Mapping[int, str]) -> dict[int, int]:
+    """The target of the most votes for each token, the smaller id of equals; special tokens are none."""
+    best: dict[int, tuple[float, int]] = {}
+    for (token, target), number in votes.items():
+        if target in names:
+            best[token] = max(best.get(token, (0, 0)), (number, -target))
+    return {token: -target for token, (_, target) in best.items()}
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, bodies: Mapping[int, str]) -> dict[int, str]:
+    """Those tokens that may be a whole word of letters: no inner pieces."""
+    byte_level, names = _byte_level(tokenizer), tokenizer.convert_ids_to_tokens(list(bodies))
+    return {
+        token: body
+        for (token, body), name in zip(bodies.items(), names, strict=True)
+        if body.isascii() and body.isalpha() and (name.startswith(SPACE) if byte_level else not name.startswith(INNER))
+    }
+
+
+def _longest_pieces(bodies: Mapping[int, str], generator, targets: Mapping[str, int]) -> dict[int, int]:
+    """The longest token of the generator's own cut, the first of equals; a pause where it reads nothing."""
+    texts = [bytes(ORDINALS[c] for c in body).decode(errors="ignore") for body in bodies.values()]
+    cuts = generator(texts, add_special_tokens=False).input_ids if texts else []
+    names, found = {index: token for token, index in targets.items()}, {}
+    for token, cut in zip(bodies, cuts, strict=True):
+        known = [piece for piece in cut if piece in names]
+        found[token] = max(known, key=lambda k: len(names[k].removesuffix(END)), default=targets[NEUTRAL])
+    return found

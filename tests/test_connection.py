@@ -1,0 +1,188 @@
+"""The differentiable connection: one-hot distributions are the ordinary prompt, all others a mixture of its rows."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dfl_utils import connection, profile
+from dfl_utils.finetuned import load_pipeline
+
+# Different lengths in one batch, and one whose tokens fill every position between [BOS] and [EOS].
+PROMPTS = ["a red key", "two small yellow houses left of a big blue cow in the center", "key " * 30]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline(profile.load("mini"))
+
+
+@pytest.fixture(scope="module")
+def encoder(pipeline):
+    return pipeline.text_encoder
+
+
+@pytest.fixture(scope="module")
+def table(encoder):
+    return encoder.get_input_embeddings().weight
+
+
+@pytest.fixture(scope="module")
+def length(pipeline):
+    return pipeline.tokenizer.model_max_length
+
+
+@pytest.fixture(scope="module")
+def ends(pipeline):
+    tokenizer = pipeline.tokenizer
+    return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
+@pytest.fixture(scope="module")
+def tokens(pipeline):
+    return [torch.tensor(pipeline.tokenizer(text, add_special_tokens=False).input_ids) for text in PROMPTS]
+
+
+def prompt_of(pipeline, texts):
+    """What Stable Diffusion itself hands to its U-Net."""
+    return pipeline.encode_prompt(texts, "cpu", 1, do_classifier_free_guidance=False)[0]
+
+
+# --- soft path = hard path --------------------------------------------------------------------------------
+def test_the_embeddings_of_tokens_are_encoded_as_the_tokens(encoder, table):
+    ids = torch.randint(49_000, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        connection.soft_encode(encoder, table[ids]), encoder(ids).last_hidden_state, atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-6])
+def test_one_hot_distributions_give_the_ordinary_prompt(pipeline, encoder, table, length, ends, tokens, threshold):
+    """Token v of a captioner of 50 words stands for `index[v]`; every word of the prompts is one of them."""
+    words = torch.cat(tokens).unique()
+    index = torch.cat([words, torch.zeros(50 - len(words), dtype=torch.long)])
+    spoken = torch.cat([(row.unsqueeze(1) == words).long().argmax(1) for row in tokens])
+    embeds = connection.mapped_embeds(F.one_hot(spoken, 50).float(), index, table, threshold)
+    prompt = connection.soft_prompt(encoder, embeds, [len(row) for row in tokens], length, ends)
+    torch.testing.assert_close(prompt, prompt_of(pipeline, PROMPTS), atol=1e-6, rtol=0)
+
+
+def test_a_sure_captioner_speaks_its_tokens(pipeline, encoder, table, length, ends, tokens):
+    """Logits 100 above the rest are a one-hot distribution in fp32."""
+    counts = [len(row) for row in tokens]
+    told = connection.distributions(100 * F.one_hot(torch.cat(tokens), len(table)).float())
+    embeds = connection.mapped_embeds(told, torch.arange(len(table)), table)
+    prompt = connection.soft_prompt(encoder, embeds, counts, length, ends)
+    torch.testing.assert_close(prompt, prompt_of(pipeline, PROMPTS), atol=1e-6, rtol=0)
+
+
+def test_a_caption_is_encoded_the_same_beside_any_other(encoder, table, length, ends, tokens):
+    counts = [len(row) for row in tokens]
+    together = connection.soft_prompt(encoder, table[torch.cat(tokens)], counts, length, ends)
+    turned = connection.soft_prompt(encoder, table[torch.cat(tokens[::-1])], counts[::-1], length, ends)
+    torch.testing.assert_close(turned.flip(0), together, atol=1e-6, rtol=0)
+    alone = connection.soft_prompt(encoder, table[tokens[1]], counts[1:2], length, ends)
+    torch.testing.assert_close(alone[0], together[1], atol=1e-6, rtol=0)
+
+
+def test_the_tokenizers_ends_count_and_its_own_padding(encoder, table):
+    """A later Stable Diffusion pads with `!`, and v1's published text encoder names two wrong tokens as its ends."""
+    bos, eos, pad = 49406, 49407, 0
+    ids = torch.tensor([[bos, 5, 6, eos, pad, pad], [bos, 7, eos, pad, pad, pad]])
+    found = connection.soft_prompt(encoder, table[torch.tensor([5, 6, 7])], [2, 1], 6, (bos, eos, pad))
+    torch.testing.assert_close(found, encoder(ids).last_hidden_state, atol=1e-6, rtol=0)
+
+
+def test_the_gradient_reaches_the_tokens_and_not_the_table(encoder, table, length, ends):
+    embeds = table[torch.tensor([320, 736])].clone().requires_grad_(True)
+    connection.soft_prompt(encoder, embeds, [2], length, ends).square().sum().backward()
+    assert (embeds.grad.abs().sum(1) > 0).all() and table.grad is None
+
+
+def test_a_caption_that_does_not_fit_is_refused(encoder, table, length, ends):
+    with pytest.raises(ValueError, match="31 tokens does not fit the generator, which reads 32.*shorten it"):
+        connection.soft_prompt(encoder, table[:31], [31], length, ends)
+
+
+# --- the vocabulary map as a gather -----------------------------------------------------------------------
+@pytest.fixture
+def mixture():
+    """Four distributions over eleven captioner tokens, a map onto five generator tokens, their embeddings."""
+    stream = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(4, 11, generator=stream)
+    return logits.softmax(-1), torch.randint(5, (11,), generator=stream), torch.randn(5, 3, generator=stream)
+
+
+def test_the_mean_over_the_vocabulary_by_a_loop(mixture):
+    probabilities, index, table = mixture
+    by_hand = torch.zeros(4, 3)
+    for n in range(4):
+        for token in range(11):
+            by_hand[n] += probabilities[n, token] * table[index[token]]
+    torch.testing.assert_close(connection.mapped_embeds(probabilities, index, table), by_hand)
+
+
+def test_the_gather_is_the_product_with_the_dense_map(mixture):
+    probabilities, index, table = mixture
+    dense = F.one_hot(index, 5).float()  # M of Section 4.1
+    torch.testing.assert_close(connection.mapped_embeds(probabilities, index, table), probabilities @ dense @ table)
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.1, 0.3])
+def test_what_a_threshold_leaves_out_is_bounded(mixture, threshold):
+    """A dropped column holds at most `threshold` a row: the embedding moves by that mass times the longest row."""
+    probabilities, index, table = mixture
+    exact = connection.mapped_embeds(probabilities, index, table)
+    found = connection.mapped_embeds(probabilities, index, table, threshold)
+    dropped = (probabilities.amax(0) <= threshold).sum()
+    assert dropped > 0
+    assert (found - exact).norm(dim=1).max() <= dropped * threshold * table.norm(dim=1).max()
+
+
+def test_a_column_that_one_row_needs_is_kept_for_all(mixture):
+    _, index, table = mixture
+    probabilities = torch.eye(11)[:2] * 0.9 + torch.eye(11)[[1, 0]] * 0.1
+    exact = connection.mapped_embeds(probabilities, index, table)
+    torch.testing.assert_close(connection.mapped_embeds(probabilities, index, table, 0.5), exact, atol=0, rtol=1e-6)
+
+
+# --- drawn words ------------------------------------------------------------------------------------------
+def stream(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_softmax_is_the_papers_connection():
+    logits = torch.tensor([[0.0, torch.log(torch.tensor(3.0))]])
+    torch.testing.assert_close(connection.distributions(logits), torch.tensor([[0.25, 0.75]]))
+
+
+def test_a_draw_is_one_token():
+    logits = torch.randn(200, 30, generator=stream())
+    drawn = connection.distributions(logits, "gumbel", generator=stream(1))
+    assert torch.equal(drawn.round(), F.one_hot(drawn.argmax(1), 30).float())
+    torch.testing.assert_close(drawn, drawn.round(), atol=1e-6, rtol=0)
+    assert torch.equal(drawn, connection.distributions(logits, "gumbel", generator=stream(1)))
+    assert not torch.equal(drawn, connection.distributions(logits, "gumbel", generator=stream(2)))
+
+
+def test_words_are_drawn_as_often_as_the_captioner_says():
+    share = torch.tensor([0.6, 0.3, 0.1])
+    draws = connection.distributions(share.log().expand(4000, 3), "gumbel", generator=stream()).mean(0)
+    assert ((draws - share).abs() < 5 * (share * (1 - share) / 4000).sqrt()).all()  # five standard errors
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_gradient_of_a_draw_is_that_of_the_softmax_behind_it(temperature):
+    logits = torch.randn(6, 9, generator=stream(), dtype=torch.float64).requires_grad_(True)
+    upstream = torch.randn(6, 9, generator=stream(3), dtype=torch.float64)
+    drawn = connection.distributions(logits, "gumbel", temperature, stream(1))
+    (found,) = torch.autograd.grad((drawn * upstream).sum(), logits)
+    gumbel = -(-torch.rand(6, 9, generator=stream(1)).log()).log()
+    soft = ((logits.detach() + gumbel) / temperature).softmax(-1)
+    by_hand = soft * (upstream - (soft * upstream).sum(1, keepdim=True)) / temperature  # the softmax's Jacobian
+    torch.testing.assert_close(found, by_hand, atol=1e-6, rtol=1e-5)
+    assert torch.equal(drawn.argmax(1), soft.argmax(1))
+
+
+def test_an_unknown_connection_is_refused():
+    with pytest.raises(ValueError, match="connection 'argmax': choose one of softmax, gumbel"):
+        connection.distributions(torch.zeros(1, 2), "argmax")

@@ -1,0 +1,421 @@
+"""The tokenizer transformation: maps and alignments worked out by hand, the census, drawings of token ids."""
+
+import importlib.util
+import runpy
+import zipfile
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+from dfl_utils import (
+    alignment,
+    census,
+    coco_captions,
+    connection,
+    profile,
+    provenance,
+    synonyms,
+    token_drawings,
+    transport,
+)
+from dfl_utils.alignment import Votes
+from dfl_utils.census import Census, Cuts
+from dfl_utils.profile import MINI
+from dfl_utils.ranking import bootstrap_interval
+from dfl_utils.store import RunStore
+from dfl_utils.vocabulary import HOW, VocabularyMap
+from dfl_utils.workshop import Workshop
+
+CAPTIONS = ["a giraffe eats leaves", "two giraffes and a giraffe", "a man at a computer", "A dog, and two cats."]
+
+
+def tokenizer(name: str):
+    return AutoTokenizer.from_pretrained(MINI / name, local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return tokenizer("blip-base")
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizer("blip2")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tokenizer("stable-diffusion/tokenizer")
+
+
+def make(ours, theirs, captions=(), **options) -> VocabularyMap:
+    return VocabularyMap.make(ours, theirs, captions, **{"by_meaning": False} | options)
+
+
+@pytest.fixture(scope="module")
+def ruled(bert, clip):
+    return make(bert, clip)
+
+
+@pytest.fixture(scope="module")
+def ruled_bpe(bpe, clip):
+    return make(bpe, clip)
+
+
+@pytest.fixture(scope="module")
+def learned(bert, clip):
+    return make(bert, clip, CAPTIONS)
+
+
+def becomes(made, ours, theirs, token: str) -> tuple[str, str]:
+    index = ours.get_vocab()[token]
+    return theirs.convert_ids_to_tokens(int(made.index[index])), made.how[index]
+
+
+# --- the rule ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("token", "target"),
+    [
+        ("dog", "dog</w>"),
+        ("##ing", "ing</w>"),
+        (",", ",</w>"),
+        ("7", "7</w>"),
+        ("##raf", "raf</w>"),
+        ("kazakh", "kazakh"),  # CLIP has it inside of words alone
+        ("£", "Â£</w>"),  # two bytes, in CLIP's letters for them
+    ],
+)
+def test_a_wordpiece_follows_the_rule(ruled, bert, clip, token, target):
+    assert becomes(ruled, bert, clip, token) == (target, "rule")
+
+
+@pytest.mark.parametrize(
+    ("token", "target", "how"),
+    [
+        ("Ġdog", "dog</w>", "rule"),
+        ("s", "s</w>", "rule"),
+        ("A", "a</w>", "rule"),
+        ("</s>", "<|endoftext|>", "special"),
+        ("<pad>", "<|endoftext|>", "special"),
+        ("Ġ", ",</w>", "piece"),  # nothing that CLIP reads
+    ],
+)
+def test_a_byte_level_token_follows_the_rule(ruled_bpe, bpe, clip, token, target, how):
+    assert becomes(ruled_bpe, bpe, clip, token) == (target, how)
+
+
+@pytest.mark.parametrize(
+    ("token", "target"),
+    [
+        ("[SEP]", "<|endoftext|>"),
+        ("[PAD]", "<|endoftext|>"),
+        ("[DEC]", "<|startoftext|>"),
+        ("[CLS]", "<|startoftext|>"),
+        ("[unused5]", "<|endoftext|>"),
+        ("[UNK]", ",</w>"),
+    ],
+)
+def test_special_tokens_keep_their_parts(ruled, bert, clip, token, target):
+    assert becomes(ruled, bert, clip, token) == (target, "special")
+
+
+@pytest.mark.parametrize("name", ["learned", "ruled_bpe"])
+def test_a_token_with_content_never_becomes_unknown(name, clip, request):
+    made = request.getfixturevalue(name)
+    content = torch.tensor([how != "special" for how in made.how])
+    assert not set(made.index[content].tolist()) & set(clip.all_special_ids)
+    assert set(made.how) <= set(HOW)
+
+
+def test_a_token_without_counterpart_becomes_its_longest_piece(ruled, bert, clip):
+    assert clip.tokenize("computer") == ["compu", "ter</w>"]
+    assert becomes(ruled, bert, clip, "computer") == ("compu", "piece")
+    assert becomes(ruled, bert, clip, "1990s") == ("1</w>", "piece")  # the first of equally long ones
+
+
+def test_spare_rows_end_the_text(bert, clip):
+    made = make(bert, clip, vocab_size=30_530)
+    assert made.index.shape == (30_530,) and made.index[30_524:].tolist() == [49_407] * 6
+    assert set(made.how[30_524:]) == {"special"}
+
+
+# --- learned from captions --------------------------------------------------------------------------------
+def test_pieces_become_the_word_that_covers_them(learned, bert, clip):
+    assert bert.tokenize("giraffe") == ["gi", "##raf", "##fe"] and clip.tokenize("giraffe") == ["giraffe</w>"]
+    assert [becomes(learned, bert, clip, token) for token in ("gi", "##raf", "##fe")] == [
+        ("giraffe</w>", "learned")
+    ] * 3
+    plain = make(bert, clip, CAPTIONS, covering=False)
+    assert becomes(plain, bert, clip, "gi") == ("gi</w>", "rule")
+
+
+def test_half_of_the_occurrences_is_no_majority(bert, clip):
+    half = make(bert, clip, ["a giraffe", "gi joe"])
+    assert becomes(half, bert, clip, "gi") == ("gi</w>", "rule")
+    assert becomes(make(bert, clip, ["a giraffe", "a giraffe", "gi joe"]), bert, clip, "gi")[1] == "learned"
+
+
+def test_the_majority_of_equal_characters_wins(bert, clip):
+    assert bert.tokenize("surfboard") == ["surf", "##board"] and clip.tokenize("surfboard") == ["surf", "board</w>"]
+    board, alone = ["a surfboard"], ["they surf"]
+    assert becomes(make(bert, clip, board * 2 + alone), bert, clip, "surf") == ("surf", "learned")
+    assert becomes(make(bert, clip, board + alone * 2), bert, clip, "surf") == ("surf</w>", "rule")
+
+
+def test_a_word_that_is_always_cut_becomes_the_piece_that_is_its_own(learned, bert, clip):
+    assert becomes(learned, bert, clip, "computer") == ("compu", "learned")
+    # Here most of `compu` belongs to the plural, and each keeps a piece of its own.
+    plural = make(bert, clip, ["computers", "computers", "computer"])
+    assert becomes(plural, bert, clip, "computers") == ("compu", "learned")
+    assert becomes(plural, bert, clip, "computer") == ("ter</w>", "learned")
+
+
+def test_an_inflected_word_that_is_always_cut_becomes_its_stem(bpe, clip):
+    assert clip.tokenize("zebras skating") == ["ze", "bras</w>", "sk", "ating</w>"]
+    made = make(bpe, clip, ["two zebras skating"])
+    found = [becomes(made, bpe, clip, token) for token in ("Ġzebras", "Ġskating")]
+    assert found == [("zebra</w>", "learned"), ("skate</w>", "learned")]
+
+
+def test_the_byte_level_space_is_no_part_of_a_word(bpe, clip):
+    assert bpe.tokenize(" cyan") == ["Ġcyan"] and clip.tokenize("cyan") == ["cy", "an</w>"]
+    votes = alignment.count(bpe, clip, ["a dog"])
+    pair = bpe.get_vocab()["Ġdog"], clip.get_vocab()["dog</w>"]
+    assert votes.equal[pair] == votes.within[pair] == votes.parts[pair] == 1
+    assert becomes(make(bpe, clip, ["a cyan dog"]), bpe, clip, "Ġcyan") == ("cy", "learned")
+
+
+def test_the_map_depends_on_the_captions_and_not_on_their_order(learned, ruled, bert, clip, monkeypatch):
+    monkeypatch.setattr(alignment, "CHUNK", 2)
+    votes = alignment.count(bert, clip, CAPTIONS[::-1])
+    again = make(bert, clip, votes)
+    assert torch.equal(learned.index, again.index) and learned.how == again.how
+    assert learned.fingerprint() == again.fingerprint() != ruled.fingerprint()
+
+
+def test_spans_are_those_of_the_texts(bert):
+    cut = alignment.spans(bert, ["a giraffe", "", "  two dogs"])
+    assert cut.counts.tolist() == [4, 0, 2]
+    assert bert.convert_ids_to_tokens(cut.ids) == ["a", "gi", "##raf", "##fe", "two", "dogs"]
+    text = " a giraffe" + " " + " two dogs"
+    assert [text[a:b] for a, b in zip(cut.starts, cut.ends, strict=True)] == ["a", "gi", "raf", "fe", "two", "dogs"]
+
+
+def test_tokens_that_cross_are_in_neither(bert):
+    def spans(*places):
+        starts, ends = np.array(places).T
+        return alignment.Spans(np.arange(len(places)), starts, ends, np.array([len(places)]))
+
+    ours, theirs = spans((1, 4), (4, 6)), spans((1, 3), (3, 6))
+    assert alignment.containing(ours, theirs).tolist() == [-1, 1]
+    assert alignment.containing(theirs, ours).tolist() == [0, -1]
+    votes = alignment.align(ours, theirs)
+    assert (votes.within, votes.parts, votes.equal) == (Counter({(1, 1): 1}), Counter({(0, 0): 1}), Counter())
+
+
+# --- nearest by meaning -----------------------------------------------------------------------------------
+def test_the_nearest_word_by_meaning(bert, clip):
+    found = synonyms.nearest({1: "dog", 2: "qwxzzy", 3: "limousine"}, clip)
+    assert clip.convert_ids_to_tokens([found[1], found[3]]) == ["dog</w>", "limo</w>"]
+    assert 2 not in found
+    assert becomes(make(bert, clip, by_meaning=True), bert, clip, "limousine") == ("limo</w>", "nearest")
+
+
+def test_vectors_are_read_only_where_a_word_is_missing(clip, monkeypatch):
+    monkeypatch.setattr(transport, "word_vectors", lambda words: pytest.fail("read"))
+    assert synonyms.nearest({}, clip) == {}
+
+
+# --- use --------------------------------------------------------------------------------------------------
+def test_a_one_hot_gather_is_the_ordinary_lookup(learned, bert, clip):
+    made = learned
+    table = torch.randn(len(clip), 8, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor(bert("a giraffe eats leaves", add_special_tokens=False).input_ids)
+    mixed = connection.mapped_embeds(F.one_hot(ids, len(made.index)).float(), made.index, table)
+    assert torch.equal(mixed, F.embedding(made.index[ids], table))
+
+
+def test_a_one_hot_caption_is_the_ordinary_prompt(learned, bert, clip):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    special = dict(bos_token_id=clip.bos_token_id, eos_token_id=clip.eos_token_id, pad_token_id=clip.pad_token_id)
+    encoder = CLIPTextModel(
+        CLIPTextConfig(vocab_size=len(clip), max_position_embeddings=clip.model_max_length, **sizes, **special)
+    ).eval()
+    made, texts = learned, ["a man on a surfboard", "two red dogs"]
+    rows = bert(texts, add_special_tokens=False).input_ids
+    assert [made.index[row].tolist() for row in rows[1:]] == clip(texts[1:], add_special_tokens=False).input_ids
+    chosen = F.one_hot(torch.tensor(sum(rows, [])), len(made.index)).float()
+    embeds = connection.mapped_embeds(chosen, made.index, encoder.get_input_embeddings().weight)
+    with torch.no_grad():
+        ends = clip.bos_token_id, clip.eos_token_id, clip.pad_token_id
+        soft = connection.soft_prompt(encoder, embeds, [len(row) for row in rows], clip.model_max_length, ends)
+        hard = encoder(token_drawings.prompt_ids(clip, [made.index[row].tolist() for row in rows]))[0]
+        own = encoder(clip(texts, padding="max_length", return_tensors="pt").input_ids)[0]
+    assert (soft - hard).abs().max() < 1e-6 and (soft[1] - own[1]).abs().max() < 1e-6
+
+
+def test_every_way_of_the_benchmark_is_the_same_function(monkeypatch, capsys):
+    bench = runpy.run_path(str(provenance.ROOT / "benchmarks" / "vocabulary.py"))
+    stream = torch.Generator().manual_seed(0)
+    index, table = torch.randint(7, (11,), generator=stream), torch.randn(7, 3, generator=stream)
+    probabilities = torch.randn(5, 11, generator=stream).softmax(-1)
+    known = bench["ways"](index, table)
+    assert list(known) == ["gather", "index_add", "sparse matrix", "dense matrix"]
+    for way in known.values():
+        torch.testing.assert_close(way(probabilities), probabilities @ table[index])
+    monkeypatch.setitem(bench["ways"].__globals__, "free_memory", lambda: 0)
+    assert "dense matrix" not in bench["ways"](index, table)
+    assert "the dense matrix of 11 x 7 is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("captioner", "generator", "message"),
+    [
+        ("bpe", "clip", "The captioner has 8,192 tokens and others"),
+        ("bert", "bert", "The generator has 30,524 tokens and others"),
+        (8192, "clip", "The captioner has 8,192 tokens and the map was made for 30,524"),
+        (30_524, 1000, "The generator has 1,000 tokens and the map was made for 49,408"),
+    ],
+)
+def test_models_of_other_vocabularies_are_refused(ruled, captioner, generator, message, request):
+    ruled.check(request.getfixturevalue("bert"), request.getfixturevalue("clip"))
+    ruled.check(30_524, 49_408)
+    sides = (request.getfixturevalue(s) if isinstance(s, str) else s for s in (captioner, generator))
+    with pytest.raises(ValueError, match=message):
+        ruled.check(*sides)
+
+
+def test_what_cannot_be_mapped_is_refused(bert, clip):
+    with pytest.raises(ValueError, match="vocab_size is 100 and the captioner's tokenizer has 30,524"):
+        make(bert, clip, vocab_size=100)
+    with pytest.raises(ValueError, match="has no token ',</w>'"):
+        make(clip, bert)
+    with pytest.raises(ValueError, match="keeps no character positions"):
+        alignment.spans(SimpleNamespace(), ["a dog"])
+    with pytest.raises(ValueError, match="points outside"):
+        VocabularyMap(torch.tensor([5]), ("rule",), "", "", 5)
+    with pytest.raises(ValueError, match="one of HOW a row"):
+        VocabularyMap(torch.tensor([5]), ("guess",), "", "", 9)
+
+
+# --- the census -------------------------------------------------------------------------------------------
+def test_the_same_set_is_not_the_same_list():
+    strings = np.arange(4), np.arange(4)
+    cuts = Cuts(np.array([1, 2, 1, 3, 2]), np.array([3, 0, 2])), Cuts(np.array([1, 2, 3, 1]), np.array([2, 0, 2]))
+    counted = Census(*cuts, Votes(), strings)
+    assert counted.same_list().tolist() == [False, True, False]
+    assert counted.same_set().tolist() == [True, True, False]
+    assert counted.tokens_where(np.array([False, True, False, True])).tolist() == [2, 0, 1]
+    assert counted.mapped_own(torch.tensor([0, 1, 1, 3])).tolist() == [False, True, True]
+
+
+def test_a_census_reads_real_captions_once(tmp_path, learned, bert, clip, monkeypatch):
+    monkeypatch.setattr(census, "BLOCK", 3)
+    counted = census.take(RunStore(tmp_path), bert, clip, CAPTIONS)
+    assert counted.same_list().tolist() == [False, False, False, True]
+    assert counted.captioner.rows()[0] == bert(CAPTIONS[0], add_special_tokens=False).input_ids
+    assert counted.votes == alignment.count(bert, clip, CAPTIONS)
+    own = counted.mapped_own(learned.index)
+    assert own.tolist() == [False, False, False, True]
+    store = RunStore(tmp_path)
+    again = census.take(store, bert, clip, CAPTIONS[:3])
+    assert (store.spent["census"].made, store.spent["census"].loaded) == (0, 1)
+    assert np.array_equal(again.generator.ids, counted.generator.ids[: again.generator.counts.sum()])
+    with pytest.raises(ValueError, match="raise NUM_CAPTIONS"):
+        census.take(store, bert, clip, [])
+
+
+def test_a_map_is_learned_once(tmp_path, learned, bert, clip):
+    made = census.learn(RunStore(tmp_path), bert, clip, CAPTIONS, by_meaning=False)
+    assert torch.equal(made.index, learned.index) and made.how == learned.how
+    made.check(bert, clip)
+    store = RunStore(tmp_path)
+    assert torch.equal(census.learn(store, bert, clip, CAPTIONS, by_meaning=False).index, made.index)
+    assert store.spent["token-map"].made == 0 and "census" not in store.spent
+
+
+def test_a_tokenizer_agrees_with_itself(tmp_path, clip):
+    counted = census.take(RunStore(tmp_path), clip, clip, CAPTIONS)
+    assert counted.same_set().all() and counted.same_list().all()
+
+
+def test_captions_are_cleaned_as_blip_does():
+    assert census.clean('  A "Big"  dog; (brown) #1!\n') == "a big dog brown 1"
+    assert census.clean("It's well-lit, isn't it?") == "it's well-lit, isn't it?"
+
+
+def test_a_share_has_the_interval_of_its_images():
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(300), 5)
+    same = (rng.random(300)[images] + rng.random(1500)) / 2 > 0.4  # captions of an image go together
+    found = census.share(same, np.ones(1500), images)
+    assert found.n == 1500 and found.value == pytest.approx(100 * same.mean())
+    low, high = bootstrap_interval(100 * same.reshape(300, 5).mean(axis=1))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.4)
+    alone = census.share(same, np.ones(1500), np.arange(1500))
+    assert found.high - found.low > 1.2 * (alone.high - alone.low)
+    certain = census.share(np.ones(4), np.ones(4), np.zeros(4))
+    assert (certain.low, certain.value, certain.high) == (100, 100, 100)
+
+
+# --- COCO's captions --------------------------------------------------------------------------------------
+def test_cocos_captions_are_whole_and_in_order():
+    captions = coco_captions.load()
+    assert len(captions) == 414_113 and len({caption.image_id for caption in captions}) == 82_783
+    assert captions[0].text == "A very clean and well decorated empty bathroom"
+    assert captions[0].image_id == 318_556
+
+
+def test_captions_that_are_not_there(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no split 'test': choose one of train2014, val2014"):
+        coco_captions.load("test")
+    monkeypatch.setattr(coco_captions, "jar", lambda: tmp_path / "spice.jar")
+    with zipfile.ZipFile(tmp_path / "spice.jar", "w") as archive:
+        archive.writestr("coco/annotations/captions_train2014.json", '{"annotations": []}')
+    with pytest.raises(ValueError, match="holds 0 captions of train2014, not 414,113"):
+        coco_captions.load()
+    (tmp_path / "spice.jar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="does not hold COCO's captions of val2014"):
+        coco_captions.load("val2014")
+
+
+def test_a_wheel_without_its_archive(tmp_path, monkeypatch):
+    coco_captions.jar.cache_clear()
+    for spec in (None, SimpleNamespace(submodule_search_locations=[tmp_path])):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+        with pytest.raises(FileNotFoundError, match="package pycocoevalcap, which is missing"):
+            coco_captions.jar()
+
+
+# --- drawings of token ids --------------------------------------------------------------------------------
+def test_own_tokens_draw_what_the_caption_draws(tmp_path, clip):
+    models = profile.load("mini", num_inference_steps=2)
+    shop = Workshop(models, RunStore(tmp_path), progress=False)
+    texts, seeds = ["a red dog", "a blue cup next to a cat"], [5, 6]
+    rows = clip(texts, add_special_tokens=False).input_ids
+    images = token_drawings.draw(shop, rows, seeds)
+    assert images.shape == (2, 64, 64, 3) and images.dtype == np.uint8
+    assert np.array_equal(images, shop.generator.draw(texts, seeds))
+    again = Workshop(models, RunStore(tmp_path), progress=False)
+    assert np.array_equal(token_drawings.draw(again, rows, seeds), images)
+    assert "generator" not in vars(again)  # nothing was loaded
+
+
+def test_prompts_that_cannot_be_drawn(tmp_path, clip):
+    shop = Workshop(profile.load("mini"), RunStore(tmp_path), progress=False)
+    with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
+        token_drawings.draw(shop, [[1], [2]], [0])
+    with pytest.raises(ValueError, match="A prompt has 31 tokens, and the generator reads 32"):
+        token_drawings.prompt_ids(clip, [[1], [2] * 31])
+    with pytest.raises(ValueError, match="takes no token ids"):
+        token_drawings._draw(SimpleNamespace(pipeline=object()), [[1]], [0])
+    assert token_drawings.prompt_ids(clip, [[1, 2], []])[:, :4].tolist() == [
+        [49_406, 1, 2, 49_407],
+        [49_406, 49_407, 49_407, 49_407],
+    ]
