@@ -1,0 +1,241 @@
+"""What finetuning leaves: runs of the store that are found again, and folders that the libraries load."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import AutoProcessor, BlipForConditionalGeneration
+
+from dfl_utils import captioner as captioners
+from dfl_utils import data, finetune, finetuned, profile, provenance
+from dfl_utils.finetune import Diverged, Finetuning, Recipe
+from dfl_utils.finetuned import Finetuner, load_decoder, load_pipeline
+from dfl_utils.generator import Generator
+from dfl_utils.store import RunStore
+from dfl_utils.vocabulary import VocabularyMap
+
+JOINT = Recipe(steps=2, batch_size=2, lr=1e-2, decoder="tiny")
+ALONE = Recipe(("generation_loss",), ("generator",), steps=2, batch_size=2, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    models = profile.load("mini").pair(captioner="blip-base")
+    data.ensure(models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def examples(mini):
+    return data.subset(data.load(mini, "coco", "val"), 6, seed=0)
+
+
+@pytest.fixture(scope="module")
+def vocabulary_map(mini):
+    """Without meanings: their word list is large."""
+    own = captioners.load(mini).processor.tokenizer, load_pipeline(mini).tokenizer
+    return VocabularyMap.make(*own, by_meaning=False)
+
+
+@pytest.fixture(scope="module")
+def make(mini, examples, vocabulary_map):
+    def finetuner(root, models=mini, chosen=examples):
+        found = Finetuner(models, RunStore(root), chosen, progress=False)
+        found.__dict__["vocabulary_map"] = vocabulary_map
+        return found
+
+    return finetuner
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+def base_hashes(mini):
+    return [provenance.files_hash(Path(folder)) for folder in (mini.captioner, mini.generator, mini.tiny_decoder)]
+
+
+@pytest.fixture(scope="module")
+def runs(make, root, mini):
+    before = base_hashes(mini)
+    found = make(root).run([JOINT, ALONE])
+    assert base_hashes(mini) == before  # what was trained is a copy
+    return found
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+def weights(content, role):
+    """Trained weights of a shard, by their names in the model."""
+    prefix = f"weight.{role}."
+    return {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def contents(make, root, runs):
+    """The two runs' shards."""
+    finetuner = make(root)
+    jobs = [finetuner._job(run.recipe) for run in runs]
+    return [finetuner.store.get_or_make(*job) for job in jobs]
+
+
+def test_the_captioners_folder_loads_in_transformers(runs, contents, mini):
+    folder = runs[0].profile.captioner
+    model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    base = BlipForConditionalGeneration.from_pretrained(mini.captioner, local_files_only=True, dtype=torch.float32)
+    trained, after, before = weights(contents[0], "captioner"), model.state_dict(), base.state_dict()
+    assert len(trained) == 6 and after.keys() == before.keys()
+    for name, value in after.items():
+        if name in trained:
+            np.testing.assert_array_equal(value, trained[name])
+            assert not torch.equal(value, before[name])
+        else:
+            assert torch.equal(value, before[name])
+    processors = [AutoProcessor.from_pretrained(place, local_files_only=True) for place in (folder, mini.captioner)]
+    texts = [processor(text="a picture of a red key").input_ids for processor in processors]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("run", [0, 1])
+def test_the_generators_folder_loads_in_diffusers(runs, contents, mini, run):
+    folder = runs[run].profile.generator
+    options = {"local_files_only": True, "dtype": torch.float32}
+    after, before = (StableDiffusionPipeline.from_pretrained(place, **options) for place in (folder, mini.generator))
+    trained = weights(contents[run], "generator")
+    assert len(trained) == 4
+    base = before.unet.state_dict()
+    for name, value in after.unet.state_dict().items():
+        if name in trained:
+            np.testing.assert_array_equal(value, trained[name])
+            assert not torch.equal(value, base[name])
+        else:
+            assert torch.equal(value, base[name])
+    for part in ("vae", "text_encoder"):
+        own = getattr(before, part).state_dict()
+        assert all(torch.equal(value, own[name]) for name, value in getattr(after, part).state_dict().items())
+
+
+def test_a_role_that_was_not_trained_stays_the_base(runs, mini):
+    joint, alone = runs
+    assert alone.profile.captioner == mini.captioner and alone.profile.generator != mini.generator
+    assert joint.profile.generator != alone.profile.generator
+    assert replace(joint.profile, captioner=mini.captioner, generator=mini.generator) == mini
+
+
+def test_the_game_loads_what_finetuning_left(runs):
+    models = replace(runs[0].profile, num_inference_steps=1)
+    image = Generator.load(models).draw(["a red key"], [0])
+    assert captioners.load(models).describe([image[0]], num_beams=1)
+
+
+def test_a_run_keeps_its_recipe_its_losses_and_its_time(runs):
+    for run, recipe in zip(runs, (JOINT, ALONE), strict=True):
+        assert run.recipe == recipe and run.seconds > 0
+        assert list(run.losses) == list(recipe.losses)
+        assert all(curve.shape == (2,) and np.isfinite(curve).all() for curve in run.losses.values())
+
+
+# --- the store --------------------------------------------------------------------------------------------
+def test_what_was_trained_is_not_trained_again(runs, make, root, monkeypatch):
+    monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
+    monkeypatch.setattr(finetuned, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    finetuner = make(root)
+    twin = replace(ALONE, train=("generator",), losses=("generation_loss",))
+    again = finetuner.run([twin, JOINT])
+    assert finetuner.store.spent["finetuning"].made == 0
+    assert [run.profile for run in again] == [runs[1].profile, runs[0].profile]
+    np.testing.assert_array_equal(again[1].losses["caption_loss"], runs[0].losses["caption_loss"])
+
+
+def test_another_recipe_seed_model_or_set_is_another_run(make, root, mini, examples):
+    finetuner, other_prompt = make(root), replace(mini, captioner_prompt="a photo of")
+    keys = [finetuner._job(recipe)[1] for recipe in (JOINT, replace(JOINT, seed=1), replace(JOINT, lr=1e-3), ALONE)]
+    fewer = replace(examples[0], references=examples[0].references[:1])
+    for other in (make(root, chosen=examples[:5]), make(root, chosen=[fewer, *examples[1:]]), make(root, other_prompt)):
+        keys.append(other._job(JOINT)[1])
+    assert len({str(finetuner.store.path("finetuning", key)) for key in keys}) == len(keys)
+
+
+def test_a_lost_folder_is_written_again_from_its_shard(runs, make, root, tmp_path, monkeypatch):
+    folder = Path(runs[1].profile.generator)
+    before = provenance.files_hash(folder)
+    moved = folder.rename(tmp_path / "aside")
+    monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
+    again = make(root).run([ALONE])[0]
+    assert again.profile.generator == str(folder) and provenance.files_hash(folder) == before
+    assert provenance.files_hash(moved) == before
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_run_that_broke_off_is_taken_up_by_the_store(runs, make, tmp_path, monkeypatch):
+    run = Finetuning.run
+
+    def broken(self, until=None):
+        run(self, until=1)
+        raise Interrupted
+
+    finetuner = make(tmp_path)
+    monkeypatch.setattr(Finetuning, "run", broken)
+    with pytest.raises(Interrupted):
+        finetuner.run([ALONE])
+    monkeypatch.setattr(Finetuning, "run", run)
+    steps = []
+    batch = finetuned.pairs.Pairs.batch
+    monkeypatch.setattr(finetuned.pairs.Pairs, "batch", lambda self, step: steps.append(step) or batch(self, step))
+    found = make(tmp_path).run([ALONE])[0]
+    assert steps == [1] and not list(tmp_path.glob("*.training"))
+    for name, curve in runs[1].losses.items():
+        np.testing.assert_array_equal(found.losses[name], curve)
+    folders = [Path(run.profile.generator) for run in (found, runs[1])]
+    assert provenance.files_hash(folders[0]) == provenance.files_hash(folders[1])
+
+
+def test_a_run_that_diverges_keeps_those_before_it_and_its_own_state(make, tmp_path, monkeypatch):
+    finetuner, check = make(tmp_path), Finetuning._check
+
+    def bad(self, found):
+        check(self, found)
+        if self.recipe.seed == 5 and self.step == 1:
+            raise Diverged("gone")
+
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(Finetuning, "_check", bad)
+    with pytest.raises(Diverged):
+        finetuner.run([ALONE, replace(ALONE, seed=5)])
+    assert [path.name for path in tmp_path.glob("*.training/*")] == ["state.safetensors"]
+    assert len(list(tmp_path.glob("finetuning-*.safetensors"))) == 1
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+def test_captions_are_checked_before_a_step_is_made(make, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
+    long = replace(examples[2], references=("key " * 31,))
+    with pytest.raises(ValueError, match=f"Image {long.image_id} has a caption of 33 tokens, .* reads 32"):
+        make(tmp_path, chosen=[*examples[:2], long]).run([ALONE])
+    assert not list(tmp_path.glob("latents-*"))
+
+
+def test_a_generator_without_noise_to_predict_is_refused(mini):
+    models = mini.pair(generator="amused")
+    with pytest.raises(ValueError, match="amused is a AmusedPipeline, and the finetuning needs a StableDiffusion"):
+        load_pipeline(models)
+
+
+def test_a_profile_without_a_tiny_decoder_is_refused(make, mini, tmp_path):
+    models = replace(mini, tiny_decoder=None)
+    told = "Profile 'mini' has no tiny decoder: set its field `tiny_decoder`, or choose vae"
+    with pytest.raises(ValueError, match=told):
+        load_decoder(models)
+    with pytest.raises(ValueError, match=told):
+        make(tmp_path, models).run([JOINT])
+
+
+def test_a_tiny_decoder_that_is_not_there_is_named(mini, tmp_path):
+    with pytest.raises(FileNotFoundError, match="No model folder .*nowhere"):
+        load_decoder(replace(mini, tiny_decoder=str(tmp_path / "nowhere")))

@@ -1,0 +1,208 @@
+"""The batches of the finetuning: every image once an epoch, nothing but seed and step, and captions that both read."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dfl_utils import captioner as captioners
+from dfl_utils import data, pairs, profile, teacher_forcing
+from dfl_utils.finetuned import load_pipeline
+from dfl_utils.pairs import Pairs
+from dfl_utils.store import RunStore
+from dfl_utils.workshop import Workshop, read
+
+
+@pytest.fixture(scope="module")
+def mini():
+    models = profile.load("mini").pair(captioner="blip-base")
+    data.ensure(models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def examples(mini):
+    return data.subset(data.load(mini, "coco", "val"), 10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def captioner(mini):
+    return captioners.load(mini)
+
+
+@pytest.fixture(scope="module")
+def pipeline(mini):
+    return load_pipeline(mini)
+
+
+@pytest.fixture(scope="module")
+def make(captioner, pipeline, examples):
+    """Pairs whose latents are the number of their image."""
+    numbers = torch.arange(len(examples)).float().view(-1, 1, 1, 1).expand(-1, 8, 8, 8)
+    return lambda **options: Pairs(captioner, pipeline, examples, numbers, **options)
+
+
+def images_of(batch):
+    return batch.latents[:, 0, 0, 0].int().tolist()
+
+
+def same(one, other):
+    names = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise")
+    return one.caption.counts == other.caption.counts and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in names
+    )
+
+
+# --- latents ----------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_latents_are_the_autoencoders_mean_made_once(mini, pipeline, examples, tmp_path, monkeypatch):
+    found = pairs.latents(Workshop(mini, RunStore(tmp_path), progress=False), pipeline, examples[:3])
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    for row, image in zip(found, read(examples[:3]), strict=True):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0) / 127.5 - 1
+        mean = pipeline.vae.encode(pixels).latent_dist.mean[0]
+        torch.testing.assert_close(row, mean * pipeline.vae.config.scaling_factor, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(pipeline.vae, "encode", lambda *_: pytest.fail("the autoencoder was run again"))
+    again = pairs.latents(Workshop(mini, RunStore(tmp_path), progress=False), pipeline, examples[:3])
+    assert torch.equal(again, found)
+
+
+def test_latents_keep_the_order_of_the_images_over_shards(mini, pipeline, examples, tmp_path, monkeypatch):
+    workshop = Workshop(mini, RunStore(tmp_path), progress=False)
+    whole = pairs.latents(workshop, pipeline, examples[:4])
+    monkeypatch.setattr(pairs, "LATENT_BLOCK", 3)
+    torch.testing.assert_close(pairs.latents(workshop, pipeline, examples[:4]), whole, atol=1e-5, rtol=1e-5)
+    assert workshop.store.spent["latents"].made == 3  # four, then three and one
+
+
+# --- batches ----------------------------------------------------------------------------------------------
+def test_an_epoch_shows_every_image_once(make):
+    lessons = make(batch_size=4)
+    assert lessons.steps_per_epoch == 3
+    epochs = [[n for step in range(3) for n in images_of(lessons.batch(3 * epoch + step))] for epoch in range(2)]
+    for shown in epochs:
+        assert sorted(shown[:10]) == list(range(10)) and shown[10:] == shown[:2]  # filled up from its beginning
+    assert epochs[0] != epochs[1]
+
+
+def test_a_batch_depends_on_seed_and_step_alone(make):
+    lessons = make(batch_size=4)
+    fourth = lessons.batch(4)
+    lessons.batch(1)
+    assert same(lessons.batch(4), fourth) and same(make(batch_size=4).batch(4), fourth)
+    assert not same(lessons.batch(5), fourth) and not same(make(batch_size=4, seed=1).batch(4), fourth)
+
+
+def test_no_two_steps_share_their_noise(make):
+    lessons = make(batch_size=4)
+    batches = [lessons.batch(step) for step in range(9)]
+    assert len({batch.seed for batch in batches}) == len({batch.noise[0, 0, 0, 0].item() for batch in batches}) == 9
+
+
+def test_a_batch_larger_than_the_set_goes_round(make):
+    shown = images_of(make(batch_size=23).batch(0))
+    assert sorted(shown[:10]) == list(range(10)) and shown[10:20] == shown[:10] and shown[20:] == shown[:3]
+
+
+def test_an_image_stands_beside_one_of_its_own_captions(make, captioner, pipeline, examples):
+    """Pixels, prompt and caption of a row belong to the image of its latents; each caption has its turn."""
+    lessons, said = make(batch_size=5), {number: set() for number in range(10)}
+    processor = captioner.processor.image_processor
+    known = [
+        dict(zip(map(tuple, pairs.prompt_ids(pipeline, e.references).tolist()), e.references, strict=True))
+        for e in examples
+    ]
+    for step in range(12):
+        batch = lessons.batch(step)
+        rows = zip(images_of(batch), batch.prompt_ids.tolist(), strict=True)
+        texts = [known[number][tuple(row)] for number, row in rows]
+        own = teacher_forcing.read(captioner, texts, 0)
+        assert torch.equal(own.targets, batch.caption.targets) and own.counts == batch.caption.counts
+        for number, text in zip(images_of(batch), texts, strict=True):
+            said[number].add(text)
+        expected = processor(read([examples[n] for n in images_of(batch)]), return_tensors="pt").pixel_values
+        assert torch.equal(batch.pixel_values, expected)
+    different = [len(said[n]) / len(set(examples[n].references)) for n in said]
+    assert np.mean(different) > 0.5 and all(len(texts) > 1 for texts in said.values())
+
+
+def test_timesteps_are_uniform_and_noise_is_normal(make):
+    lessons = make(batch_size=10)
+    batches = [lessons.batch(step) for step in range(30)]
+    timesteps, noise = torch.cat([b.timesteps for b in batches]), torch.cat([b.noise for b in batches])
+    assert 0 <= timesteps.min() < 50 and 950 < timesteps.max() <= 999
+    assert timesteps.float().mean() == pytest.approx(499.5, abs=5 * 288.7 / 300**0.5)  # five standard errors
+    assert noise.mean().abs() < 5 / noise.numel() ** 0.5 and noise.std() == pytest.approx(1, abs=0.01)
+
+
+def test_rows_of_a_batch_are_those_of_all_its_parts(make):
+    batch = make(batch_size=4).batch(0)
+    part = batch.rows(slice(1, 3))
+    assert images_of(part) == images_of(batch)[1:3] and part.caption.counts == batch.caption.counts[1:3]
+    assert torch.equal(part.noise, batch.noise[1:3]) and torch.equal(part.prompt_ids, batch.prompt_ids[1:3])
+
+
+def test_prompts_are_cut_as_the_pipeline_cuts_them(pipeline):
+    texts = ["a red key", "two small yellow houses"]
+    encoded = pipeline.text_encoder(pairs.prompt_ids(pipeline, texts)).last_hidden_state
+    own = pipeline.encode_prompt(texts, "cpu", 1, do_classifier_free_guidance=False)[0]
+    assert torch.equal(encoded, own)
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+def refused(captioner, pipeline, example, *references):
+    with pytest.raises(ValueError) as error:
+        pairs.check(captioner, pipeline, [example, replace(example, image_id=77, references=references)])
+    return str(error.value)
+
+
+def test_the_worlds_captions_pass(captioner, pipeline, examples):
+    pairs.check(captioner, pipeline, examples)
+
+
+def test_a_caption_that_just_fits_passes_and_one_token_more_does_not(captioner, pipeline, examples):
+    """30 tokens between [BOS] and [EOS] fill the mini generator's 32 positions, as 75 fill Stable Diffusion's 77."""
+    room = pipeline.tokenizer.model_max_length
+    pairs.check(captioner, pipeline, [replace(examples[0], references=("key " * (room - 2),))])
+    told = refused(captioner, pipeline, examples[0], "a key", "key " * (room - 1))
+    assert told == (
+        f"Image 77 has a caption of {room + 1} tokens, and the generator reads {room}: shorten it or leave it out."
+    )
+
+
+def test_a_caption_whose_captioner_tokens_do_not_fit_is_refused(captioner, pipeline, examples):
+    """The generator is told one row for each token of the captioner, which cuts a giraffe into three."""
+    text = "giraffe " * 13
+    own, other = (
+        model.tokenizer(text, add_special_tokens=False).input_ids for model in (captioner.processor, pipeline)
+    )
+    assert len(other) <= 30 < len(own)
+    told = refused(captioner, pipeline, examples[0], text)
+    assert f"a caption of {len(own) + 2} tokens" in told
+
+
+def test_a_caption_that_the_captioner_cannot_read_is_refused(captioner, pipeline, examples):
+    told = refused(captioner, pipeline, examples[0], "key " * 60)
+    assert told.startswith("Image 77: The caption 'key key") and "captioner reads" in told and "shorten it" in told
+
+
+def test_an_empty_caption_is_refused(captioner, pipeline, examples):
+    told = refused(captioner, pipeline, examples[0], "a key", " ")
+    assert told.startswith("Image 77: A caption is empty") and "leave its pair out" in told
+
+
+def test_an_image_without_captions_is_refused(captioner, pipeline, examples):
+    assert refused(captioner, pipeline, examples[0]) == "Image 77 has no caption to learn from: leave it out."
+
+
+@pytest.mark.parametrize(("images", "rows", "batch_size"), [(0, 0, 1), (2, 3, 1), (2, 2, 0)])
+def test_pairs_without_images_latents_or_batch_are_refused(captioner, pipeline, examples, images, rows, batch_size):
+    told = f"{images} images, latents of {rows} and a batch of {batch_size}: give at least one image, its latents"
+    with pytest.raises(ValueError, match=told):
+        Pairs(captioner, pipeline, examples[:images], torch.zeros(rows, 8, 8, 8), batch_size=batch_size)
+
+
+def test_a_negative_seed_is_refused(make):
+    with pytest.raises(ValueError, match="seed"):
+        make(seed=-1)
