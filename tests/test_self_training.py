@@ -1,0 +1,103 @@
+"""Whom the self-training learns from: the caption that the loop ranks first, last, or any."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfl_utils import blocks, data, profile, self_training
+from dfl_utils.data import Example
+from dfl_utils.finetuned import Finetuner
+from dfl_utils.loops import Game
+from dfl_utils.runs import Reconstructions
+from dfl_utils.store import RunStore
+
+EXAMPLES = [Example(k, Path(f"{k}.png"), ("people's",), "in") for k in (7, 8, 9)]
+CAPTIONS = [["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]]
+SIM = np.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.7], [0.3, 0.3, 0.3]], np.float32)
+
+
+class Played:
+    """A game whose captions and similarities are known; it notes what it was asked."""
+
+    def __init__(self, captions=CAPTIONS):
+        self.captions, self.asked = captions, []
+
+    def sample_captions(self, examples, num_candidates, **options):
+        self.asked.append(("sample_captions", num_candidates, options))
+        return self.captions
+
+    def i2t2i(self, examples, num_candidates, **options):
+        self.asked.append(("i2t2i", num_candidates, options))
+        (judge,) = options["similarities"]
+        return Reconstructions(list(examples), self.captions, {judge: SIM}, None)
+
+
+def told(examples):
+    return [example.references for example in examples]
+
+
+def test_the_most_and_the_least_similar_drawing_name_the_caption():
+    assert told(self_training.winners(Played(), EXAMPLES, 3)) == [("b",), ("d",), ("g",)]  # the first of a tie
+    assert told(self_training.winners(Played(), EXAMPLES, 3, pick="worst")) == [("a",), ("e",), ("i",)]
+
+
+def test_nothing_but_the_references_changes():
+    found = self_training.winners(Played(), EXAMPLES, 3)
+    assert [replace(example, references=("people's",)) for example in found] == EXAMPLES
+
+
+def test_the_loop_is_played_with_the_given_options():
+    game = Played()
+    self_training.winners(game, EXAMPLES, 3, judge="dino", top_p=0.5, seed=4)
+    assert game.asked == [("i2t2i", 3, {"top_p": 0.5, "seed": 4, "similarities": ("dino",)})]
+
+
+def test_a_random_pick_draws_nothing_and_depends_on_the_image_alone():
+    game = Played()
+    found = self_training.winners(game, EXAMPLES, 3, top_p=0.5, seed=4, pick="random")
+    assert game.asked == [("sample_captions", 3, {"top_p": 0.5, "seed": 4})]
+    assert told(found) == [(blocks.pick(4, e.image_id, row),) for e, row in zip(EXAMPLES, CAPTIONS, strict=True)]
+    seen = {told(self_training.winners(Played(), EXAMPLES, 3, seed=s, pick="random"))[0] for s in range(20)}
+    assert seen == {("a",), ("b",), ("c",)}
+
+
+def test_an_empty_winner_is_left_out():
+    blank = [["a", " ", "c"], *CAPTIONS[1:]]
+    found = self_training.winners(Played(blank), EXAMPLES, 3)
+    assert [example.image_id for example in found] == [8, 9]
+    assert told(self_training.retold(EXAMPLES[:2], [" x ", ""])) == [("x",)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"pick": "first"}, "pick is 'first': choose one of best"), ({"judge": "sbert"}, "judge is 'sbert': choose one")],
+)
+def test_a_word_it_does_not_know_is_refused_before_any_work(options, message):
+    game = Played()
+    with pytest.raises(ValueError, match=message):
+        self_training.winners(game, EXAMPLES, 3, **options)
+    assert game.asked == []
+
+
+def test_captions_must_say_something_and_be_one_an_image():
+    with pytest.raises(ValueError, match="None of the 3 captions says anything"):
+        self_training.retold(EXAMPLES, ["", " ", "\n"])
+    with pytest.raises(ValueError, match="3 images and 1 captions"):
+        self_training.retold(EXAMPLES, ["a"])
+
+
+def test_winners_of_the_embedded_pair_are_the_loops_and_a_finetuner_knows_them_from_the_references(tmp_path):
+    models = profile.load("mini", num_inference_steps=2).pair(captioner="blip-base")
+    data.ensure(models)
+    examples = data.subset(data.load(models, "coco", "train"), 2, seed=0)
+    store = RunStore(tmp_path)
+    game = Game(models, store, progress=False)
+    found = self_training.winners(game, examples, 2, seed=3)
+    run = game.i2t2i(examples, 2, seed=3, similarities=("clip",))
+    best = run.sim_image["clip"].argmax(axis=1)
+    assert told(found) == [(row[k],) for row, k in zip(run.captions, best, strict=True)]
+    assert store.spent["images"].calls == 4  # the second play drew nothing
+    keys = [Finetuner(models, store, part, progress=False)._examples_key for part in (examples, found)]
+    assert keys[0]["images"] == keys[1]["images"] and keys[0]["captions"] != keys[1]["captions"]
