@@ -1,0 +1,268 @@
+"""What a step costs: every way has the losses that it should, parts add up, and nothing moves or is measured twice."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfl_utils import data, full_size, pairs, profile, step_cost
+from dfl_utils.finetuned import Finetuner
+from dfl_utils.losses import TalkingPair
+from dfl_utils.step_cost import StepCost
+from dfl_utils.step_meter import DECODING, GENERATOR, IMAGE, IMAGE_HAT, LATENTS, PARTS, PROMPTS, REST, Meter
+from dfl_utils.step_ways import STEPS, Way, ways
+from dfl_utils.store import RunStore
+from dfl_utils.vocabulary import VocabularyMap
+
+WAYS = ways()
+EXACT = list(WAYS)[: list(WAYS).index("threshold")]  # those that approximate nothing
+JOINT = list(STEPS).index("joint")
+
+
+@pytest.fixture(scope="module")
+def finetuner(tmp_path_factory):
+    models = profile.load("mini").pair(captioner="blip-base")
+    data.ensure(models)
+    examples = data.load(models, "coco", "val")[:3]
+    made = Finetuner(models, RunStore(tmp_path_factory.mktemp("store")), examples, progress=False)
+    captioner, pipeline = made._base_models
+    size = captioner.model.config.text_config.vocab_size
+    own = captioner.processor.tokenizer, pipeline.tokenizer
+    made.vocabulary_map = VocabularyMap.make(*own, vocab_size=size, by_meaning=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def cost(finetuner):
+    return StepCost(finetuner, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def flops(cost):
+    return cost.flops()
+
+
+def part(spent, name):
+    return spent[..., PARTS.index(name), :]
+
+
+# --- the ways ---------------------------------------------------------------------------------------------
+def test_ways_that_only_save_have_the_losses_and_gradients_of_a_talking_pair(cost):
+    bench = cost.bench
+    pair = TalkingPair(bench.captioner, bench.pipeline, bench.vocabulary_map)
+    with torch.no_grad():
+        wanted = {name: loss.item() for name, loss in pair(bench.batch).items()}
+    gradients = {}
+    for name in EXACT:
+        step = bench.step("joint", WAYS[name])
+        found = step(bench.batch, bench.images)
+        assert {loss: value.item() for loss, value in found.items()} == pytest.approx(wanted, rel=1e-4)
+        trained = step.prepare()
+        gradients[name] = torch.autograd.grad(sum(found.values()), trained)
+    for name in EXACT[1:]:
+        for one, other in zip(gradients["naive"], gradients[name], strict=True):
+            torch.testing.assert_close(other, one, rtol=2e-3, atol=1e-6)
+
+
+def test_naive_latents_are_those_of_the_finetuning(cost, finetuner):
+    bench = cost.bench
+    kept = pairs.latents(finetuner, bench.pipeline, finetuner.examples[:2])
+    torch.testing.assert_close(bench.step("joint", Way()).encode(bench.images), kept, rtol=0, atol=1e-5)
+    torch.testing.assert_close(bench.batch.latents, kept, rtol=0, atol=1e-5)
+
+
+def test_savings_come_on_top_of_each_other():
+    assert list(WAYS)[0] == "naive" and WAYS["naive"] == Way()
+    assert WAYS["ours"] == Way(True, True, True, True, 1e-6, "tiny", 1.0)  # what the finetuning chapters run
+    for before, after in zip(WAYS.values(), list(WAYS.values())[1:], strict=False):
+        assert sum(getattr(before, name) != getattr(after, name) for name in Way.__dataclass_fields__) == 1
+    assert ways(share=0.25)["share 0.25"].share == 0.25
+
+
+def test_what_is_not_frozen_has_a_gradient(cost):
+    naive, saved = (cost.bench.step("joint", WAYS[name]) for name in ("naive", "gradient where needed"))
+    trained = saved.prepare()
+    assert {id(p) for p in saved.parameters() if p.requires_grad} == {id(p) for p in trained}
+    assert {id(p) for p in trained} == {id(p) for p in naive.prepare()}  # the optimiser's are the same
+    assert all(p.requires_grad for p in naive.model.parameters())
+    assert all(p.requires_grad for p in naive.unet.parameters())
+    assert not any(p.requires_grad for part in (naive.vae, naive.text_encoder) for p in part.parameters())
+
+
+# --- the meter --------------------------------------------------------------------------------------------
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8, bias=False), nn.Linear(8, 2, bias=False)
+
+    def begin(self, x):
+        return self.first(x)
+
+    def end(self, x):
+        return self.second(x)
+
+
+def test_the_meter_counts_what_a_hand_would():
+    two, x = Two(), torch.randn(3, 4)
+    with FlopCounterMode(display=False) as counter:
+        meter = Meter(counter.get_total_flops)
+        with meter.watch((two, "begin", PROMPTS), (two, "end", DECODING)):
+            found = two.end(two.begin(x)).square().sum()
+            meter.switch(REST, "backward")
+            found.backward()
+            meter.switch(REST)
+    first, second = 2 * 3 * 4 * 8, 2 * 3 * 8 * 2
+    # The input of the first carries no gradient, so it has that of its weight alone.
+    assert part(meter.spent, PROMPTS).tolist() == [first, first]
+    assert part(meter.spent, DECODING).tolist() == [second, 2 * second]
+    assert meter.spent.sum() == counter.get_total_flops()
+    assert "begin" not in vars(two)  # and leaves the module as it was
+
+
+def test_the_captioner_on_a_drawing_is_known_by_its_gradient():
+    two = Two()
+    meter = Meter(iter(range(100)).__next__)
+    with meter.watch((two, "begin", IMAGE)):
+        two.begin(torch.randn(3, 4))
+        two.begin(torch.randn(3, 4, requires_grad=True))
+    assert part(meter.spent, IMAGE).sum() == part(meter.spent, IMAGE_HAT).sum() == 1
+
+
+def test_parts_add_up_to_what_an_unwatched_step_costs(cost, flops):
+    bench = cost.bench
+    step = bench.step("joint", WAYS["ours"])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        sum(step(bench.batch, bench.images).values()).backward()
+    step.zero_grad()
+    assert flops.of("joint")[0, list(WAYS).index("ours")] == counter.get_total_flops()
+
+
+# --- what the savings save --------------------------------------------------------------------------------
+def test_savings_save_flops(flops):
+    change = dict(zip(list(WAYS)[1:], np.diff(flops.of("joint")[0]) / flops.of("joint")[0, 0], strict=True))
+    # One pass saves seconds alone, and computes a gradient of the human captions' prompts that nobody needs.
+    assert 0 < change.pop("one generator pass") < 0.01
+    assert max(change.values()) < 0
+    spent = dict(zip(flops.ways, flops.spent[0, :, JOINT], strict=True))
+    assert part(spent["naive"], LATENTS).sum() > 0 == part(spent["latents precomputed"], LATENTS).sum()
+    assert part(spent["ours"], DECODING).sum() < part(spent["threshold"], DECODING).sum() / 2
+    # Half of the batch: half of what the reconstructions cost (captions differ in length), and of nothing else.
+    for name, rel in ((DECODING, 0), (IMAGE_HAT, 0.1)):
+        half = part(spent["ours"], name).sum() / 2
+        assert part(spent["share 0.5"], name).sum() == pytest.approx(half, rel=rel)
+    assert part(spent["share 0.5"], IMAGE).sum() == part(spent["ours"], IMAGE).sum()
+
+
+def test_a_plain_step_runs_its_own_model_alone(flops):
+    for name, idle in (("captioning", (PROMPTS, GENERATOR, DECODING, IMAGE_HAT, LATENTS)), ("generation", (IMAGE,))):
+        spent = flops.spent[0, :, list(STEPS).index(name)]
+        assert (spent.sum((-1, -2)) > 0).all()
+        assert not any(part(spent, other).any() for other in idle)
+
+
+def test_a_plain_step_that_a_saving_does_not_touch_costs_the_same(cost, flops):
+    """It is not done again; this does it again."""
+    bench = cost.bench
+    for name in ("captioning", "generation"):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            alone = bench.step(name, WAYS["share 0.5"]).spend(bench.batch, bench.images, counter.get_total_flops)
+        assert np.array_equal(alone, flops.spent[0, -1, list(STEPS).index(name)])
+
+
+def test_the_ratio_is_of_one_way_and_one_round():
+    spent = np.zeros((2, 1, len(STEPS), len(PARTS), 2))
+    spent[:, 0, :, 0, 0] = [[1, 2, 6], [2, 2, 4]]
+    found = step_cost.Costs(("naive",), spent, "", "")
+    assert found.ratio.tolist() == [[2.0], [1.0]]
+
+
+# --- seconds ----------------------------------------------------------------------------------------------
+def test_seconds_move_nothing_and_are_measured_once(cost, finetuner, monkeypatch):
+    few = StepCost(finetuner, {name: WAYS[name] for name in ("naive", "ours")}, batch_size=2)
+    few.bench = cost.bench
+    before = [p.clone() for p in few.bench.step("joint", WAYS["ours"]).parameters()]
+    threads = torch.get_num_threads()
+    found = few.seconds(1)
+    assert found.spent.shape == (1, 2, len(STEPS), len(PARTS), 2)
+    assert (found.spent >= 0).all() and (found.of("joint") > 0).all()
+    assert torch.get_num_threads() == threads
+    after = few.bench.step("joint", WAYS["ours"]).parameters()
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    monkeypatch.setattr(step_cost.Bench, "seconds", None)  # a second time needs no models
+    again = StepCost(finetuner, few.ways, batch_size=2).seconds(1)
+    assert np.array_equal(again.spent, found.spent) and (again.when, again.where) == (found.when, found.where)
+
+
+# --- the published sizes ----------------------------------------------------------------------------------
+def test_the_published_sizes_are_those_of_the_checkpoints(cost):
+    own = cost.bench
+    captioner, pipeline, tiny = full_size.models(own.captioner, own.pipeline.tokenizer)
+    parts = (captioner.model, pipeline.text_encoder, pipeline.unet, pipeline.vae, tiny)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in parts]
+    assert sizes == [223_971_644, 123_060_480, 859_520_964, 83_653_863, 2_445_063]
+    with pytest.raises(ValueError, match="vocabulary has 7 tokens"):
+        small = replace_tokenizer(own.captioner, range(7))
+        full_size.models(small, own.pipeline.tokenizer)
+
+
+def replace_tokenizer(captioner, tokenizer):
+    return SimpleNamespace(processor=SimpleNamespace(tokenizer=tokenizer))
+
+
+def test_a_caption_without_numbers_chooses_as_many_positions(cost):
+    own = cost.bench.batch
+    made, images = full_size.batch(own.caption)
+    assert images.shape == (2, 3, 512, 512) and made.pixel_values.shape == (2, 3, 384, 384)
+    for chosen in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        real, shape = own.caption.rows(chosen), made.caption.rows(chosen)
+        assert shape.targets.shape == real.targets.shape and shape.counts == real.counts
+        assert torch.equal(shape.words, real.words) and torch.equal(shape.places, real.places)
+
+
+def test_flops_of_the_published_sizes_are_those_counted_before(cost):
+    """Of one pair: 1.12 TFLOP for encoding an image, 0.80 for a pass of the U-Net, counted by another script."""
+    own = cost.bench
+    models = full_size.models(own.captioner, own.pipeline.tokenizer)
+    made = full_size.batch(own.batch.caption.rows(slice(0, 1)))
+    bench = step_cost.Bench(models[0], models[1], own.vocabulary_map, models[2], *made)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        spent = bench.step("generation", WAYS["gradient where needed"]).spend(*made, counter.get_total_flops)
+    assert part(spent, LATENTS)[0] == pytest.approx(1.12e12, rel=0.01)
+    assert part(spent, GENERATOR)[0] == pytest.approx(0.80e12, rel=0.01)
+    assert spent.sum() == pytest.approx(2.81e12, rel=0.01)
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_batch_needs_as_many_examples(finetuner, size):
+    with pytest.raises(ValueError, match=f"batch_size is {size} and there are 3 examples"):
+        StepCost(finetuner, batch_size=size)
+
+
+def test_at_least_one_way(finetuner):
+    with pytest.raises(ValueError, match="tried names no way"):
+        StepCost(finetuner, {}, batch_size=1)
+
+
+def test_at_least_one_round(cost):
+    with pytest.raises(ValueError, match="rounds is 0"):
+        cost.seconds(0)
+
+
+def test_a_way_that_cannot_be_taken():
+    with pytest.raises(ValueError, match="share is 0.5 with two generator passes"):
+        Way(share=0.5)
+    with pytest.raises(ValueError, match="decoder is 'none'"):
+        Way(decoder="none")
+
+
+def test_a_profile_without_a_tiny_decoder(finetuner):
+    bare = Finetuner(replace(finetuner.profile, tiny_decoder=None), finetuner.store, finetuner.examples)
+    bare.vocabulary_map = finetuner.vocabulary_map
+    with pytest.raises(ValueError, match="has no tiny decoder"):
+        StepCost(bare, batch_size=1).flops()
