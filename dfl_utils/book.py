@@ -4,10 +4,13 @@ An executed copy is reused only while its key is the tree's, and none is rendere
 or out-of-date chapter reaches a page.
 """
 
+import multiprocessing
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -23,10 +26,16 @@ __all__ = ["BuildFailed", "build", "refuse_stale", "remote_files", "render", "ru
 PUBLISHED = {"full": "mini"}
 
 
-def build(scale: str, html: bool = True) -> Path | None:
+def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
     """Execute every chapter that changed, publish where the scale does, and render the book.
 
     Every chapter's parameters are checked before the first one runs.
+
+    Args:
+        scale: see `params/`.
+        html: render the pages.
+        jobs: chapters executed at a time. They share the run store, so what one is making another waits for. On a
+            CPU two processes of one thread each do more than one of two threads.
 
     Returns:
         The path of the book's first page, or None without `html`.
@@ -39,13 +48,34 @@ def build(scale: str, html: bool = True) -> Path | None:
         chapters.at_scale(source, scale)
     _check_pages()
     results = folder("results") / scale
-    for name in chapters.sources():
-        copy = run_chapter(name, scale=scale, target=folder("src") / f"{name}.ipynb", results=results, reuse=True)
-        require_alt_text(copy)
+    if jobs > 1:
+        _execute_together(scale, jobs)
+    else:
+        for name in chapters.sources():
+            _execute(name, scale)
     refuse_stale(scale)
     if scale in PUBLISHED:
         print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results))}")
     return render(scale) if html else None
+
+
+def _execute(name: str, scale: str) -> None:
+    target, results = folder("src") / f"{name}.ipynb", folder("results") / scale
+    require_alt_text(run_chapter(name, scale=scale, target=target, results=results, reuse=True))
+
+
+def _execute_together(scale: str, jobs: int) -> None:
+    """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    context = multiprocessing.get_context("spawn")
+    with environment(OMP_NUM_THREADS=threads), ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = [pool.submit(_execute, name, scale) for name in chapters.sources()]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def require_alt_text(copy: Path) -> None:

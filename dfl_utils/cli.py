@@ -1,6 +1,7 @@
 """The command `dfl`: build the book, run one chapter, list parameters, check the published results."""
 
 import argparse
+import os
 import sys
 
 from dfl_utils import chapter as chapters
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     book = add("book", _book, "execute what changed and render the book")
     book.add_argument("--scale", choices=chapters.SCALES, default="quick", help="parameters of params/SCALE.yml")
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
+    book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add("run", _run, "execute one chapter")
     run.add_argument("chapter", metavar="CHAPTER", help="the notebook's name, as `dfl chapters` shows it")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
@@ -56,7 +58,9 @@ def _complain(error: object, code: int) -> int:
 def _book(arguments: argparse.Namespace) -> None:
     from dfl_utils import book
 
-    index = book.build(arguments.scale, html=not arguments.no_html)
+    # A GPU holds one chapter's models; on a CPU every chapter has a core of its own.
+    jobs = arguments.jobs or (1 if arguments.scale == "paper" else min(2, os.cpu_count() or 1))
+    index = book.build(arguments.scale, html=not arguments.no_html, jobs=jobs)
     if index:
         print(f"the book: {index}")
 

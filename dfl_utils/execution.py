@@ -58,12 +58,11 @@ def run_chapter(
     target = target or folder("run") / f"{name}.ipynb"
     results = results or folder("results") / "run"
     made_by = exhibits.made_by(source)
-    print(f"{name}: ", end="", flush=True)
     fingerprint = key(source, values)
     if reuse and state(target, fingerprint, results) == "fresh":
-        print("nothing has changed since it last ran")
+        print(f"{name}: nothing has changed since it last ran", flush=True)
         return target
-    print("running ...", flush=True)
+    print(f"{name}: running ...", flush=True)
     for suffix in (".csv", ".json"):
         (results / f"{name}{suffix}").unlink(missing_ok=True)
     start = time.monotonic()

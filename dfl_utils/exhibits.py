@@ -16,9 +16,12 @@ from dfl_utils import chapter as chapters
 from dfl_utils import provenance
 
 COLUMNS = ("exhibit", "dataset", "split", "method", "x", "metric", "value", "low", "high", "n", "paper")
-EXHIBITS = ("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10)), "tokenizer", "cost")
+EXHIBITS = (
+    *("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10))),
+    *("tokenizer", "sweep", "beyond", "cost"),
+)
 DATASETS = ("nocaps", "coco")
-SPLITS = ("in", "near", "out", "overall", "test")
+SPLITS = ("in", "near", "out", "overall", "train", "val", "test")
 METRICS = (
     *("CIDEr", "SPICE", "SPICE-like", "B@1", "B@2", "B@3", "B@4", "WMD", "CLIP-text", "SBERT"),
     *("CLIP", "DINO", "FID", "IS", "KID"),

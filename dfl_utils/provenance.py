@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dfl_utils"
 ENTRY_POINT = rf"{PACKAGE}(\.\w+)+:\w+"
 # Modules that show or record a number and never change it: touching them must not make a result stale.
-RECORDERS = ("plots", "book", "bookext", "chapter", "cli", "execution", "exhibits", "provenance", "syntax")
+RECORDERS = ("plots", "curves", "diagrams", "book", "bookext", "chapter", "cli", "execution", "exhibits", "provenance",
+             "syntax")  # fmt: skip
 BYSTANDERS = frozenset(f"{PACKAGE}.{name}" for name in RECORDERS)
 # Committed data that a module reads; they are hashed with the chapters that import it.
 DATA = {f"{PACKAGE}.paper": "data/paper"}

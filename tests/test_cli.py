@@ -54,7 +54,7 @@ def test_run_passes_typed_values_and_prints_where_the_copy_is(house, capsys, mon
     ],
 )
 def test_errors_end_in_one_line(monkeypatch, capsys, error, status, line):
-    def fail(scale, html):
+    def fail(scale, html, jobs):
         raise error
 
     monkeypatch.setattr("dfl_utils.book.build", fail)
@@ -63,14 +63,14 @@ def test_errors_end_in_one_line(monkeypatch, capsys, error, status, line):
 
 
 def test_book_says_where_the_book_is(monkeypatch, capsys):
-    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html: f"{scale}/index.html" if html else None)
+    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html, jobs: f"{scale}/index.html" if html else None)
     assert cli.main(["book"]) == 0
     assert cli.main(["book", "--scale", "ci", "--no-html"]) == 0
     assert capsys.readouterr().out == "the book: quick/index.html\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html: {}[scale])
+    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html, jobs: {}[scale])
     with pytest.raises(KeyError):
         cli.main(["book"])
 

