@@ -72,7 +72,9 @@ def test_latents_keep_the_order_of_the_images_over_shards(mini, pipeline, exampl
     workshop = Workshop(mini, RunStore(tmp_path), progress=False)
     whole = pairs.latents(workshop, pipeline, examples[:4])
     monkeypatch.setattr(pairs, "LATENT_BLOCK", 3)
-    torch.testing.assert_close(pairs.latents(workshop, pipeline, examples[:4]), whole, atol=1e-5, rtol=1e-5)
+    # Another batch size takes another algorithm for a convolution; an image out of place would differ by 1 and more.
+    torch.testing.assert_close(pairs.latents(workshop, pipeline, examples[:4]), whole, atol=2e-3, rtol=0)
+    assert (whole[0] - whole[1]).abs().max() > 1
     assert workshop.store.spent["latents"].made == 3  # four, then three and one
 
 
