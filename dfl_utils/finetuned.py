@@ -99,9 +99,6 @@ class Finetuner(Workshop):
         store: where runs are kept.
         examples: training images with their captions.
         progress: show bars.
-
-    Raises:
-        ValueError: before any work, what `pairs.check` finds.
     """
 
     def __init__(self, profile: Profile, store: RunStore, examples: Sequence[Example], *, progress: bool = True):
@@ -168,6 +165,7 @@ class Finetuner(Workshop):
         """Every recipe's result, found or made now.
 
         Raises:
+            ValueError: what `pairs.check` finds, before anything is trained.
             finetune.Diverged: a run went astray; those before it are kept.
         """
         jobs = [self._job(recipe) for recipe in recipes]

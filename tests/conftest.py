@@ -1,11 +1,11 @@
-"""A small repository of its own, for the tests of the machinery."""
+"""A small repository of its own, for the tests of the machinery; the embedded pair, for those of the finetuning."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from dfl_utils import provenance
+from dfl_utils import data, profile, provenance
 
 FILES = {
     "dfl_utils/__init__.py": "",
@@ -63,3 +63,10 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     # The kernel of a chapter imports the small package before the installed one.
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return House(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mini() -> profile.Profile:
+    models = profile.load("mini").pair(captioner="blip-base")
+    data.ensure(models)
+    return models

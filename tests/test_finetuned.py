@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import AutoProcessor, BlipForConditionalGeneration
 
 from dfl_utils import captioner as captioners
-from dfl_utils import data, finetune, finetuned, profile, provenance
+from dfl_utils import data, finetune, finetuned, provenance
 from dfl_utils.finetune import Diverged, Finetuning, Recipe
 from dfl_utils.finetuned import Finetuner, load_decoder, load_pipeline
 from dfl_utils.generator import Generator
@@ -19,13 +19,6 @@ from dfl_utils.vocabulary import VocabularyMap
 
 JOINT = Recipe(steps=2, batch_size=2, lr=1e-2, decoder="tiny")
 ALONE = Recipe(("generation_loss",), ("generator",), steps=2, batch_size=2, lr=1e-2)
-
-
-@pytest.fixture(scope="module")
-def mini():
-    models = profile.load("mini").pair(captioner="blip-base")
-    data.ensure(models)
-    return models
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,11 @@ import pytest
 import torch
 
 from dfl_utils import captioner as captioners
-from dfl_utils import data, pairs, profile, teacher_forcing
+from dfl_utils import data, pairs, teacher_forcing
 from dfl_utils.finetuned import load_pipeline
 from dfl_utils.pairs import Pairs
 from dfl_utils.store import RunStore
 from dfl_utils.workshop import Workshop, read
-
-
-@pytest.fixture(scope="module")
-def mini():
-    models = profile.load("mini").pair(captioner="blip-base")
-    data.ensure(models)
-    return models
 
 
 @pytest.fixture(scope="module")
