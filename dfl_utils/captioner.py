@@ -1,4 +1,7 @@
-"""The captioners: BLIP and BLIP-2, sampled for candidates (Section 3.1), read off by beam search, or asked."""
+"""The captioners: BLIP and BLIP-2, sampled for candidates (Section 3.1), read off by beam search, or asked.
+
+Any other captioner of transformers is served by `dfl_utils.own_captioner`.
+"""
 
 from collections.abc import Sequence
 
@@ -17,6 +20,7 @@ from transformers import (
 )
 
 from dfl_utils import checkpoint
+from dfl_utils.precision import inference_dtype
 from dfl_utils.profile import Profile
 from dfl_utils.sampling import SeededSampling
 from dfl_utils.sampling import check_sampling as check_sampling  # of the captioner's interface
@@ -29,34 +33,43 @@ def load(profile: Profile) -> "Captioner":
     """The profile's captioner, frozen: the class that its checkpoint's `model_type` asks for.
 
     Raises:
-        FileNotFoundError, ValueError: as `checkpoint.load`; a checkpoint that is neither BLIP nor BLIP-2 with a
-            language model of decoder form (OPT), which continues the prompt as BLIP's decoder does.
+        FileNotFoundError, ValueError: as `checkpoint.load`; a checkpoint of no captioner that transformers knows; a
+            `dtype` that the device cannot do.
     """
-    folder = profile.locate(profile.captioner)
-    checkpoint.check(folder, "captioner", *NEEDS)
-    config, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=profile.offline)
-    found = config.get("model_type")
-    if not config.get("use_decoder_only_language_model", True):
-        found = "blip-2 with an encoder-decoder"
-    if found not in CAPTIONERS:
-        raise ValueError(
-            f"{folder} is no captioner that the game can play with: its model_type is {found}; "
-            "give a checkpoint of blip, or of blip-2 with OPT."
-        )
-    kind = CAPTIONERS[found]
+    inference_dtype(profile)
+    folder, revision = profile.locate(profile.captioner), profile.revision(profile.captioner)
+    checkpoint.check(folder, "captioner", *NEEDS, revision=revision)
+    config = _config(folder, revision, profile.offline)
+    # A BLIP-2 with an encoder-decoder reads the prompt; it does not continue it.
+    ours = CAPTIONERS if config.get("use_decoder_only_language_model", True) else {}
+    kind = ours.get(config.get("model_type"))
+    if kind is None:
+        from dfl_utils import own_captioner  # which builds on this module
+
+        kind = own_captioner.choose(folder, config)
     model, folder = checkpoint.load(kind.model_class, profile, "captioner", *NEEDS)
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
+    processor = kind.load_processor(folder, revision=revision, local_files_only=profile.offline)
     return kind(model, processor, profile.captioner_prompt, profile.min_words, profile.max_words)
 
 
+def _config(folder: str, revision: str | None, offline: bool) -> dict:
+    try:
+        return PreTrainedConfig.get_config_dict(folder, revision=revision, local_files_only=offline)[0]
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(". ")
+        raise FileNotFoundError(
+            f"{folder} has no config.json that can be had ({reason}): fetch it by `dfl fetch`, or give a folder."
+        ) from error
+
+
 class Captioner:
-    """A checkpoint and its processor; the common part of `BlipCaptioner` and `Blip2Captioner`.
+    """A checkpoint and its processor; the common part of all captioners.
 
     Attributes:
         model: of class `model_class`, in evaluation mode.
         processor: its processor (Pillow back end in every profile).
         prompt: text that the captions continue, cut from the output.
-        end_token_id: token that ends a caption.
+        start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
     """
 
     model_class: type[PreTrainedModel]
@@ -65,7 +78,28 @@ class Captioner:
     def __init__(self, model: PreTrainedModel, processor, prompt: str, min_words: int, max_words: int):
         self.model, self.processor, self.prompt = model, processor, prompt
         self.min_words, self.max_words = min_words, max_words
-        checkpoint.check_vocabulary(model.name_or_path, len(processor.tokenizer), model.config.text_config.vocab_size)
+        self._check_vocabulary(len(processor.tokenizer), self.text_config.vocab_size)
+
+    def _check_vocabulary(self, tokenizer_size: int, embedding_size: int) -> None:
+        checkpoint.check_vocabulary(self.model.name_or_path, tokenizer_size, embedding_size)
+
+    @staticmethod
+    def load_processor(folder: str, **options):
+        """The checkpoint's processor: at least its `image_processor` and its `tokenizer`."""
+        return AutoProcessor.from_pretrained(folder, backend="pil", **options)
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The configuration of the text side."""
+        return self.model.config.text_config
+
+    @property
+    def start_token_id(self) -> int:
+        return self.text_config.bos_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.text_config.pad_token_id
 
     @classmethod
     def load(cls, profile: Profile) -> "Captioner":
@@ -76,7 +110,7 @@ class Captioner:
     def image_embeds(self, images: Sequence[Image.Image]) -> Tensor:
         """What the text side sees of RGB images, `(B, T, D)`."""
         pixels = self.processor.image_processor(list(images), return_tensors="pt").pixel_values
-        return self._encode(pixels.to(self.model.device))
+        return self._encode(pixels.to(self.model.device, self.model.dtype))
 
     def sample(
         self,
@@ -101,19 +135,16 @@ class Captioner:
         if not images or len(images) != len(streams):
             raise ValueError(f"{len(images)} images and {len(streams)} lists of seeds: give one list for each image.")
         per_image = len(streams[0])
-        uniforms = torch.from_numpy(
-            np.stack(
-                [
-                    np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32)
-                    for seeds in streams
-                    for seed in seeds
-                ]
-            )
-        )
-        sampling = SeededSampling(uniforms.to(self.model.device), top_p, top_k, temperature)
+        sampling = self._sampling([seed for seeds in streams for seed in seeds], top_p, top_k, temperature)
         embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
-        texts = self._generate(embeds, logits_processor=LogitsProcessorList([sampling]))
+        texts = self._generate(embeds, num_beams=1, logits_processor=sampling)
         return [texts[k : k + per_image] for k in range(0, len(texts), per_image)]
+
+    def _sampling(self, seeds: Sequence[Sequence[int]], *options) -> LogitsProcessorList:
+        """Makes `generate`'s greedy search draw one caption a seed; see `SeededSampling` for the options."""
+        uniforms = [np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32) for seed in seeds]
+        uniforms = torch.from_numpy(np.stack(uniforms)).to(self.model.device)
+        return LogitsProcessorList([SeededSampling(uniforms, *options)])
 
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """One caption an image by beam search."""
@@ -148,7 +179,7 @@ class Captioner:
 
     def _prompt_ids(self) -> list[int]:
         ids = self.processor.tokenizer(self.prompt, add_special_tokens=False).input_ids
-        return [self.model.config.text_config.bos_token_id, *ids]
+        return [self.start_token_id, *ids]
 
     def _caption_ids(self, caption: str, image_tokens: int) -> Tensor:
         """Tokens of a caption as they follow the prompt, and the end token; not more than the model has places."""
@@ -164,7 +195,7 @@ class Captioner:
         padded = pad_sequence(list(targets), batch_first=True, padding_value=-1).to(device)
         real = padded >= 0
         inputs = torch.cat([prompt_ids.expand(len(padded), -1).to(device), padded[:, :-1].clamp(min=0)], 1)
-        logits = self._logits(image_embeds, inputs)[:, len(prompt_ids) - 1 :]
+        logits = self._logits(image_embeds, inputs)[:, len(prompt_ids) - 1 :].float()
         chosen = logits.gather(-1, padded.clamp(min=0).unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         return (chosen * real).sum(1) / real.sum(1)
 
@@ -177,7 +208,7 @@ class Captioner:
             image_embeds,
             prompt_ids,
             eos_token_id=self.end_token_id,
-            pad_token_id=self.model.config.text_config.pad_token_id,
+            pad_token_id=self.pad_token_id,
             do_sample=False,
             min_new_tokens=self.min_words,
             max_new_tokens=self.max_words,

@@ -7,7 +7,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import AmusedScheduler, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AmusedScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionPipeline
 from diffusers.schedulers.scheduling_amused import AmusedSchedulerOutput
 from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from dfl_utils import checkpoint
+from dfl_utils.annotations import read_json
 from dfl_utils.onednn import use_onednn
+from dfl_utils.precision import inference_dtype
 from dfl_utils.profile import Profile
 
 diffusers_logging.disable_progress_bar()
@@ -23,12 +25,20 @@ diffusers_logging.set_verbosity_error()  # it prints the tail of every long prom
 
 CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
+# Published with Stable Diffusion, used by nobody here and not fetched.
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# A caption is drawn as it is written (PixArt and others rewrite it where two more packages are installed), at the size
+# that is asked for, not at the nearest of a list.
+LITERAL = {"clean_caption": False, "use_resolution_binning": False}
 
 
 def truncated(profile: Profile, captions: Sequence[str]) -> int:
     """How many captions the text encoder sees only in part, longer than its tokens (SD v1: 77, the mini SD: 32)."""
-    folder = profile.locate(profile.generator)
-    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=profile.offline)
+    folder, revision = profile.locate(profile.generator), profile.revision(profile.generator)
+    # For a pipeline's tokenizer, which has no config.json, the library would ask the hub, even where all is cached.
+    folder = str(checkpoint.snapshot(folder, revision) or folder)
+    options = {"revision": revision, "local_files_only": profile.offline}
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **options)
     ids = tokenizer(list(captions), verbose=False).input_ids
     return sum(len(row) > tokenizer.model_max_length for row in ids)
 
@@ -55,14 +65,18 @@ class SeededAmusedScheduler(AmusedScheduler):
         return AmusedSchedulerOutput(prev_sample, pred_original_sample)
 
 
-def _pipeline_class(folder: str, offline: bool) -> type[DiffusionPipeline]:
+def _pipeline_class(folder: str, revision: str | None, offline: bool) -> type[DiffusionPipeline]:
     """The class of diffusers that a pipeline folder or hub id names; ValueError where it draws no images of texts."""
     if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(
             f"{folder} is no pipeline: it has no model_index.json; give the folder of a diffusers pipeline."
         )
-    checkpoint.check(folder, "generator")
-    name = DiffusionPipeline.load_config(folder, local_files_only=offline).get("_class_name", "")
+    if Path(folder).is_dir():
+        _refuse_code(folder, read_json(Path(folder) / "model_index.json"))
+    checkpoint.check(folder, "generator", revision=revision)
+    config = DiffusionPipeline.load_config(folder, revision=revision, local_files_only=offline)
+    _refuse_code(folder, config)
+    name = config.get("_class_name", "")
     kind = getattr(diffusers, name, None)
     arguments = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
     if not {"prompt", "generator", "output_type"} <= arguments.keys() or "image" in arguments:
@@ -73,10 +87,31 @@ def _pipeline_class(folder: str, offline: bool) -> type[DiffusionPipeline]:
     return kind
 
 
+def _refuse_code(folder: str, index: dict) -> None:
+    if isinstance(index.get("_class_name"), list):  # [module of the checkpoint, class]
+        raise ValueError(f"{folder} is drawn by code that lies in it, which is never run: give another pipeline.")
+
+
+def _scheduler(name: str) -> type[SchedulerMixin]:
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise ValueError(f"scheduler is {name!r}, which is none of diffusers: give one such as DDPMScheduler.")
+    return kind
+
+
+def _check_vocabularies(folder: str, pipeline: DiffusionPipeline) -> None:
+    """Each text encoder embeds what its tokenizer writes; a pipeline has up to three of each."""
+    for end in ("", "_2", "_3"):
+        tokenizer, encoder = (getattr(pipeline, f"{name}{end}", None) for name in ("tokenizer", "text_encoder"))
+        if tokenizer is not None and encoder is not None:
+            checkpoint.check_vocabulary(folder, len(tokenizer), encoder.get_input_embeddings().num_embeddings)
+
+
 class Generator:
     """A frozen text-to-image pipeline and its sampling settings.
 
-    Any such pipeline of diffusers will do, by folder or hub id; the profile names it. Stable Diffusion is the paper's
+    Any such pipeline of diffusers will do that takes one random stream an image, by folder or hub id, such as Stable
+    Diffusion XL, PixArt or a latent consistency model; the profile names it. Stable Diffusion is the paper's
     (DDPM, 50 steps, guidance 7.5; Appendix A.2). For its second generator, LAFITE (Table 8), stands aMUSEd, a
     transformer that writes the codes of a discrete autoencoder: LAFITE's weights are a pickle that runs code when it is
     opened, and no pipeline of diffusers.
@@ -97,36 +132,39 @@ class Generator:
 
     @classmethod
     def load(cls, profile: Profile) -> "Generator":
-        """Load the profile's pipeline in fp32 on a CPU, fp16 on a GPU; safetensors only.
+        """Load the profile's pipeline in its `dtype`; safetensors only.
 
-        Stable Diffusion v1-4 is published with another sampler; the paper draws with DDPM (Appendix A.2). Any other
-        pipeline keeps its scheduler, aMUSEd with one random stream an image.
+        Stable Diffusion v1-4 is published with another sampler; the paper draws with DDPM (Appendix A.2), which is the
+        profile's `scheduler`. Any other pipeline keeps its own, aMUSEd with one random stream an image.
 
         Raises:
             FileNotFoundError, ValueError: as `checkpoint.check`; a folder that holds no text-to-image pipeline; a
-                tokenizer and a text encoder of two vocabularies.
+                tokenizer and a text encoder of two vocabularies; an unknown scheduler; a `dtype` that the device
+                cannot do.
         """
-        folder = profile.locate(profile.generator)
-        kind = _pipeline_class(folder, profile.offline)
+        dtype, scheduler = inference_dtype(profile), _scheduler(profile.scheduler)
+        folder, revision = profile.locate(profile.generator), profile.revision(profile.generator)
+        kind = _pipeline_class(folder, revision, profile.offline)
         stable_diffusion = issubclass(kind, StableDiffusionPipeline)
         pipeline = kind.from_pretrained(
             folder,
-            dtype=torch.float16 if profile.device.startswith("cuda") else torch.float32,
+            revision=revision,
+            variant=checkpoint.variant(folder) if Path(folder).is_dir() else None,
+            dtype=dtype,
             local_files_only=profile.offline,
             use_safetensors=True,
-            **({"safety_checker": None, "requires_safety_checker": False} if stable_diffusion else {}),
+            **(UNCHECKED if stable_diffusion else {}),
         ).to(profile.device)
-        checkpoint.check_vocabulary(
-            folder, len(pipeline.tokenizer), pipeline.text_encoder.get_input_embeddings().num_embeddings
-        )
+        _check_vocabularies(folder, pipeline)
         if stable_diffusion:
-            pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+            # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
+            pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
         elif isinstance(pipeline.scheduler, AmusedScheduler):
             pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
         parts = pipeline.components
         for name in CONVOLUTIONAL & parts.keys():
             parts[name].to(memory_format=torch.channels_last)
-        for name in DENOISERS & parts.keys():
+        for name in DENOISERS & parts.keys() if dtype == torch.float32 else ():
             use_onednn(parts[name])
         return cls(
             pipeline, profile.num_inference_steps, profile.guidance_scale, profile.image_size, profile.draw_batch
@@ -156,6 +194,7 @@ class Generator:
             "width": self.image_size,
             "generator": streams,
             "output_type": "np",
+            **LITERAL,
         }
         if isinstance(self.pipeline, StableDiffusionPipeline):
             options["latents"] = self._noise(streams)

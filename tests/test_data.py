@@ -1,13 +1,15 @@
-"""Readers of the published layouts, and what they say when something is missing or broken."""
+"""Readers of the published layouts and of own folders, and what they say when something is missing or broken."""
 
+import csv
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dfl_utils import data
+from dfl_utils import profile as profiles
 
 RED = np.full((4, 5, 3), (200, 10, 10), np.uint8)
 
@@ -29,7 +31,13 @@ def profile(tmp_path):
         annotations += [{"id": 10 * image_id + k, "image_id": image_id, "caption": f"text {k}"} for k in range(10)]
         save(tmp_path / "nocaps/val" / f"{image_id:016x}.jpg")
     dump(tmp_path / "nocaps/nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
-    return SimpleNamespace(data_root=tmp_path, data_writer=None, data_command="dfl data")
+    return bring(tmp_path)
+
+
+def bring(root, **changes):
+    """The mini profile with other data, which cannot be written."""
+    mini = profiles.PROFILES["mini"]
+    return replace(mini, data_root=root, data_writer=None, data_command="dfl data", **changes)
 
 
 def save(path):
@@ -201,9 +209,347 @@ def test_a_subset_out_of_range_is_refused(num_images):
 
 
 def test_ensure_calls_the_profiles_writer_or_asks_for_the_data(tmp_path):
-    profile = SimpleNamespace(data_root=tmp_path / "new", data_writer="pathlib:Path.mkdir", data_command="bring it")
+    profile = replace(bring(tmp_path / "new"), data_writer="pathlib:Path.mkdir")
     data.ensure(profile)
     assert profile.data_root.is_dir()
-    profile = SimpleNamespace(data_root=tmp_path / "other", data_writer=None, data_command="bring it")
-    with pytest.raises(FileNotFoundError, match="other is missing; to get the data: bring it"):
-        data.ensure(profile)
+    with pytest.raises(FileNotFoundError, match="other is missing; to get the data: dfl data"):
+        data.ensure(bring(tmp_path / "other"))
+    data.ensure(bring(tmp_path / "other", nocaps_root=tmp_path))
+
+
+# --- what the published files get wrong --------------------------------------------------------------------
+def test_each_data_set_may_have_a_root_of_its_own(profile, tmp_path):
+    before = data.load(profile, "coco", "train"), data.load(profile, "nocaps", "overall")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("coco", "nocaps"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    roots = {f"{name}_root": tmp_path / "elsewhere" / name for name in ("coco", "nocaps")}
+    moved = bring(tmp_path / "nothing", **roots)
+    after = data.load(moved, "coco", "train"), data.load(moved, "nocaps", "overall")
+    for old, new in zip(before, after, strict=True):
+        assert [replace(example, path=example.path.name) for example in old] == [
+            replace(example, path=example.path.name) for example in new
+        ]
+
+
+def karpathy(profile, *images, split="test"):
+    """Write Karpathy's file of these records, with a picture for each; the split's examples."""
+    path = profile.data_root / KARPATHY
+    records = [{"split": "test", "sentences": [{"raw": "a dog"}], "filepath": "val2014"} | image for image in images]
+    for image in records:
+        save(path.parent / image["filepath"] / image["filename"])
+    dump(path, {"images": records})
+    return data.load(profile, "coco", split)
+
+
+def test_ids_come_from_the_file_names_where_cocoid_is_missing(profile):
+    coco = [{"filename": f"COCO_val2014_{k:012d}.jpg", "cocoid": k, "imgid": 7 - k} for k in (3, 5)]
+    with_ids = karpathy(profile, *coco)
+    del coco[0]["cocoid"]
+    assert karpathy(profile, *coco) == with_ids and [example.image_id for example in with_ids] == [3, 5]
+
+
+def test_flickrs_file_has_neither_cocoid_nor_filepath(profile):
+    flickr30k = [{"filename": f"{k}.jpg", "imgid": n, "filepath": ""} for n, k in enumerate((1000092795, 36979))]
+    for image in flickr30k:
+        save(profile.data_root / "coco/images" / image["filename"])
+    found = karpathy(profile, *flickr30k)
+    assert [example.image_id for example in found] == [36979, 1000092795]
+    assert found[0].path == profile.data_root / "coco/images/36979.jpg"
+    # Flickr8k's names end in letters and digits, and some of them in digits alone: all take imgid.
+    names = ("1000268201_693b08cb0e.jpg", "1001773457_5776354610.jpg")
+    flickr8k = [{"filename": name, "imgid": k} for k, name in enumerate(names)]
+    assert [example.image_id for example in karpathy(profile, *flickr8k)] == [0, 1]
+
+
+def test_an_image_without_any_number_is_refused(profile):
+    with pytest.raises(
+        ValueError, match="images without cocoid, a number at the end of the file name and imgid; fetch"
+    ):
+        karpathy(profile, {"filename": "dog.jpg"})
+    with pytest.raises(ValueError, match="has 'x7' for an image id, which should be a whole number"):
+        karpathy(profile, {"filename": "dog.jpg", "cocoid": "x7"})
+
+
+@pytest.mark.parametrize("count", [5, 6, 7])
+def test_an_image_has_as_many_references_as_people_wrote(profile, count):
+    sentences = [{"raw": f"caption {k}"} for k in range(count)]
+    (found,) = karpathy(profile, {"filename": "1.jpg", "cocoid": 1, "sentences": sentences})
+    assert found.references == tuple(f"caption {k}" for k in range(count))
+
+
+def test_captions_keep_their_letters_and_lose_odd_whitespace(profile):
+    raw = ["  Un café à Málaga\n", "a\tdog  on\u00a0a hill\r\n", "   ", "犬が走る", "a dog", "a dog"]
+    (found,) = karpathy(profile, {"filename": "1.jpg", "cocoid": 1, "sentences": [{"raw": text} for text in raw]})
+    assert found.references == ("Un café à Málaga", "a dog on a hill", "犬が走る", "a dog", "a dog")
+    with pytest.raises(ValueError, match="has 7 for a caption of image 1; give text"):
+        karpathy(profile, {"filename": "1.jpg", "cocoid": 1, "sentences": [{"raw": 7}]})
+
+
+def test_a_byte_order_mark_is_no_error(profile):
+    before = data.load(profile, "coco", "train")
+    path = profile.data_root / KARPATHY
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
+    assert data.load(profile, "coco", "train") == before
+
+
+def test_an_image_that_comes_twice_is_one_with_the_captions_of_both(profile):
+    once = {"filename": "1.jpg", "cocoid": 1, "sentences": [{"raw": "a dog"}, {"raw": "a dog"}]}
+    again = once | {"sentences": [{"raw": "a dog"}, {"raw": "a hound"}]}
+    (found,) = karpathy(profile, once, again, once)
+    assert found.references == ("a dog", "a dog", "a hound")
+
+
+def test_two_files_of_one_id_are_refused(profile):
+    with pytest.raises(ValueError, match="gives the id 1 to 1.jpg and to 2.jpg; fetch or write the file again"):
+        karpathy(profile, {"filename": "1.jpg", "cocoid": 1}, {"filename": "2.jpg", "cocoid": 1})
+    edit(profile.data_root / NOCAPS, lambda content: content["images"][1].update(id=0, domain="near-domain"))
+    with pytest.raises(ValueError, match="gives the id 0 to 0000000000000000.jpg and to 0000000000000001.jpg"):
+        data.load(profile, "nocaps", "overall")
+
+
+def test_an_image_in_two_splits_is_refused(profile):
+    same = {"filename": "1.jpg", "cocoid": 1}
+    with pytest.raises(ValueError, match="dataset_coco.json has image 1 in train and in test; fetch"):
+        karpathy(profile, same | {"split": "restval"}, same)
+    assert len(karpathy(profile, same | {"split": "restval"}, same | {"split": "train"}, split="train")) == 1
+
+
+def test_nocaps_without_domains_is_read_as_a_whole(profile):
+    domains = [example.domain for example in data.load(profile, "nocaps", "overall")]
+    edit(profile.data_root / NOCAPS, lambda content: [image.pop("domain") for image in content["images"]])
+    found = data.load(profile, "nocaps", "overall")
+    assert [example.domain for example in found] == [None] * 3 and len(domains) == 3
+    sentence = (
+        "captions.json says of no image which domain it is of: put nocaps_val_image_info.json beside it, or take the"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        data.load(profile, "nocaps", "near")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.pop("open_images_id"),
+        lambda image: image.pop("file_name"),
+        lambda image: image.update(
+            file_name="", open_images_id=None, coco_url=f"https://s3.amazonaws.com/nocaps/val/{image['file_name']}?x=1"
+        ),
+        lambda image: image.update(id=str(image["id"])),
+    ],
+)
+def test_nocaps_names_its_files_in_three_ways(profile, change):
+    before = data.load(profile, "nocaps", "overall")
+    edit(profile.data_root / NOCAPS, lambda content: [change(image) for image in content["images"]])
+    assert data.load(profile, "nocaps", "overall") == before
+
+
+def test_annotations_that_come_twice_count_once(profile):
+    before = data.load(profile, "nocaps", "overall")
+    edit(profile.data_root / NOCAPS, lambda c: c.update(annotations=2 * c["annotations"], images=2 * c["images"]))
+    assert data.load(profile, "nocaps", "overall") == before
+
+
+# --- images ------------------------------------------------------------------------------------------------
+CORNERS = np.zeros((16, 24, 3), np.uint8)  # four flat blocks, wider than high
+CORNERS[:8, :8], CORNERS[:8, 8:], CORNERS[8:, :8], CORNERS[8:, 8:] = (250, 0, 0), (0, 250, 0), (0, 0, 250), (90, 90, 90)
+
+
+def test_gray_jpegs_are_read_in_rgb(tmp_path):
+    Image.fromarray(CORNERS[..., 0]).save(tmp_path / "a.jpg", quality=100)
+    image = data.read_image(tmp_path / "a.jpg")
+    assert image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - CORNERS[..., :1]).max() <= 2
+
+
+def test_adobes_inverted_cmyk_is_read_in_its_colours(tmp_path):
+    inks = 255 - CORNERS  # cyan, magenta and yellow without black
+    cmyk = Image.merge("CMYK", [*Image.fromarray(inks).split(), Image.new("L", (24, 16))])
+    cmyk.save(tmp_path / "a.jpg", quality=100)
+    assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()  # the mark of stored values that are 255 minus the ink
+    assert np.abs(np.asarray(data.read_image(tmp_path / "a.jpg")).astype(int) - CORNERS).max() <= 6
+    cmyk.save(tmp_path / "a.tif")  # not inverted
+    assert np.abs(np.asarray(data.read_image(tmp_path / "a.tif")).astype(int) - CORNERS).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_images_are_turned_upright(tmp_path, orientation, format):
+    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose, as the camera stored it
+    upright = Image.fromarray(CORNERS)
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a", format, exif=exif, quality=100, subsampling=0)
+    found = data.read_image(tmp_path / "a")
+    assert found.size == (24, 16) and np.abs(np.asarray(found).astype(int) - CORNERS).max() <= 6
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"nothing", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09\x01\x12"])
+def test_a_broken_exif_block_turns_nothing(tmp_path, exif):
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(data.read_image(tmp_path / "a.png")), CORNERS)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    Image.fromarray(np.uint16([[0, 257, 32896, 65535]])).save(tmp_path / "a.png")
+    assert np.asarray(data.read_image(tmp_path / "a.png"))[0, :, 1].tolist() == [0, 1, 128, 255]
+    Image.fromarray(np.float32([[0, 1]])).save(tmp_path / "a.tif")
+    with pytest.raises(OSError, match="a.tif .*samples of 32 bits; save it with 8 or 16"):
+        data.read_image(tmp_path / "a.tif")
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=1)
+    Image.fromarray(np.uint8([[[255, 0, 0, 255], [0, 0, 255, 0]]])).save(tmp_path / "rgba.png")
+    for name in ("p.png", "rgba.png"):
+        assert np.asarray(data.read_image(tmp_path / name)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+    palette.save(tmp_path / "whole.png")
+    assert np.asarray(data.read_image(tmp_path / "whole.png")).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+
+
+def test_plain_images_are_read_as_pillow_reads_them(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(data.read_image(tmp_path / "a.png")), pixels)
+
+
+# --- a folder of one's own ---------------------------------------------------------------------------------
+CAPTIONS = {"b.jpg": ["a red wall", "a wall, and red"], "a.png": ["a réd wall"], "deep/c.JPG": ["red"]}
+
+
+@pytest.fixture
+def own(tmp_path):
+    for name in CAPTIONS:
+        save(tmp_path / "own" / name)
+    (tmp_path / "own/notes.txt").write_text("no image")
+    (tmp_path / "own/._a.png").write_text("left by a file manager")
+    return tmp_path / "own"
+
+
+ROWS = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+
+
+def write(path, columns=("file", "caption"), rows=ROWS, encoding="utf-8"):
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding=encoding) as file:
+            csv.writer(file).writerows([columns, *rows])
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    else:
+        ids = {name: k for k, name in enumerate(CAPTIONS)}
+        images = [{"id": k, "file_name": name} for name, k in ids.items()]
+        dump(path, {"images": images, "annotations": [{"image_id": ids[n], "caption": text} for n, text in rows]})
+    return path
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl", "c.json"])
+def test_a_folder_is_read_with_its_captions(own, tmp_path, name):
+    found = data.folder(own, write(tmp_path / name))
+    assert [example.path for example in found] == [own / "a.png", own / "b.jpg", own / "deep/c.JPG"]
+    assert [list(example.references) for example in found] == [CAPTIONS[n] for n in ("a.png", "b.jpg", "deep/c.JPG")]
+    assert {example.domain for example in found} == {None}
+
+
+def test_karpathys_schema_and_lists_of_captions_are_read_as_well(own, tmp_path):
+    found = data.folder(own, write(tmp_path / "c.csv"))
+    images = [{"filename": n, "sentences": [{"raw": text} for text in texts]} for n, texts in CAPTIONS.items()]
+    images[2] |= {"filepath": "deep", "filename": "c.JPG"}
+    dump(tmp_path / "c.json", {"images": images})
+    assert data.folder(own, tmp_path / "c.json") == found
+    assert data.folder(own, write(tmp_path / "c.jsonl", rows=CAPTIONS.items())) == found
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_an_imagefolders_metadata_are_found(own, name):
+    assert [example.references for example in data.folder(own)] == [(), (), ()]
+    for column in ("text", "caption"):
+        write(own / name, ("file_name", column))
+        assert [len(example.references) for example in data.folder(own)] == [1, 2, 1]
+
+
+def test_ids_stay_when_rows_and_files_are_reordered_or_added(own, tmp_path):
+    before = {e.path: (e.image_id, set(e.references)) for e in data.folder(own, write(tmp_path / "c.csv"))}
+    save(own / "aa.png")
+    after = {
+        e.path: (e.image_id, set(e.references)) for e in data.folder(own, write(tmp_path / "c.csv", rows=ROWS[::-1]))
+    }
+    added = after.pop(own / "aa.png")
+    assert after == before and added[1] == set()
+    assert len({image_id for image_id, _ in before.values()}) == 3 and max(i for i, _ in before.values()) < 2**53
+
+
+def test_a_csv_of_a_spreadsheet_is_read(own, tmp_path):
+    rows = [("./b.jpg", " a red  wall "), ("u\u0308.png", "ä")]  # a byte order mark, spaces, a decomposed letter
+    save(own / "\u00fc.png")
+    found = data.folder(own, write(tmp_path / "c.csv", (" File_name".lower(), "text "), rows, "utf-8-sig"))
+    assert {e.path.name: e.references for e in found if e.references} == {
+        "b.jpg": ("a red wall",),
+        "\u00fc.png": ("ä",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "rows", "sentence"),
+    [
+        (
+            "c.csv",
+            ("file", "note"),
+            ROWS,
+            "has the columns 'file', 'note': it needs one of file, .* one of caption, text",
+        ),
+        ("c.csv", ("file;caption",), [("b.jpg;red",)], "has the columns 'file;caption': .* separated by commas"),
+        ("c.csv", (), [], "has the columns of nothing"),
+        (
+            "c.csv",
+            ("file", "caption"),
+            [("b.jpg", "a wall", "and red")],
+            "line 2, has another number of cells: .* quotes",
+        ),
+        ("c.csv", ("file", "caption"), [("b.jpg",)], "line 2, has another number of cells"),
+        ("c.csv", ("file", "caption"), [("b.jpg", " ")], "line 2, has an empty caption of b.jpg: write one, or drop"),
+        ("c.csv", ("file", "caption"), [("d.jpg", "red")], "line 2, names 'd.jpg', which is no image of .*own: put it"),
+        ("c.jsonl", ("file", "caption"), [("d.jpg", "red")], "line 1, names 'd.jpg', which is no image of"),
+        ("c.jsonl", ("file", "caption"), [("b.jpg", None)], "line 1, has an empty caption of b.jpg"),
+        ("c.jsonl", ("file", "title"), ROWS, "has the columns 'file', 'title'"),
+        ("c.json", None, [("b.jpg", "")], "images, has an empty caption of b.jpg"),
+        ("c.txt", None, [], "c.txt is no captions file that is known: give one of .csv, .jsonl, .json"),
+    ],
+)
+def test_a_broken_captions_file_is_named(own, tmp_path, name, columns, rows, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        data.folder(own, write(tmp_path / name, columns, rows))
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        (
+            "c.jsonl",
+            '{"file": "b.jpg", "caption": "a"}\n{"file":',
+            r"c.jsonl is not JSON Lines in UTF-8 \(.*\): give one",
+        ),
+        ("c.jsonl", '["b.jpg", "red"]', "c.jsonl, line 1, is no JSON object"),
+        ("c.csv", 'file,caption\nb.jpg,"a "red" wall"', "c.csv is not a CSV file in UTF-8"),
+        ("c.json", '{"images": [], "annotations": [{"image_id": 4, "caption": "a"}]}', "caption of image 4, which its"),
+        ("c.json", '{"annotations": []}', "lacks the field 'images'"),
+    ],
+)
+def test_a_captions_file_of_another_format_is_named(own, tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        data.folder(own, tmp_path / name)
+
+
+def test_missing_folders_and_files_are_named(own, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder of images: give one that is there"):
+        data.folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image: put files of .bmp, .gif, .jpeg"):
+        data.folder(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="c.csv is missing: give a captions file that is there, or none"):
+        data.folder(own, tmp_path / "c.csv")

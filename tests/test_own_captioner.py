@@ -1,0 +1,291 @@
+"""Captioners beside BLIP: a GIT, a ViT-GPT2, a LLaVA and a BLIP-2 with T5, tiny and random, in their real layouts."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    CLIPVisionConfig,
+    GitConfig,
+    GitForCausalLM,
+    GitProcessor,
+    GPT2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from dfl_utils import captioner as captioners
+from dfl_utils import own_captioner, profile
+
+PAD, UNKNOWN, START, END, IMAGE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>"]
+PROMPT, OTHERS = "a picture of", "red blue big small dog cat cup on the hill two"
+WORDS = [PAD, UNKNOWN, START, END, IMAGE, *f"{PROMPT} {OTHERS}".split()]
+LAYERS = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+VISION = dict(**LAYERS, image_size=32, patch_size=16)
+LOUD = dict(initializer_range=0.5)  # else every image has the same caption
+SIZES = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+TEMPLATE = """{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> \
+{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} the{% endif %}"""
+
+
+def words(**options):
+    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict(pad_token=PAD, unk_token=UNKNOWN, cls_token=START, bos_token=START, sep_token=END, eos_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+
+
+def tiny_git(folder):
+    tokens = dict(vocab_size=len(WORDS), bos_token_id=2, eos_token_id=3, pad_token_id=0, max_position_embeddings=40)
+    GitForCausalLM(GitConfig(vision_config=VISION, **LAYERS, **tokens, **LOUD)).save_pretrained(folder)
+    GitProcessor(CLIPImageProcessorPil(**SIZES), words()).save_pretrained(folder)
+
+
+def tiny_vit_gpt2(folder):
+    decoder = GPT2Config(n_embd=24, n_layer=2, n_head=4, n_positions=40, vocab_size=len(WORDS), **LOUD)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), decoder)
+    model = VisionEncoderDecoderModel(config)
+    # As published: beam search and a short length by default, the tokens named here.
+    model.generation_config.update(
+        num_beams=4, max_length=16, decoder_start_token_id=2, eos_token_id=[3], pad_token_id=0
+    )
+    model.save_pretrained(folder)
+    words().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def tiny_llava(folder):
+    tokens = dict(vocab_size=200, bos_token_id=2, eos_token_id=3, pad_token_id=0, max_position_embeddings=80)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION, projection_dim=32),
+        text_config=LlamaConfig(**LAYERS, **tokens, **LOUD),
+        image_token_index=WORDS.index(IMAGE),
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.update(eos_token_id=3, pad_token_id=0)
+    model.save_pretrained(folder)
+    options = dict(patch_size=16, num_additional_image_tokens=1, vision_feature_select_strategy="default")
+    tokenizer = words(extra_special_tokens={"image_token": IMAGE})
+    LlavaProcessor(CLIPImageProcessorPil(**SIZES), tokenizer, chat_template=TEMPLATE, **options).save_pretrained(folder)
+
+
+def tiny_blip2_t5(folder):
+    t5 = dict(model_type="t5", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=len(WORDS))
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config=dict(**LAYERS, vocab_size=50, encoder_hidden_size=32, cross_attention_frequency=2),
+        text_config=dict(**t5, eos_token_id=3, pad_token_id=0, decoder_start_token_id=0, initializer_factor=3.0),
+        num_query_tokens=4,
+        image_token_index=WORDS.index(IMAGE),
+    )
+    model = Blip2ForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 32, "width": 32}), words(), num_query_tokens=4)
+    processor.save_pretrained(folder)
+
+
+MAKERS = {"git": tiny_git, "vit-gpt2": tiny_vit_gpt2, "llava": tiny_llava, "blip2-t5": tiny_blip2_t5}
+CONTINUE = ["git", "vit-gpt2"]  # those that continue the prompt
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {}
+    for name, make in MAKERS.items():
+        torch.manual_seed(0)
+        found[name] = tmp_path_factory.mktemp(name)
+        make(found[name])
+    return found
+
+
+def load(folder, **changes):
+    changes = {"captioner_prompt": PROMPT, "min_words": 2, "max_words": 8} | changes
+    return captioners.load(profile.load("mini", captioner=str(folder), **changes))
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+    return {name: load(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def images():
+    stream = np.random.default_rng(0)
+    return [Image.fromarray(stream.integers(0, 256, (32 + k, 40, 3), np.uint8)) for k in range(3)]
+
+
+def streams(images, candidates=3):
+    return [[(0, image, n) for n in range(candidates)] for image in range(len(images))]
+
+
+def test_the_checkpoint_chooses_the_class(loaded):
+    kinds = (own_captioner.GitCaptioner, own_captioner.EncoderDecoderCaptioner, *[own_captioner.PromptedCaptioner] * 2)
+    assert all(isinstance(loaded[name], kind) for name, kind in zip(MAKERS, kinds, strict=True))
+    assert not any(model.model.training or model.model.dtype != torch.float32 for model in loaded.values())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_caption_does_not_depend_on_its_batch(loaded, images, name):
+    captioner = loaded[name]
+    together = captioner.sample(images, streams(images))
+    alone = [captioner.sample([image], [seeds])[0] for image, seeds in zip(images, streams(images), strict=True)]
+    swapped = captioner.sample(images[::-1], streams(images)[::-1])[::-1]
+    few = captioner.sample(images, streams(images, 2))
+    assert together == alone == swapped and few == [row[:2] for row in together]
+    assert len({text for row in together for text in row}) > 2
+    described = captioner.describe(images)
+    assert described == [captioner.describe([image])[0] for image in images]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_captions_keep_to_the_limits_and_drop_prompt_and_marks(loaded, images, name):
+    rows = loaded[name].sample(images, streams(images, 4), temperature=3.0, top_p=1.0)
+    for text in (text for row in rows for text in row):
+        assert len(text.split()) <= 8 and not set(text.split()) & {PAD, START, END} and not text.startswith(PROMPT)
+
+
+def ids_of(text):
+    return [WORDS.index(word) for word in text.split()]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("name", CONTINUE)
+def test_beam_search_equals_the_librarys(loaded, images, name, num_beams):
+    captioner = loaded[name]
+    pixels = captioner.processor.image_processor(images, return_tensors="pt").pixel_values
+    prompt = torch.tensor([[2, *ids_of(PROMPT)]] * len(images))
+    inputs = {"decoder_input_ids" if name == "vit-gpt2" else "input_ids": prompt}
+    options = dict(num_beams=num_beams, do_sample=False, min_new_tokens=2, max_new_tokens=8)
+    ids = captioner.model.generate(pixel_values=pixels, **inputs, **options)[:, prompt.shape[1] :]
+    theirs = captioner.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert captioner.describe(images, num_beams=num_beams) == theirs and len(set(theirs)) > 1
+
+
+def test_a_prompted_captioner_answers_as_the_library_does(loaded, images):
+    for name, question in (("llava", f"<image> {PROMPT} the"), ("blip2-t5", PROMPT)):
+        captioner = loaded[name]
+        inputs = captioner.processor(images=[images[0]], text=[question], return_tensors="pt")
+        ids = captioner.model.generate(**inputs, num_beams=2, do_sample=False, min_new_tokens=2, max_new_tokens=8)
+        ids = ids[:, inputs["input_ids"].shape[1] :] if name == "llava" else ids
+        theirs = captioner.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert captioner.describe(images[:1], num_beams=2) == theirs
+
+
+CAPTIONS = [["a red dog", ""], ["two", "the big cat on the hill"], ["cup", "a"]]
+
+
+@pytest.mark.parametrize("name", CONTINUE)
+def test_likelihood_equals_the_slow_one(loaded, images, name):
+    captioner = loaded[name]
+    key = "decoder_input_ids" if name == "vit-gpt2" else "input_ids"
+
+    def slow(image, caption):
+        pixels = captioner.processor.image_processor([image], return_tensors="pt").pixel_values
+        ids, given = [2, *ids_of(PROMPT), *ids_of(caption), 3], 1 + len(ids_of(PROMPT))
+        total = 0.0
+        for k in range(given, len(ids)):
+            with torch.no_grad():
+                logits = captioner.model(pixel_values=pixels, **{key: torch.tensor([ids[:k]])}).logits
+            total += logits[0, -1].log_softmax(-1)[ids[k]].item()
+        return total / (len(ids) - given)
+
+    ours = captioner.log_likelihood(images, CAPTIONS)
+    theirs = [[slow(image, text) for text in row] for image, row in zip(images, CAPTIONS, strict=True)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    scores = captioner.log_likelihood(images[:1], [["dog " * 60, "dog " * 90]])  # more than the model's positions
+    assert np.isfinite(scores).all() and scores[0, 0] == scores[0, 1]
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+def test_a_prompted_captioner_says_what_it_cannot(loaded, images):
+    with pytest.raises(
+        ValueError, match="of the kind llava cannot be asked here how likely .*: take blip, blip-2, git"
+    ):
+        loaded["llava"].log_likelihood(images, CAPTIONS)
+    with pytest.raises(ValueError, match="shows its text side an image only together with a prompt"):
+        loaded["llava"].image_embeds(images)
+
+
+@pytest.mark.parametrize("name", ["git", "llava"])
+def test_nothing_to_describe_is_refused(loaded, name):
+    with pytest.raises(ValueError, match="0 images and 0 lists of seeds"):
+        loaded[name].sample([], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"model_type": "clip"},
+            "captioner is no captioner .* its model_type is clip; give a checkpoint of blip, blip-2",
+        ),
+        (
+            {"model_type": "mine", "auto_map": {"AutoModel": "mine.Model"}},
+            "is mine, and code that lies in a checkpoint is",
+        ),
+        ({"model_type": None}, "its model_type is None; give a checkpoint of"),
+    ],
+)
+def test_what_is_no_captioner_is_refused(folders, tmp_path, change, sentence):
+    folder = shutil.copytree(folders["git"], tmp_path / "captioner")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=sentence):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("git", "processor_config.json"), ("vit-gpt2", "preprocessor_config.json"), ("llava", "model.safetensors")],
+)
+def test_a_missing_file_is_named(folders, tmp_path, name, lost):
+    folder = shutil.copytree(folders[name], tmp_path / "captioner")
+    (folder / lost).unlink()
+    with pytest.raises(FileNotFoundError, match="captioner lacks"):
+        load(folder)
+
+
+def test_a_table_smaller_than_the_vocabulary_is_refused(folders, tmp_path):
+    tokenizer = words()
+    tokenizer.add_tokens([f"<extra {k}>" for k in range(200)])
+    for name in ("git", "llava"):
+        folder = shutil.copytree(folders[name], tmp_path / name)
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(ValueError, match="mixes two vocabularies: its tokenizer has 219 tokens"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sentence"),
+    [
+        ("float16", "dtype is float16, which is for GPUs: set dtype='float32'"),
+        ("half", "dtype is 'half': choose one of"),
+    ],
+)
+def test_a_type_that_the_device_cannot_do_is_refused(folders, dtype, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load(folders["git"], dtype=dtype)
+
+
+def test_the_captioner_is_of_the_profiles_type(folders, images):
+    captioner = load(folders["git"], dtype="bfloat16")
+    assert captioner.model.dtype == torch.bfloat16
+    assert captioner.log_likelihood(images, CAPTIONS).dtype == np.float32 and len(captioner.describe(images)) == 3

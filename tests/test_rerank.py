@@ -1,0 +1,250 @@
+"""Reranking one's own candidates: against the parts, in any order and company, resumed, and with bad input."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dfl_utils
+from dfl_utils import data, loops, own_input, profile, rerank
+from dfl_utils.scores import Scorer
+from dfl_utils.store import RunStore
+
+CAPTIONS = [
+    ["a red dog", "a blue cup", "a red dog"],
+    ["a small yellow star", "a black umbrella"],
+    [f"{colour} {thing}" for colour in ("a red", "a blue", "a green") for thing in ("dog", "cup", "star", "plane")],
+]
+TEXTS = ["a red dog", "a blue cup and a star"]
+
+
+@pytest.fixture(scope="module")
+def paths(mini):
+    return [example.path for example in data.load(mini, "nocaps", "overall")[:3]]
+
+
+@pytest.fixture(scope="module")
+def hall(mini, tmp_path_factory):
+    """The game whose loaded models all calls borrow."""
+    return loops.Game(mini, RunStore(tmp_path_factory.mktemp("hall")), progress=False)
+
+
+@pytest.fixture(autouse=True)
+def borrowed(hall, monkeypatch):
+    def game(models, store, **options):
+        made = loops.Game(models, store, **options)
+        made._encoders = hall._encoders
+        if models == hall.profile:
+            made.__dict__ |= {"captioner": hall.captioner, "generator": hall.generator}
+            made.generator.num_inference_steps = made.profile.num_inference_steps
+        return made
+
+    monkeypatch.setattr(own_input, "Game", game)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def ask(mini, store):
+    """A call of the two functions with few steps and the module's store."""
+
+    def call(function, *values, **options):
+        return function(*values, **{"profile": mini, "num_inference_steps": 2, "store": store} | options)
+
+    return call
+
+
+def plain(rows):
+    """All that a result says, the pictures as well, by the place that was given."""
+    return [sorted((*vars(r).values(),)[:4] for r in row) for row in rows]
+
+
+def test_captions_are_ranked_by_the_cosine_of_their_drawing(ask, hall, paths):
+    ranked = ask(dfl_utils.rerank_captions, paths, CAPTIONS)
+    clip = hall.encoder("clip")
+    for path, row, given in zip(paths, ranked, CAPTIONS, strict=True):
+        sims = [entry.similarity for entry in row]
+        assert sims == sorted(sims, reverse=True) and [entry.rank for entry in row] == list(range(len(given)))
+        assert [given[entry.candidate] for entry in row] == [entry.caption for entry in row]
+        original = clip.embed([data.read_image(path)])
+        hats = clip.embed([entry.image_hat for entry in row])
+        np.testing.assert_allclose(sims, hats @ original[0], atol=1e-5)
+
+
+def test_equal_captions_have_one_drawing_and_keep_their_order(ask, paths):
+    (row,) = ask(rerank.rerank_captions, paths[:1], CAPTIONS[:1])
+    first, second = (entry for entry in row if entry.caption == "a red dog")
+    assert (first.candidate, second.candidate) == (0, 2) and first.similarity == second.similarity
+    np.testing.assert_array_equal(first.image_hat, second.image_hat)
+
+
+def test_neither_company_nor_order_changes_a_bit(ask, paths, tmp_path):
+    together = ask(rerank.rerank_captions, paths, CAPTIONS)
+    alone = [
+        ask(rerank.rerank_captions, [path], [row], store=tmp_path / "alone")[0]
+        for path, row in zip(paths, CAPTIONS, strict=True)
+    ]
+    assert plain(alone) == plain(together)
+    turned = [row[::-1] for row in CAPTIONS[::-1]]
+    other = ask(rerank.rerank_captions, paths[::-1], turned, store=tmp_path / "turned")[::-1]
+    for mine, theirs, row in zip(together, other, CAPTIONS, strict=True):
+        by_caption = {entry.caption: entry for entry in theirs}
+        for entry in mine:
+            assert entry.similarity == by_caption[entry.caption].similarity
+            np.testing.assert_array_equal(entry.image_hat, by_caption[entry.caption].image_hat)
+        assert [entry.caption for entry in mine] == [entry.caption for entry in theirs], row
+
+
+def test_pictures_in_memory_are_as_good_as_files(ask, paths, store):
+    files = ask(rerank.rerank_captions, paths[:2], CAPTIONS[:2])
+    pictures = [Image.open(paths[0]), str(paths[1])]
+    assert plain(ask(rerank.rerank_captions, pictures, CAPTIONS[:2])) == plain(files)
+    (kept,) = (store / "originals").iterdir()
+    np.testing.assert_array_equal(data.read_image(kept), data.read_image(paths[0]))
+
+
+def test_a_second_call_does_no_model_work(ask, mini, paths, monkeypatch):
+    calls = [(rerank.rerank_captions, paths, CAPTIONS), (rerank.rerank_images, TEXTS)]
+    first = [ask(*call, **few) for call, few in zip(calls, ({}, {"num_candidates": 2}), strict=True)]
+
+    class Idle(loops.Game):
+        captioner = generator = property(lambda self: pytest.fail("a model was loaded"))
+
+        def encoder(self, name):
+            pytest.fail("an encoder was loaded")
+
+    monkeypatch.setattr(own_input, "Game", Idle)
+    monkeypatch.setattr(Scorer, "_clip_text", property(lambda self: pytest.fail("a judge was loaded")))
+    again = [ask(*call, **few) for call, few in zip(calls, ({}, {"num_candidates": 2}), strict=True)]
+    assert list(map(plain, again)) == list(map(plain, first))
+    np.testing.assert_array_equal(again[0][0][0].image_hat, first[0][0][0].image_hat)
+
+
+def test_a_lost_shard_alone_is_made_again(ask, paths, tmp_path):
+    store = RunStore(tmp_path)
+    before = ask(rerank.rerank_captions, paths, CAPTIONS, store=store)
+    assert {kind: spent.made for kind, spent in store.spent.items()} == {
+        "images": 4, "clip-originals": 3, "clip-similarity": 4
+    }  # fmt: skip
+    next(tmp_path.glob("clip-similarity-*.safetensors")).unlink()
+    store = RunStore(tmp_path)
+    assert plain(ask(rerank.rerank_captions, paths, CAPTIONS, store=store)) == plain(before)
+    assert sum(spent.made for spent in store.spent.values()) == 1
+
+
+def test_seeds_steps_and_judges_are_other_results(ask, paths):
+    base = {"num_inference_steps": 2}
+    found = [
+        ask(rerank.rerank_captions, paths[:1], [["a red dog"]], **base | other)[0][0].similarity
+        for other in ({}, {"seed": 1}, {"num_inference_steps": 3}, {"similarity": "dino"}, {"generator": "amused"})
+    ]
+    assert len(set(found)) == 5
+
+
+def test_without_captions_the_captioner_samples_them(ask, hall, paths):
+    (row,) = ask(rerank.rerank_captions, paths[:1], num_candidates=3)
+    example = data.Example(own_input.example(paths[0], hall.store).image_id, paths[0], ())
+    assert [entry.caption for entry in sorted(row, key=lambda entry: entry.candidate)] == hall.sample_captions(
+        [example], 3
+    )[0]
+
+
+def test_drawn_images_are_ranked_by_what_is_read_in_them(ask, hall, mini):
+    ranked = ask(dfl_utils.rerank_images, TEXTS, num_candidates=2)
+    scorer = Scorer(mini, hall.store, [data.Example(0, "", ("a dog",))])
+    for text, row in zip(TEXTS, ranked, strict=True):
+        sims = scorer.similarity([text], [[entry.caption_hat for entry in row]], ["clip"])["clip"][0]
+        np.testing.assert_allclose([entry.similarity for entry in row], sims, atol=1e-5)
+        assert [entry.rank for entry in row] == [0, 1] and sims[0] >= sims[1]
+        assert [entry.caption_hat for entry in row] == hall.captioner.describe([entry.image for entry in row])
+    alone = ask(rerank.rerank_images, TEXTS[1:], num_candidates=2)
+    assert plain(alone) == plain(ranked[1:])
+
+
+def test_given_images_are_ranked_as_drawn_ones(ask, paths, tmp_path):
+    drawn = ask(rerank.rerank_images, TEXTS, num_candidates=2)
+    pictures = [[entry.image for entry in sorted(row, key=lambda entry: entry.candidate)] for row in drawn]
+    given = ask(rerank.rerank_images, TEXTS, pictures)
+    assert plain(given) == plain(drawn)
+    np.testing.assert_array_equal(given[0][0].image, drawn[0][0].image)
+    mixed = ask(rerank.rerank_images, TEXTS, [[paths[0], pictures[0][1], paths[0]], pictures[1][:1]])
+    assert [len(row) for row in mixed] == [3, 1]
+    twice = [entry for entry in mixed[0] if entry.candidate != 1]
+    assert twice[0].similarity == twice[1].similarity and [e.candidate for e in twice] == [0, 2]
+    turned = ask(rerank.rerank_images, TEXTS[::-1], [pictures[1], pictures[0][::-1]], store=tmp_path)[::-1]
+    assert [[e.similarity for e in row] for row in turned] == [[e.similarity for e in row] for row in given]
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, dfl_utils; dir(dfl_utils); print(sorted({'torch', 'numpy', 'PIL'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert {"rerank_captions", "rerank_images"} <= set(dir(dfl_utils))
+    with pytest.raises(AttributeError, match="module 'dfl_utils' has no attribute 'rank'"):
+        _ = dfl_utils.rank
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("images", "captions", "options", "sentence"),
+    [
+        ([], [], {}, "images is empty: give a list of files or Pillow images"),
+        ("a.png", [["a"]], {}, "images is of type str: give a list of files"),
+        ([7], [["a"]], {}, r"images\[0\] is of type int: images is a list of files or Pillow images"),
+        (["a.png"], ["a dog"], {}, r"captions\[0\] is of type str: give a list of captions"),
+        (["a.png"], [["a"], ["b"]], {}, "captions has 2 entries for 1 to rank for: give a list of captions for each"),
+        (["a.png"], "a dog", {}, "captions has type str for 1 to rank for"),
+        (["a.png"], [[]], {}, r"captions\[0\] is empty"),
+        (["a.png"], [["a", " "]], {}, r"captions\[0\]\[1\] is blank: write something, or leave it out"),
+        (["a.png"], [[None]], {}, r"captions\[0\]\[0\] is of type NoneType"),
+        (["a.png"], [["a"]], {"similarity": "sbert"}, "similarity is 'sbert': choose one of clip, dino"),
+        (["a.png"], [["a"]], {"seed": -1}, "SEED is -1"),
+        (["a.png"], None, {"num_candidates": 0}, "num_candidates or num_beams is 0: give at least 1"),
+        (["a.png"], [["a"]], {"num_inference_steps": 0}, "num_inference_steps is 0: give at least 1, or None"),
+        (["a.png"], [["a"]], {"profile": "big"}, "Unknown profile 'big': choose one of mini, paper"),
+        (["a.png"], [["a"]], {"generator": "my/sd"}, "No model folder my/sd"),
+        (["a.png"], None, {"captioner": "my/blip"}, "No model folder my/blip"),
+        (["nowhere/a.png"], [["a"]], {}, "a.png is missing"),
+    ],
+)
+def test_what_cannot_be_ranked_is_named(ask, images, captions, options, sentence):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence) as caught:
+        ask(rerank.rerank_captions, images, captions, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("captions", "images", "options", "sentence"),
+    [
+        ("a dog", None, {}, "captions is of type str: give a list of captions"),
+        (["a dog", ""], None, {}, r"captions\[1\] is blank"),
+        (["a dog"], ["a.png"], {}, r"images\[0\] is of type str: give a list of files"),
+        (["a dog"], [["a.png"], ["b.png"]], {}, "images has 2 entries for 1 to rank for"),
+        (["a dog"], [["nowhere/a.png"]], {}, "a.png is missing"),
+        (["a dog"], None, {"similarity": "cider"}, "similarity is 'cider': choose one of clip, sbert, wmd"),
+        (["a dog"], None, {"num_beams": 0}, "num_candidates or num_beams is 0"),
+    ],
+)
+def test_what_no_text_can_rank_is_named(ask, captions, images, options, sentence):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence):
+        ask(rerank.rerank_images, captions, images, **options)
+
+
+def test_a_broken_image_is_named_before_anything_is_drawn(ask, paths, tmp_path):
+    (tmp_path / "broken.png").write_bytes(paths[0].read_bytes()[:60])
+    store = RunStore(tmp_path / "store")
+    with pytest.raises(OSError, match="broken.png is truncated or not an image"):
+        ask(rerank.rerank_captions, [paths[0], tmp_path / "broken.png"], [["a"], ["b"]], store=store)
+    assert store.spent == {}
+
+
+def test_models_may_be_named_by_the_profile_or_by_folder(ask, mini, paths):
+    by_name, by_folder = (
+        ask(rerank.rerank_captions, paths[:1], num_candidates=2, captioner=name)
+        for name in ("blip-large", str(profile.MINI / "blip-large"))
+    )
+    assert plain(by_name) == plain(by_folder)
