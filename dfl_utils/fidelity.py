@@ -195,8 +195,9 @@ def split(values: np.ndarray, profile: Profile) -> Features:
     """
     count = INCEPTION_LOGITS
     if role(profile) == "probe":
-        folder = profile.locate(profile.probe)
-        count = _count_categories(AutoConfig.from_pretrained(folder, local_files_only=profile.offline))
+        folder, revision = profile.locate(profile.probe), profile.revision(profile.probe)
+        config = AutoConfig.from_pretrained(folder, revision=revision, local_files_only=profile.offline)
+        count = _count_categories(config)
     if values.shape[-1] <= count:
         raise ValueError(f"values must hold features and {count} logits an image, not {values.shape[-1]} columns.")
     return Features(values[..., :-count], values[..., -count:])

@@ -12,23 +12,24 @@ from transformers import AutoImageProcessor, CLIPModel, ViTModel
 from dfl_utils import checkpoint
 from dfl_utils.profile import Profile
 
-EMBED_BATCH = 128
+EMBED_BATCH = 128  # images a forward pass, and their pixels: DINO at 384 px reads 2,305 tokens an image
+EMBED_PIXELS = EMBED_BATCH * 224**2
 
 
 class ImageEncoder:
     """Images -> unit vectors. `embed` turns preprocessed pixels `(B, 3, H, W)` into features `(B, D)`."""
 
-    def __init__(self, model, processor, embed):
-        self.model, self.processor, self._embed = model, processor, embed
+    def __init__(self, model, processor, embed, batch_size: int = EMBED_BATCH):
+        self.model, self.processor, self._embed, self.batch_size = model, processor, embed, batch_size
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
         """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`)."""
         parts = []
-        for start in range(0, len(images), EMBED_BATCH):
+        for start in range(0, len(images), self.batch_size):
             batch = [
                 image if isinstance(image, Image.Image) else Image.fromarray(image)
-                for image in images[start : start + EMBED_BATCH]
+                for image in images[start : start + self.batch_size]
             ]
             pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
             parts.append(F.normalize(self._embed(self.model, pixels), dim=-1).float().cpu())
@@ -46,16 +47,21 @@ def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
 def load_clip(profile: Profile) -> ImageEncoder:
     """CLIP's projected image embedding."""
     model, folder = checkpoint.load(CLIPModel, profile, "clip", checkpoint.PROCESSOR)
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil")
-    return ImageEncoder(model, processor, _clip_features)
+    return ImageEncoder(model, _processor(profile, folder), _clip_features)
 
 
 def load_dino(profile: Profile) -> ImageEncoder:
     """DINO's class token at the profile's `dino_size`."""
     model, folder = checkpoint.load(ViTModel, profile, "dino", checkpoint.PROCESSOR, add_pooling_layer=False)
-    side = {"height": profile.dino_size, "width": profile.dino_size}
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=profile.offline, backend="pil", size=side)
-    return ImageEncoder(model, processor, _dino_features)
+    side = profile.dino_size
+    processor = _processor(profile, folder, size={"height": side, "width": side})
+    return ImageEncoder(model, processor, _dino_features, min(EMBED_BATCH, max(1, EMBED_PIXELS // side**2)))
+
+
+def _processor(profile: Profile, folder: str, **options):
+    return AutoImageProcessor.from_pretrained(
+        folder, revision=profile.revision(folder), local_files_only=profile.offline, backend="pil", **options
+    )
 
 
 ENCODERS = {"clip": load_clip, "dino": load_dino}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from layouts import fp16, pickled, rewrite, shard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
@@ -93,19 +94,86 @@ def test_half_written_weights_are_refused(copy):
         checkpoint.check(str(file.parent), "dino")
 
 
-def test_broken_json_is_refused(copy):
+@pytest.mark.parametrize("content", ['{"hidden_size": ', "[]"])
+def test_broken_json_is_refused(copy, content):
     folder = copy("dino")
-    (folder / "config.json").write_text('{"hidden_size": ')
+    (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match="config.json is not valid JSON"):
         checkpoint.check(str(folder), "dino")
 
 
 def test_pickles_are_not_loaded(copy):
     folder = copy("dino")
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="pickles are not loaded"):
+    pickled(folder)
+    with pytest.raises(checkpoint.PickledWeights, match="pytorch_model.bin is a pickle, and pickles are not loaded"):
         checkpoint.check(str(folder), "dino")
+
+
+# --- files of weights -------------------------------------------------------------------------------------------
+def test_a_lost_shard_is_named(copy):
+    file = copy("blip2") / "model.safetensors"
+    shard(file)[1].unlink()
+    with pytest.raises(FileNotFoundError, match="lacks model-00002-of-00002.safetensors, one of the 2 files that its"):
+        checkpoint.check(str(file.parent), "captioner")
+
+
+def test_a_half_written_shard_is_named(copy):
+    file = copy("stable-diffusion") / "unet" / "diffusion_pytorch_model.safetensors"
+    second = shard(file)[1]
+    second.write_bytes(second.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="diffusion_pytorch_model-00002-of-00002.safetensors is damaged"):
+        checkpoint.check(str(file.parents[1]), "generator")
+
+
+@pytest.mark.parametrize(
+    "index", ["{}", '{"weight_map": {"a": "../elsewhere.safetensors"}}', '{"weight_map": {"a": 1}}']
+)
+def test_an_index_that_is_none_is_refused(copy, index):
+    file = copy("dino") / "model.safetensors"
+    shard(file)
+    file.with_name("model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="model.safetensors.index.json is no index of files beside it"):
+        checkpoint.check(str(file.parent), "dino")
+
+
+def test_shards_without_their_index_are_refused(copy):
+    file = copy("dino") / "model.safetensors"
+    shard(file)
+    file.with_name("model.safetensors.index.json").unlink()
+    with pytest.raises(FileNotFoundError, match="or the index of their shards .there is model-00001-of-00002"):
+        checkpoint.check(str(file.parent), "dino")
+
+
+def test_weights_of_another_name_are_refused(copy):
+    file = copy("dino") / "model.safetensors"
+    file.rename(file.with_name("weights.safetensors"))
+    with pytest.raises(FileNotFoundError, match="lacks its weights model.safetensors .*there is weights.safetensors"):
+        checkpoint.check(str(file.parent), "dino")
+
+
+def test_half_precision_files_are_taken_where_they_lie_alone(copy):
+    folder = copy("stable-diffusion")
+    assert checkpoint.variant(str(folder)) is None
+    fp16(folder, alone=False)
+    assert checkpoint.variant(str(folder)) is None
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert checkpoint.variant(str(folder)) == "fp16"
+    assert checkpoint.variant(str(folder / "unet")) is None
+    assert checkpoint.variant(str(folder / "vae")) == "fp16"
+    assert checkpoint.variant("owner/on-the-hub") is None
+
+
+def test_the_captioner_alone_is_of_the_profiles_type():
+    half = profile.load("mini", dtype="bfloat16", captioner=str(MINI / "blip-base"))
+    model, _ = checkpoint.load(BlipForConditionalGeneration, half, "captioner")
+    assert model.dtype == torch.bfloat16
+    for judge in (similarity.load_dino(half).model, similarity.load_clip(half).model):
+        assert judge.dtype == torch.float32
+
+
+def test_big_pictures_are_embedded_a_few_at_a_time():
+    assert similarity.load_dino(profile.load("mini")).batch_size == similarity.EMBED_BATCH == 128
+    assert similarity.load_dino(profile.load("mini", dino_size=384)).batch_size == 128 * 224**2 // 384**2 == 43
 
 
 def shrink_vocabulary(folder, size, rows):
@@ -246,7 +314,19 @@ def test_a_published_stable_diffusion_layout_draws(tmp_path):
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(tmp_path)
-    generator = Generator.load(profile.load("mini", generator=str(tmp_path), image_size=32, num_inference_steps=4))
+    models = profile.load("mini", generator=str(tmp_path), image_size=32, num_inference_steps=4)
+    generator = Generator.load(models)
     assert type(generator.pipeline.scheduler).__name__ == "DDPMScheduler"  # the paper's, whatever the checkpoint brings
     images = generator.draw(["a cat"], [0])
     assert images.shape == (1, 32, 32, 3) and images.dtype == np.uint8
+
+    # v1-4 was published before diffusers named the parts of its autoencoder's attention as it does today.
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    before = set(load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors"))
+    rewrite(
+        tmp_path / "vae" / "diffusion_pytorch_model.safetensors",
+        lambda name: next((name.replace(new, was) for new, was in old.items() if new in name), name),
+    )
+    after = set(load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors"))
+    assert sum(name.endswith("proj_attn.weight") for name in after - before) == 2
+    np.testing.assert_array_equal(Generator.load(models).draw(["a cat"], [0]), images)

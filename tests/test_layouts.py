@@ -1,0 +1,372 @@
+"""The same model in every layout that real repositories use gives the same outputs, bit for bit, by our own loaders."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from layouts import (
+    CLIP_NAMES,
+    OLD_CLIP,
+    OPT_NAMES,
+    Trap,
+    byte_pairs,
+    fp16,
+    hub_cache,
+    old_config,
+    old_processor,
+    old_scheduler,
+    pickled,
+    positions,
+    read,
+    rewrite,
+    safety_checker,
+    shard,
+    traps,
+    weights,
+    word_pieces,
+    write,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, BlipForConditionalGeneration, CLIPModel, ViTModel
+
+from dfl_utils import captioner, checkpoint, embeddings, profile, provenance, similarity
+from dfl_utils.generator import Generator, truncated
+from dfl_utils.profile import MINI
+from dfl_utils.trainable import load_decoder, load_pipeline
+
+FIELDS = {"blip-base": "captioner", "blip2": "captioner", "stable-diffusion": "generator", "amused": "generator"}
+PROMPTS = {"blip-base": "a picture of", "blip2": "a photo of"}
+TEXTS = ["A red key left of a small house", "don't, naïve café: 10 skateboards!!", ""]
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 50, 50, 3), dtype=np.uint8)
+IMAGES = [Image.fromarray(image) for image in PIXELS]
+
+
+# --- what a model makes, by the project's loaders -----------------------------------------------------------
+def outputs(name: str, folder: str | Path, **fields: object) -> list:
+    """Everything that the book asks of a model, of the one in `folder` (or of that hub id)."""
+    models = profile.load("mini", **{FIELDS.get(name, name): str(folder)}, num_inference_steps=2, **fields)
+    if name in PROMPTS:
+        made = captioner.load(profile.load("mini", captioner=str(folder), captioner_prompt=PROMPTS[name], **fields))
+        streams = [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
+        texts = made.sample(IMAGES, streams), made.describe(IMAGES)
+        return [*texts, made.log_likelihood(IMAGES, [TEXTS[:2]] * 2).tolist()]
+    if name in ("stable-diffusion", "amused"):
+        drawn = Generator.load(models).draw(TEXTS[:2], [0, 1])
+        return [drawn.tolist(), truncated(models, ["a very long caption " * 20, *TEXTS])]
+    if name == "tiny_decoder":
+        latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+        return [load_decoder(models).decode(latents).sample.tolist()]
+    found = [similarity.ENCODERS[name](models).embed(IMAGES).tolist()]
+    if name == "clip":
+        model, place = checkpoint.load(CLIPModel, models, "clip", checkpoint.TOKENIZER)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=models.revision(place))
+        found += [embeddings.clip_encoder(model, tokenizer)(TEXTS).tolist()]
+    return found
+
+
+@cache
+def shipped(name: str) -> list:
+    return outputs(name, MINI / "taesd" if name == "tiny_decoder" else MINI / name)
+
+
+# --- layouts ------------------------------------------------------------------------------------------------
+def names_in_memory(folder: Path) -> None:
+    """Saved as it lies in memory: transformers 5 has other names there, and tied weights lie there twice."""
+    field = FIELDS.get(folder.name, folder.name)
+    kind = {"blip-base": BlipForConditionalGeneration, "blip2": Blip2ForConditionalGeneration, "dino": ViTModel}
+    models = profile.load("mini", **{field: str(MINI / folder.name)})
+    options = {"add_pooling_layer": False} if folder.name == "dino" else {}
+    model, _ = checkpoint.load(kind[folder.name], models, field, **options)
+    state = {name: value.half().clone() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def headed_dino(folder: Path) -> None:
+    pooler = {"vit.pooler.dense.weight": torch.zeros(128, 128), "vit.pooler.dense.bias": torch.zeros(128)}
+    rewrite(folder / "model.safetensors", lambda name: f"vit.{name}", pooler)
+    old_config(folder)
+    old_processor(folder, "ViTImageProcessor", extractor=True)
+
+
+def old_clip(folder: Path) -> None:
+    config = read(folder / "config.json")
+    text, vision = config["text_config"], config["vision_config"]
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+    buffers = {
+        "text_model.embeddings.position_ids": positions(text["max_position_embeddings"]),
+        "vision_model.embeddings.position_ids": positions(patches),
+    }
+    rewrite(folder / "model.safetensors", extra=buffers)
+    old_config(folder, text_config=text | OLD_CLIP)
+    byte_pairs(folder, "CLIPTokenizer", CLIP_NAMES, text["max_position_embeddings"])
+    old_processor(folder, "CLIPImageProcessor", extractor=True)
+
+
+def old_blip(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    head = "text_decoder.cls.predictions."
+    tied = {
+        f"{head}decoder.weight": state["text_decoder.bert.embeddings.word_embeddings.weight"].clone(),
+        f"{head}decoder.bias": state[f"{head}bias"].clone(),
+        "text_decoder.bert.embeddings.position_ids": positions(48),
+    }
+    rewrite(folder / "model.safetensors", extra=tied)
+    old_config(folder)
+    word_pieces(folder)
+    old_processor(folder, "BlipImageProcessor")
+
+
+def blip_without_names(folder: Path) -> None:
+    word_pieces(folder, vocabulary=False)
+    old_processor(folder, "BlipImageProcessor")
+
+
+def old_blip2(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tokens = load_file(file)["language_model.model.decoder.embed_tokens.weight"]
+    shard(file, {"language_model.lm_head.weight": tokens.clone()})
+    old_config(folder)
+    byte_pairs(folder, "GPT2Tokenizer", OPT_NAMES, 64, ("<image>",))
+    settings = read(folder / "tokenizer_config.json")
+    write(folder / "tokenizer_config.json", settings | {"add_bos_token": True})
+    old_processor(folder, "BlipImageProcessor")
+
+
+def blip2_with_queries(folder: Path) -> None:
+    """transformers 4.46 wrote the number of queries beside the old preprocessor's file."""
+    old_processor(folder, "BlipImageProcessor")
+    write(folder / "processor_config.json", {"num_query_tokens": 8, "processor_class": "Blip2Processor"})
+
+
+def old_stable_diffusion(folder: Path) -> None:
+    safety_checker(folder, present=True)
+    old_scheduler(folder, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    part = folder / "text_encoder"
+    buffer = {"text_model.embeddings.position_ids": positions(32)}
+    rewrite(part / "model.safetensors", lambda name: f"text_model.{name}", buffer)
+    old_config(part, **OLD_CLIP)
+    byte_pairs(folder / "tokenizer", "CLIPTokenizer", CLIP_NAMES, 32)
+
+
+def shards_of_unet(folder: Path) -> None:
+    shard(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    shard(folder / "text_encoder" / "model.safetensors")
+
+
+def mixed_variants(folder: Path) -> None:
+    """The U-Net in half precision alone, the rest in full."""
+    fp16(folder / "unet", alone=True)
+
+
+def old_amused(folder: Path) -> None:
+    byte_pairs(folder / "tokenizer", "CLIPTokenizer", CLIP_NAMES, 32)
+    old_config(folder / "text_encoder", **OLD_CLIP)
+
+
+def other_files(folder: Path) -> None:
+    for name in ("taesd_decoder.safetensors", "taesd_encoder.safetensors"):
+        shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", folder / name)
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "DINO, names in memory": ("dino", names_in_memory),
+    "BLIP, names in memory": ("blip-base", names_in_memory),
+    "BLIP-2, names in memory": ("blip2", names_in_memory),
+    "DINO under a head, old files": ("dino", headed_dino),
+    "DINO, shards": ("dino", lambda folder: shard(folder / "model.safetensors")),
+    "CLIP, old files": ("clip", old_clip),
+    "CLIP, fp16 alone": ("clip", lambda folder: fp16(folder, alone=True)),
+    "BLIP, old files": ("blip-base", old_blip),
+    "BLIP, tokenizer.json without [DEC]": ("blip-base", blip_without_names),
+    "BLIP-2, old files in shards": ("blip2", old_blip2),
+    "BLIP-2, two processor files": ("blip2", blip2_with_queries),
+    "SD, old files": ("stable-diffusion", old_stable_diffusion),
+    "SD, a checker that is not there": ("stable-diffusion", lambda folder: safety_checker(folder, present=False)),
+    "SD, a scheduler without clip_sample": ("stable-diffusion", old_scheduler),
+    "SD, shards": ("stable-diffusion", shards_of_unet),
+    "SD, fp16 beside": ("stable-diffusion", lambda folder: fp16(folder, alone=False)),
+    "SD, fp16 alone": ("stable-diffusion", lambda folder: fp16(folder, alone=True)),
+    "SD, one part fp16 alone": ("stable-diffusion", mixed_variants),
+    "aMUSEd, old files": ("amused", old_amused),
+    "aMUSEd, fp16 alone": ("amused", lambda folder: fp16(folder, alone=True)),
+    "TAESD, other files beside": ("tiny_decoder", other_files),
+}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    def make(name: str) -> Path:
+        return shutil.copytree(MINI / ("taesd" if name == "tiny_decoder" else name), tmp_path / name)
+
+    return make
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_changes_no_output(layout, copy):
+    name, change = LAYOUTS[layout]
+    folder = copy(name)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    change(folder)
+    changed = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} != before
+    assert changed
+    assert outputs(name, folder) == shipped(name)
+
+
+def test_the_finetuning_reads_the_same_pipeline(copy):
+    folder = copy("stable-diffusion")
+    safety_checker(folder, present=False)
+    old_scheduler(folder)
+    fp16(folder, alone=True)
+    theirs, ours = (load_pipeline(profile.load("mini", generator=str(f))) for f in (folder, MINI / folder.name))
+    for name in ("unet", "vae", "text_encoder"):
+        old, new = (getattr(pipeline, name).state_dict() for pipeline in (theirs, ours))
+        assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in new)
+    assert torch.equal(theirs.scheduler.alphas_cumprod, ours.scheduler.alphas_cumprod)
+    assert type(theirs.scheduler) is type(ours.scheduler)
+    for setting in ("clip_sample", "steps_offset", "prediction_type", "timestep_spacing"):
+        assert theirs.scheduler.config[setting] == ours.scheduler.config[setting]
+
+
+# --- what the published models do and the embedded ones do not -------------------------------------------------
+def test_clip_crops_what_is_not_square(copy):
+    """The published CLIP brings the shorter side to its size and cuts the middle out."""
+    folder = copy("clip")
+    old_processor(folder, "CLIPImageProcessor", extractor=True)
+    settings = read(folder / "preprocessor_config.json")
+    write(folder / "preprocessor_config.json", settings | {"do_center_crop": True, "crop_size": 64, "size": 64})
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 100, 3), dtype=np.uint8))
+    middle = image.resize((128, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
+    found = similarity.load_clip(profile.load("mini", clip=str(folder))).embed([image])
+    np.testing.assert_array_equal(found, similarity.load_clip(profile.load("mini")).embed([middle]))
+
+
+def test_dino_at_another_size_stretches_its_positions():
+    """The published DINO learned 28 x 28 patches of 224 px; the paper shows it 384."""
+    encoder = similarity.load_dino(profile.load("mini", dino_size=96))
+    pixels = encoder.processor(IMAGES, return_tensors="pt").pixel_values
+    assert pixels.shape == (2, 3, 96, 96)
+    table = encoder.model.embeddings.position_embeddings
+    grid = table[:, 1:].reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
+    stretched = torch.nn.functional.interpolate(grid, (12, 12), mode="bicubic", align_corners=False)
+    found = encoder.model.embeddings.interpolate_pos_encoding(torch.zeros(1, 145, table.shape[-1]), 96, 96)
+    torch.testing.assert_close(found[:, 1:], stretched.permute(0, 2, 3, 1).flatten(1, 2), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        states = encoder.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+    unit = torch.nn.functional.normalize(states, dim=-1).numpy()
+    np.testing.assert_array_equal(encoder.embed(IMAGES), unit)
+
+
+def test_captions_of_blip2_end_in_a_newline(copy):
+    """Its published configuration says so, whatever its tokenizer's own end is."""
+    folder = copy("blip2")
+    newline = read(folder / "tokenizer.json")["model"]["vocab"]["Ċ"]
+    text = read(folder / "config.json")["text_config"]
+    old_config(folder, text_config=text | {"eos_token_id": newline})
+    made = captioner.load(profile.load("mini", captioner=str(folder), captioner_prompt="a photo of"))
+    assert made.end_token_id == newline != made.processor.tokenizer.eos_token_id
+    assert made._caption_ids("a red key", 8)[-1] == newline
+    captions = made.describe(IMAGES)
+    assert all(caption and "\n" not in caption for caption in captions)
+
+
+# --- pickles ------------------------------------------------------------------------------------------------
+def test_a_trap_springs(tmp_path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["clip", "blip2", "stable-diffusion", "tiny_decoder"])
+def test_pickles_that_lie_beside_are_not_opened(name, copy, tmp_path):
+    folder = copy(name)
+    assert traps(folder, tmp_path / "sprung") >= 4
+    assert outputs(name, folder) == shipped(name)
+    assert not (tmp_path / "sprung").exists()
+
+
+# --- mirrors and the hub's cache ------------------------------------------------------------------------------
+@pytest.fixture
+def cut_off(tmp_path, monkeypatch):
+    """A hub's cache of the test's own, and no way to the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(provenance, "used", {})
+    return tmp_path / "cache"
+
+
+IDS = {"dino": "facebook/dino-vitb8", "blip2": "Salesforce/blip2-opt-2.7b", "clip": "openai/clip-vit-large-patch14"}
+IDS |= {"stable-diffusion": "CompVis/stable-diffusion-v1-4", "tiny_decoder": "madebyollin/taesd"}
+COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_pinned_snapshot_of_the_cache_is_the_model(name, copy, cut_off):
+    """As `snapshot_download` leaves it; the repository's current revision is another, and broken."""
+    folder = copy(name)
+    if name == "stable-diffusion":
+        safety_checker(folder, present=False)  # of a repository that names one, `dfl fetch` leaves it out
+    snapshot = hub_cache(cut_off, IDS[name], folder, COMMIT)
+    for file in weights(folder):
+        file.write_bytes(b"of another day")
+    hub_cache(cut_off, IDS[name], folder, OTHER, main=True)
+    online = {"offline": False, "revisions": {IDS[name]: COMMIT}}
+    found = outputs(name, IDS[name], **online)
+    stamped = provenance.checkpoints()[{"tiny_decoder": "tiny decoder"}.get(name, FIELDS.get(name, name))]
+    assert stamped["path"] == IDS[name] and stamped["sha256"] == provenance.checkpoint_hash(snapshot)
+    assert found == shipped(name)
+
+
+def test_what_is_cached_in_part_is_left_to_the_library(copy, cut_off):
+    folder = copy("clip")
+    (folder / "model.safetensors").unlink()
+    hub_cache(cut_off, IDS["clip"], folder, COMMIT)
+    checkpoint.check(IDS["clip"], "clip", checkpoint.TOKENIZER, revision=COMMIT)
+    assert provenance.used["clip"]["sha256"] is None
+
+
+def test_without_a_pin_the_current_revision_is_the_model(copy, cut_off):
+    hub_cache(cut_off, IDS["dino"], copy("dino"), COMMIT, main=True)
+    assert outputs("dino", IDS["dino"], offline=False, revisions={}) == shipped("dino")
+
+
+def test_a_snapshot_given_as_a_folder(copy, cut_off):
+    snapshot = hub_cache(cut_off, IDS["dino"], copy("dino"), COMMIT)
+    assert outputs("dino", snapshot) == shipped("dino")
+
+
+@pytest.mark.parametrize("name", ["dino", "stable-diffusion"])
+def test_a_mirror_is_the_model_and_needs_no_pin(name, tmp_path):
+    shutil.copytree(MINI / name, tmp_path / IDS[name])
+    fields = {"offline": False, "models_root": tmp_path, "revisions": {IDS[name]: COMMIT}}
+    assert outputs(name, IDS[name], **fields) == shipped(name)
+
+
+def test_what_the_cache_lacks_is_said_in_one_sentence(copy, cut_off):
+    models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
+    with pytest.raises(OSError, match=f"dino-vitb8 cannot be had .* at revision {COMMIT} .*dfl fetch") as caught:
+        similarity.load_dino(models)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cached_repository_of_pickles_is_refused(copy, cut_off):
+    folder = copy("dino")
+    pickled(folder)
+    hub_cache(cut_off, IDS["dino"], folder, COMMIT)
+    models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
+    with pytest.raises(checkpoint.PickledWeights, match="pytorch_model.bin is a pickle.*dfl convert"):
+        similarity.load_dino(models)
+
+
+def test_damage_in_the_cache_is_named(copy, cut_off):
+    folder = copy("dino")
+    (folder / "model.safetensors").write_bytes(b"half")
+    hub_cache(cut_off, IDS["dino"], folder, COMMIT)
+    models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
+    with pytest.raises(ValueError, match="model.safetensors is damaged or half-written"):
+        similarity.load_dino(models)
