@@ -75,7 +75,12 @@ class Drawings:
             raise ValueError(f"similarities must name some of {', '.join(similarity.ENCODERS)}, not {list(names)}.")
         # Block after block, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
         jobs = [self._comparison(name, block) for block in self.blocks for name in names]
-        sims = [content["sim"] for content in self._fill(jobs, "drawings")]
+        sims = [content["sim"] for content in self._fill(jobs, "drawings", len(names))]
+        shop = self.workshop
+        for name in names:  # as in `_fill`: what the originals cost where only cosines were read
+            for block in self.blocks:
+                key = shop.encoder_key(name) | shop.images_key(self.examples[block.images])
+                shop.store.count(f"{name}-originals", key)
         return {name: blocks.join(sims[k :: len(names)], self.num_candidates) for k, name in enumerate(names)}
 
     def describe(self, num_beams: int) -> list[list[str]]:
@@ -88,8 +93,8 @@ class Drawings:
         found = self._fill([self._measurement(block) for block in self.blocks], "features")
         return blocks.join([content["features"] for content in found], self.num_candidates)
 
-    def _fill(self, jobs: list[Job], what: str) -> list[dict]:
-        contents = self.workshop.fill(jobs, what)
+    def _fill(self, jobs: list[Job], what: str, group: int = 1) -> list[dict]:
+        contents = self.workshop.fill(jobs, what, group)
         for block in self.blocks:  # the drawings' cost belongs to this run also where only their cosines were read
             self.workshop.store.count("images", self.keys[block])
         return contents

@@ -1,33 +1,32 @@
 """The finetuning of captioner and generator on the sum of their losses (Eq. 5, Algorithm 1), on accelerate.
 
 A run is a shard of the run store: its trained weights and its losses at every step, addressed by recipe, checkpoints,
-pairs and code. It is resumed where it was killed, and two processes never make the same one.
+pairs and code. It is resumed where it was killed, and two processes never make the same one; several ranks can make it
+together, and their weights are those of one process (`dfl_utils.micro_batches`).
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfl_utils.connection import CONNECTIONS
-from dfl_utils.losses import LOSSES, Economy, TalkingPair
+from dfl_utils import micro_batches, ranks, shards
+from dfl_utils.losses import TalkingPair
 from dfl_utils.pairs import Pairs
+from dfl_utils.recipe import ROLES, Recipe
 
 # The paper's choice of what moves (Section 5): BLIP's cross-attention queries, BLIP-2's query tokens, the U-Net's
 # cross-attention queries.
 TRAINED = {"blip": "crossattention.self.query", "blip-2": "query_tokens", "unet": "attn2.to_q"}
-ROLES = ("captioner", "generator")
 CHECKPOINT_SECONDS = 60
 CLIP_NORM = 1.0  # the paper does not say
 EXPLODES = 10.0  # times the largest loss of the first steps
@@ -35,48 +34,6 @@ EXPLODES = 10.0  # times the largest loss of the first steps
 
 class Diverged(RuntimeError):
     """A loss that is no number, or that exploded."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides a run beside its models and pairs.
-
-    Attributes:
-        losses: some of `losses.LOSSES`, summed with equal weights (Appendix H).
-        train: which of `captioner` and `generator` move.
-        steps: optimiser steps.
-        lr: of AdamW, constant (paper: 1e-4).
-        batch_size: pairs a step (paper: 8).
-        seed: order of the pairs and all noise.
-        connect: see `connection.distributions`.
-        decoder: `vae`, or `tiny` for the profile's `AutoencoderTiny`.
-        economy: see `losses.Economy`.
-    """
-
-    losses: tuple[str, ...] = LOSSES
-    train: tuple[str, ...] = ROLES
-    steps: int = 70_000
-    lr: float = 1e-4
-    batch_size: int = 8
-    seed: int = 0
-    connect: str = "softmax"
-    decoder: str = "vae"
-    economy: Economy = field(default_factory=Economy)
-
-    def __post_init__(self):
-        if set(self.losses) - set(LOSSES) or not self.losses:
-            raise ValueError(f"losses must name some of {', '.join(LOSSES)}, not {', '.join(self.losses) or 'none'}.")
-        if set(self.train) - set(ROLES) or not self.train:
-            raise ValueError(f"train must name captioner, generator or both, not {', '.join(self.train) or 'none'}.")
-        if self.steps < 1 or self.batch_size < 1 or not 0 < self.lr < 1:
-            raise ValueError(
-                f"steps {self.steps}, batch_size {self.batch_size}, lr {self.lr}: steps and batch_size start at 1, lr "
-                "lies between 0 and 1."
-            )
-        if self.decoder not in ("vae", "tiny"):
-            raise ValueError(f"decoder is {self.decoder!r}: choose vae or tiny.")
-        if self.connect not in CONNECTIONS:
-            raise ValueError(f"connect is {self.connect!r}: choose one of {', '.join(CONNECTIONS)}.")
 
 
 def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Parameter]:
@@ -103,6 +60,8 @@ def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Pa
 class Finetuning:
     """One run in progress, checkpointed in `folder`; afterwards `pair` holds the trained weights.
 
+    With micro-batches, and under `torchrun`, all ranks run it together; rank 0 alone writes.
+
     Args:
         folder: where the state lies; made if missing.
         pair: its parameters named by `unfreeze` are trained in place.
@@ -111,8 +70,14 @@ class Finetuning:
         key: all that the run depends on; a state of another key is refused.
         progress: show a bar.
 
+    Attributes:
+        step: steps that are done.
+        curves: loss -> `(steps,)` float32, NaN where a step is not done.
+        seconds: that the steps before the state took from which this process started.
+
     Raises:
-        ValueError: the folder holds the state of another run, or a damaged one.
+        ValueError: the folder holds the state of another run, or a damaged one; ranks that see different folders.
+        ranks.RankLost: not all ranks came.
     """
 
     def __init__(
@@ -128,13 +93,22 @@ class Finetuning:
         self.folder, self.pairs, self.recipe, self.progress = folder, pairs, recipe, progress
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.parameters = unfreeze(pair, recipe.train)
-        self.step = 0
+        self.step, self.seconds, self._began = 0, 0.0, time.monotonic()
         self.curves = {name: np.full(recipe.steps, np.nan, np.float32) for name in recipe.losses}
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr)
-        self.accelerator = Accelerator(cpu=pair.model.device.type == "cpu")
-        self.pair, self.optimizer = self.accelerator.prepare(pair.eval(), optimizer)
+        together = recipe.micro_batches > 1 and ranks.place().world_size > 1
+        self.accelerator = ranks.accelerator(pair.model.device.type == "cpu", together)
+        with ranks.answering("all began") if together else contextlib.nullcontext():
+            self.pair, self.optimizer = self.accelerator.prepare(pair.eval(), optimizer)
+        options = recipe.micro_batches, recipe.losses, self.parameters.values()
+        self._sum = micro_batches.Sum(self.accelerator, *options)
         folder.mkdir(parents=True, exist_ok=True)
         self._load()
+        if together and len(seen := set(ranks.told(self.step))) > 1:
+            raise ValueError(
+                f"The ranks find states of steps {', '.join(map(str, sorted(seen)))} in {folder}: give all ranks one "
+                "run store, on a file system that they share."
+            )
 
     @property
     def state_file(self) -> Path:
@@ -145,19 +119,19 @@ class Finetuning:
 
         Raises:
             Diverged: a loss is no finite number or has exploded; the last good state is kept.
+            ranks.RankLost: another rank is gone; so is it.
         """
         end, saved = min(until or self.recipe.steps, self.recipe.steps), time.monotonic()
-        with tqdm(total=end, initial=self.step, unit="step", mininterval=5, disable=not self.progress) as bar:
+        quiet = not self.progress or not self.accelerator.is_main_process
+        with tqdm(total=end, initial=self.step, unit="step", mininterval=5, disable=quiet) as bar:
             while self.step < end:
-                found = self.pair(self.pairs.batch(self.step))
+                self.optimizer.zero_grad(set_to_none=True)
+                found = self._learn()
                 self._check(found)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:  # of weights whose losses have just been seen
                     self._save()
                     saved = time.monotonic()
-                self.optimizer.zero_grad(set_to_none=True)
-                total = torch.stack(list(found.values())).sum()
-                if total.requires_grad:  # a loss may reach nothing that moves
-                    self.accelerator.backward(total)
+                if any(weight.grad is not None for weight in self.parameters.values()):
                     norm = self.accelerator.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
                     self._check({"the norm of the gradient": norm})
                     self.optimizer.step()
@@ -167,6 +141,28 @@ class Finetuning:
                 bar.update()
             self._save()
         return self
+
+    def _learn(self) -> dict[str, Tensor]:
+        """The losses of this step; the gradient of their sum is left in the parameters."""
+        if self.recipe.micro_batches == 1:
+            found = self.pair(self.pairs.batch(self.step))
+            self._backward(found)
+            return found
+        cuts = micro_batches.cut(self.recipe.batch_size, self.recipe.micro_batches)
+        weights = micro_batches.weights(self.pairs.counts(self.step), cuts, self.recipe.economy)
+        for k in self._sum.own:
+            with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
+                found = self.pair(self.pairs.batch(self.step, cuts[k]))
+                found = {name: loss * weights[k][name] for name, loss in found.items()}
+                self._backward(found)
+            self._sum.add(found)
+            self.optimizer.zero_grad(set_to_none=True)
+        return self._sum.take(self.step)
+
+    def _backward(self, found: dict[str, Tensor]) -> None:
+        total = torch.stack(list(found.values())).sum()
+        if total.requires_grad:  # a loss may reach nothing that moves
+            self.accelerator.backward(total)
 
     def _check(self, found: dict[str, Tensor]) -> None:
         for name, loss in found.items():
@@ -189,15 +185,17 @@ class Finetuning:
             return int(state.metadata()["step"])
 
     def _save(self) -> None:
-        tensors = {f"curve.{name}": torch.from_numpy(curve) for name, curve in self.curves.items()}
+        if not self.accelerator.is_main_process:
+            return
+        content: shards.Content = {f"curve.{name}": curve for name, curve in self.curves.items()}
         for name, parameter in self.parameters.items():
-            tensors[f"weight.{name}"] = parameter.detach().contiguous()
+            content[f"weight.{name}"] = parameter.detach().cpu().numpy()
             for moment, value in self.optimizer.state[parameter].items():
                 if moment != "step":  # counted by the run itself
-                    tensors[f"{moment}.{name}"] = value.contiguous()
-        partial = self.state_file.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"step": str(self.step), "key": self.key})
-        partial.replace(self.state_file)  # a kill leaves the old state or the new one
+                    content[f"{moment}.{name}"] = value.cpu().numpy()
+        seconds = self.seconds + time.monotonic() - self._began
+        metadata = {"step": str(self.step), "key": self.key, "seconds": f"{seconds:.3f}"}
+        shards.write(self.state_file, content, metadata)  # a kill leaves the old state or the new one
 
     def _load(self) -> None:
         if not self.state_file.exists():
@@ -210,12 +208,13 @@ class Finetuning:
                         f"{self.state_file} is the checkpoint of another run (other recipe, models or pairs): "
                         "choose another folder, or remove it."
                     )
-                tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118, no mapping
-        except SafetensorError as error:
+            content, _ = shards.read(self.state_file)
+        except (SafetensorError, shards.Broken) as error:
             raise ValueError(f"{self.state_file} is damaged ({error}): remove it, and the run starts anew.") from error
-        self.step = int(metadata["step"])
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
         for name, curve in self.curves.items():
-            curve[:] = tensors[f"curve.{name}"].numpy()
+            curve[:] = content[f"curve.{name}"]
+        tensors = {name: torch.from_numpy(value) for name, value in content.items()}
         for name, parameter in self.parameters.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])

@@ -26,7 +26,7 @@ class Game(Workshop):
         profile: names models and sizes.
         store: where shards are kept.
         num_inference_steps, guidance_scale: replace the profile's where given.
-        progress: show bars.
+        progress, judges: see `Workshop`.
     """
 
     def __init__(
@@ -37,10 +37,11 @@ class Game(Workshop):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         progress: bool = True,
+        judges: Workshop | None = None,
     ):
         given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         given = {name: value for name, value in given.items() if value is not None}
-        super().__init__(replace(profile, **given), store, progress=progress)
+        super().__init__(replace(profile, **given), store, progress=progress, judges=judges)
 
     def sample_captions(
         self,

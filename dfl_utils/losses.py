@@ -32,6 +32,8 @@ class Batch:
         timesteps: `(B,)` uniform over the noise schedule.
         noise: like `latents`, standard normal.
         seed: of whatever else the step draws.
+        words_before: tokens, ends not counted, of the captions of the step's batch that lie before these; what is
+            drawn for them is passed over, so that a pair's noise does not depend on how its batch was cut.
     """
 
     pixel_values: Tensor
@@ -41,6 +43,7 @@ class Batch:
     timesteps: Tensor
     noise: Tensor
     seed: int = 0
+    words_before: int = 0
 
     def rows(self, chosen: slice) -> "Batch":
         """The pairs in `chosen`, a slice of step 1."""
@@ -68,6 +71,10 @@ class Economy:
                 f"share is {self.share} and threshold {self.threshold}: a share lies above 0 and not above 1, a "
                 "threshold from 0 to below 1."
             )
+
+    def rows(self, size: int) -> int:
+        """Rows of a batch of that size that go through each of the reconstructions, at least one."""
+        return max(1, round(self.share * size))
 
 
 def one_step_image(scheduler: DDPMScheduler, noisy: Tensor, timesteps: Tensor, predicted_noise: Tensor) -> Tensor:
@@ -132,7 +139,7 @@ class TalkingPair(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss of `losses`, a scalar: cross-entropies in nats a token, squared errors a latent value."""
         size = len(batch.timesteps)
-        share = max(1, round(self.economy.share * size))
+        share = self.economy.rows(size)
         found, prompts, targets = {}, [], []
         if self._wants("caption_loss", "image_reconstruction_loss"):
             needed = slice(0, size if self._wants("caption_loss") else share)
@@ -143,7 +150,9 @@ class TalkingPair(nn.Module):
             if self._wants("image_reconstruction_loss"):
                 told = part.caption.rows(slice(0, share))
                 prompts.append(
-                    self.soft_prompt(logits[: len(told.targets)], told, batch.prompt_ids.shape[1], batch.seed)
+                    self.soft_prompt(
+                        logits[: len(told.targets)], told, batch.prompt_ids.shape[1], batch.seed, batch.words_before
+                    )
                 )
                 targets.append(slice(0, share))
         if self._wants("generation_loss", "text_reconstruction_loss"):
@@ -155,12 +164,16 @@ class TalkingPair(nn.Module):
             found |= self._draw(batch, prompts, targets, size - share)
         return {name: found[name] for name in self.losses}
 
-    def soft_prompt(self, logits: Tensor, caption: Caption, length: int, seed: int = 0) -> Tensor:
+    def soft_prompt(
+        self, logits: Tensor, caption: Caption, length: int, seed: int = 0, words_before: int = 0
+    ) -> Tensor:
         """What the generator is told by the captioner's predictions: `encoder_hidden_states` `(B, length, D)`.
 
         The predictions of the prompt are not among `logits`, that of the end gives way to the generator's own.
         """
         stream = torch.Generator().manual_seed(seed + 1)  # another than that of the batch's noise
+        if words_before and self.connect != "softmax":
+            torch.rand(words_before, logits.shape[-1], generator=stream)
         told = connection.distributions(logits[caption.words], self.connect, generator=stream)
         table = self.text_encoder.get_input_embeddings().weight
         # A one-hot draw hides the columns through which its gradient flows: all of them are kept.

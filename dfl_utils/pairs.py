@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from dfl_utils import blocks, teacher_forcing
-from dfl_utils.captioner import Captioner
+from dfl_utils.captioner import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.data import Example
 from dfl_utils.losses import Batch
 from dfl_utils.store import Job
@@ -18,6 +18,7 @@ from dfl_utils.workshop import Workshop, read
 
 LATENT_BLOCK = 256  # images a shard of latents
 ENCODE_BATCH = 32
+WHOLE = slice(None)
 
 
 def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> Tensor:
@@ -81,28 +82,45 @@ class Pairs:
         self.latents = latents
         self.steps_per_epoch = -(-len(self.examples) // batch_size)
 
-    def batch(self, step: int) -> Batch:
-        """The pairs of a step; the last batch of an epoch is filled up from the epoch's beginning."""
+    def batch(self, step: int, rows: slice = WHOLE) -> Batch:
+        """The pairs of a step, or some rows of them; an epoch's last batch is filled up from the epoch's beginning."""
+        pairs, latents, seed = self._drawn(step)
+        return self.make(pairs, latents, seed, rows)
+
+    def counts(self, step: int) -> tuple[int, ...]:
+        """Tokens of each caption of a step's batch, the end not counted."""
+        return self._read([pair.references[0] for pair in self._drawn(step)[0]]).counts
+
+    def _drawn(self, step: int) -> tuple[list[Example], Tensor, int]:
+        """Images with the caption chosen of each, their latents and the seed of the step's noise."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
         chosen = np.resize(np.roll(order, -place * self.batch_size), self.batch_size)
         stream = np.random.default_rng([self.seed, epoch, place + 1])  # with a 0 at its end it were the order's stream
         pairs = [replace(e, references=(e.references[stream.integers(len(e.references))],)) for e in self._of(chosen)]
-        return self.make(pairs, self.latents[chosen], seed=int(stream.integers(2**31)))
+        return pairs, self.latents[chosen], int(stream.integers(2**31))
 
-    def make(self, pairs: Sequence[Example], latents: Tensor, seed: int) -> Batch:
-        """One batch of examples with their first caption, noised by `seed`."""
+    def make(self, pairs: Sequence[Example], latents: Tensor, seed: int, rows: slice = WHOLE) -> Batch:
+        """One batch of examples with their first caption, noised by `seed`; of its `rows` alone, if these are given.
+
+        The noise of a row is that which it has in the whole batch.
+        """
         captions = [example.references[0] for example in pairs]
-        images = self.captioner.processor.image_processor(read(pairs), return_tensors="pt").pixel_values
+        images = self.captioner.processor.image_processor(read(pairs[rows]), return_tensors="pt").pixel_values
         stream = torch.Generator().manual_seed(seed)
         steps = self.pipeline.scheduler.config.num_train_timesteps
         timesteps = torch.randint(steps, (len(pairs),), generator=stream)
         noise = torch.randn(latents.shape, generator=stream)
         device = self.captioner.model.device
-        caption = teacher_forcing.read(self.captioner, captions, image_tokens(self.captioner)).to(device)
-        tensors = (images, prompt_ids(self.pipeline, captions), latents, timesteps, noise)
+        before = captions[: rows.start or 0]
+        words_before = sum(self._read(before).counts) if before else 0
+        caption = self._read(captions[rows]).to(device)
+        tensors = (images, prompt_ids(self.pipeline, captions[rows]), latents[rows], timesteps[rows], noise[rows])
         pixel_values, ids, clean, timesteps, noise = (tensor.to(device) for tensor in tensors)
-        return Batch(pixel_values, caption, ids, clean, timesteps, noise, seed)
+        return Batch(pixel_values, caption, ids, clean, timesteps, noise, seed, words_before)
+
+    def _read(self, captions: Sequence[str]) -> teacher_forcing.Caption:
+        return teacher_forcing.read(self.captioner, captions, image_tokens(self.captioner))
 
     def _of(self, chosen: np.ndarray) -> list[Example]:
         return [self.examples[k] for k in chosen]
@@ -123,6 +141,11 @@ def image_tokens(captioner: Captioner) -> int:
 
 def check(captioner: Captioner, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> None:
     """Every caption fits both models; ValueError names the first image that has none, or one that does not."""
+    if not isinstance(captioner, BlipCaptioner | Blip2Captioner):
+        raise ValueError(
+            f"{captioner.model.name_or_path} is a {type(captioner.model).__name__}, and the finetuning needs a BLIP or "
+            "BLIP-2 captioner (Section 5 names what moves in those): give one."
+        )
     room = pipeline.tokenizer.model_max_length
     for example in examples:
         if not example.references:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dfl_utils import alignment, synonyms
-from dfl_utils.alignment import Votes
+from dfl_utils.alignment import Votes, once_a_tokenizer
+from dfl_utils.shards import Content
 
 INNER, SPACE, END = "##", "Ġ", "</w>"  # WordPiece's inner piece, the space of a byte-level word, CLIP's end of a word
 NEUTRAL = f",{END}"  # for what has no characters that CLIP reads: a pause names nothing
@@ -109,6 +110,17 @@ class VocabularyMap:
         prints = fingerprint(captioner_tokenizer), fingerprint(generator_tokenizer)
         return cls(torch.from_numpy(index), tuple(how), *prints, len(generator_tokenizer))
 
+    @classmethod
+    def from_content(cls, content: Content) -> "VocabularyMap":
+        """The map that a shard of the run store holds; see `to_content`."""
+        captioner, generator, size = content["names"]
+        return cls(torch.from_numpy(content["index"]), tuple(content["how"]), captioner, generator, int(size))
+
+    def to_content(self) -> Content:
+        """What a shard of the run store keeps of the map."""
+        names = [self.captioner, self.generator, str(self.generator_size)]
+        return {"index": self.index.numpy(), "how": list(self.how), "names": names}
+
     def check(self, captioner: PreTrainedTokenizerBase | int, generator: PreTrainedTokenizerBase | int) -> None:
         """Refuse models of other vocabularies than the map's.
 
@@ -134,6 +146,7 @@ class VocabularyMap:
         return hashlib.sha256(self.index.numpy().tobytes() + self.generator.encode()).hexdigest()
 
 
+@once_a_tokenizer
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of a tokenizer's tokens and their numbers."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
@@ -172,10 +185,12 @@ def _special(captioner, generator, targets: Mapping[str, int]) -> dict[int, int]
     return roles
 
 
+@once_a_tokenizer
 def _byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(token.startswith(SPACE) for token in tokenizer.get_vocab())
 
 
+@once_a_tokenizer
 def bodies_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Each token's characters without the marks of its tokenizer, in CLIP's alphabet of bytes, lower case."""
     if _byte_level(tokenizer):
@@ -229,7 +244,7 @@ def _words(tokenizer: PreTrainedTokenizerBase, bodies: Mapping[int, str]) -> dic
 def _longest_pieces(bodies: Mapping[int, str], generator, targets: Mapping[str, int]) -> dict[int, int]:
     """The longest token of the generator's own cut, the first of equals; a pause where it reads nothing."""
     texts = [bytes(ORDINALS[c] for c in body).decode(errors="ignore") for body in bodies.values()]
-    cuts = generator(texts, add_special_tokens=False).input_ids if texts else []
+    cuts = [cut.ids for cut in alignment.plain(generator).encode_batch(texts, add_special_tokens=False)]
     names, found = {index: token for token, index in targets.items()}, {}
     for token, cut in zip(bodies, cuts, strict=True):
         known = [piece for piece in cut if piece in names]

@@ -13,19 +13,26 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dfl_utils import captioner, data, fidelity, generator, provenance, similarity
+from dfl_utils import captioner, data, fidelity, generator, provenance, ranks, similarity
 from dfl_utils.data import Example
 from dfl_utils.profile import Profile
 from dfl_utils.store import Job, RunStore
 
 # The modules that decide what comes out of a model; not those that find its files.
 CODE = {
-    "captioner": ("captioner", "sampling"),
+    "captioner": ("captioner", "own_captioner", "sampling"),
     "generator": ("generator", "onednn"),
     "clip": ("similarity",),
     "dino": ("similarity",),
     "probe": ("fidelity",),
     "inception": ("fidelity",),
+}
+# What a profile says of encoders and extractor.
+JUDGING = ("clip", "dino", "dino_size", "probe", "inception", "image_size", "device")
+# What a profile says of a model's inference, in its keys only where it is not this: so the mini profile's keys stay.
+USUAL = {
+    "captioner": {"dtype": "float32"},
+    "generator": {"dtype": "float32", "scheduler": "DDPMScheduler"},
 }
 
 
@@ -36,9 +43,21 @@ class Workshop:
         profile: names models and sizes.
         store: where shards are kept.
         progress: show bars.
+        judges: whose encoders and extractor are taken, so that pairs which are compared load them once; of a profile
+            with the same ones.
+
+    Raises:
+        ValueError: judges of a profile with others.
     """
 
-    def __init__(self, profile: Profile, store: RunStore, *, progress: bool = True):
+    def __init__(self, profile: Profile, store: RunStore, *, progress: bool = True, judges: "Workshop | None" = None):
+        others = [name for name in JUDGING if judges and getattr(profile, name) != getattr(judges.profile, name)]
+        if others:
+            raise ValueError(
+                f"judges are of a profile with another {others[0]}: give those of the same profile, or none."
+            )
+        self._judges = judges
+        ranks.use_device(profile.device)
         self.profile, self.store, self.progress = profile, store, progress
         self._encoders: dict[str, similarity.ImageEncoder] = {}
         self._made_by: dict[str, dict] = {}
@@ -54,9 +73,11 @@ class Workshop:
 
     @cached_property
     def extractor(self) -> fidelity.Extractor:
-        return fidelity.load(self.profile)
+        return self._judges.extractor if self._judges else fidelity.load(self.profile)
 
     def encoder(self, name: str) -> similarity.ImageEncoder:
+        if self._judges:
+            return self._judges.encoder(name)
         if name not in self._encoders:
             self._encoders[name] = similarity.ENCODERS[name](self.profile)
         return self._encoders[name]
@@ -69,16 +90,24 @@ class Workshop:
                 "code": provenance.code_hash(f"dfl_utils.{name}" for name in CODE[role]),
                 "packages": provenance.model_packages(),
                 "device": self.profile.device,
-            }
+            } | self._unusual(role)
         return self._made_by[role]
 
+    def _unusual(self, role: str) -> dict:
+        found = {name: getattr(self.profile, name) for name in USUAL.get(role, {})}
+        return {name: value for name, value in found.items() if value != USUAL[role][name]}
+
     def _checkpoint(self, role: str) -> str:
-        """The hash of a model's folder or file. A hub id or torch-fidelity's own file, not fetched yet, is its name."""
+        """The hash of a model's folder or file.
+
+        A hub id that is not fetched yet is its name and commit, torch-fidelity's own file its name.
+        """
         model = getattr(self.profile, role)
         if role != "inception":
-            model = self.profile.locate(model)
-            provenance.register(role, model)
-            return provenance.used[role]["sha256"] or model
+            place = self.profile.locate(model)
+            provenance.register(role, place)
+            commit = self.profile.revision(model)
+            return provenance.used[role]["sha256"] or (f"{place}@{commit}" if commit else place)
         return Path(fidelity.URL_INCEPTION_V3).name if model is None else _hash(Path(model))
 
     def captioner_key(self) -> dict:
@@ -100,11 +129,17 @@ class Workshop:
             self._content[path] = _hash(path)
         return {"images": [self._content[example.path] for example in examples]}
 
-    def fill(self, jobs: Sequence[Job], what: str) -> list[dict]:
-        """The jobs' contents in their order; those that no other process is making are made first."""
+    def fill(self, jobs: Sequence[Job], what: str, group: int = 1) -> list[dict]:
+        """The jobs' contents in their order; this rank's and those that no other process is making are made first.
+
+        Args:
+            jobs: see `store.Job`.
+            what: names the bar.
+            group: neighbours that are made from the same shard, so that one rank makes them all.
+        """
         contents: dict[int, dict] = {}
         with tqdm(total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
-            for job, content in self.store.fill(jobs):
+            for job, content in self.store.fill(ranks.own_first(jobs, group)):
                 contents[id(job)] = content
                 bar.update()
         return [contents[id(job)] for job in jobs]

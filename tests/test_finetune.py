@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,6 +199,42 @@ def test_a_run_that_broke_off_anywhere_is_the_run_in_one(blip, whole, tmp_path, 
     assert run.step == 1 and same(run.run(), whole[0])
 
 
+# --- micro-batches ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("connect", ["softmax", "gumbel"])
+def test_a_step_in_micro_batches_has_the_losses_and_the_gradient_of_the_whole(blip, tmp_path, connect):
+    """To what floats leave of a sum in another order; captions and noise are the same."""
+    recipe = Recipe(steps=1, batch_size=4, decoder="tiny", connect=connect)
+    whole, parts = (blip.start(tmp_path / str(n), replace(recipe, micro_batches=n)) for n in (1, 3))
+    losses = whole._learn(), parts._learn()
+    for name in LOSSES:
+        torch.testing.assert_close(losses[1][name], losses[0][name].detach(), atol=1e-5, rtol=1e-4)
+    for name, weight in whole.parameters.items():
+        largest = weight.grad.abs().max().item()
+        torch.testing.assert_close(parts.parameters[name].grad, weight.grad, atol=1e-3 * largest, rtol=1e-3)
+
+
+PARTS = SimpleNamespace(batch=lambda step, rows: step, counts=lambda step: [3] * 8)
+
+
+def test_a_loss_that_reaches_nothing_moves_nothing_in_parts_either(tmp_path):
+    recipe = Recipe(("caption_loss",), ("captioner",), steps=2, lr=0.1, micro_batches=2)
+    flat = Toy(lambda weights, _: weights.detach().sum().square())
+    run = Finetuning(tmp_path, flat, PARTS, recipe, KEY, progress=False).run()
+    assert run.parameters["captioner.query_tokens"].tolist() == [0.5, -0.25]
+    assert run.curves["caption_loss"].tolist() == [0.0625, 0.0625]
+
+
+def test_the_time_of_a_run_goes_on_where_it_broke_off(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(finetune, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    first = toy(tmp_path, bowl, steps=4).run(until=2)
+    second = toy(tmp_path, bowl, steps=4)
+    assert first.seconds == 0 and second.seconds > 1
+    assert toy(tmp_path, bowl, steps=4).seconds == second.seconds
+    second.run()
+    assert toy(tmp_path, bowl, steps=4).seconds > second.seconds
+
+
 # --- the loop, on two weights and nothing else ------------------------------------------------------------
 class Toy(nn.Module):
     """In place of a pair: `losses(weights, step)` are its losses."""
@@ -323,7 +360,11 @@ def test_a_file_of_other_tensors_is_no_state(tmp_path):
         toy(tmp_path, bowl)
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda whole: b"", lambda whole: b"\0" * len(whole)])
+def flipped(whole):
+    return whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda _: b"", lambda whole: b"\0" * len(whole), flipped])
 def test_a_damaged_state_is_named(tmp_path, damage):
     state = toy(tmp_path, bowl, steps=2).run().state_file
     state.write_bytes(damage(state.read_bytes()))

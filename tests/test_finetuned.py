@@ -1,6 +1,8 @@
 """What finetuning leaves: runs of the store that are found again, and folders that the libraries load."""
 
-from dataclasses import replace
+import copy
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from dfl_utils.finetuned import Finetuner, load_decoder, load_pipeline
 from dfl_utils.generator import Generator
 from dfl_utils.store import RunStore
 from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.workshop import Workshop
 
 JOINT = Recipe(steps=2, batch_size=2, lr=1e-2, decoder="tiny")
 ALONE = Recipe(("generation_loss",), ("generator",), steps=2, batch_size=2, lr=1e-2)
@@ -60,6 +63,11 @@ def runs(make, root, mini):
     return found
 
 
+def located(run, role):
+    """The folder of a role, written if it was not there."""
+    return run.profile.locate(getattr(run.profile, role))
+
+
 # --- folders ----------------------------------------------------------------------------------------------
 def weights(content, role):
     """Trained weights of a shard, by their names in the model."""
@@ -76,7 +84,7 @@ def contents(make, root, runs):
 
 
 def test_the_captioners_folder_loads_in_transformers(runs, contents, mini):
-    folder = runs[0].profile.captioner
+    folder = located(runs[0], "captioner")
     model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     base = BlipForConditionalGeneration.from_pretrained(mini.captioner, local_files_only=True, dtype=torch.float32)
     trained, after, before = weights(contents[0], "captioner"), model.state_dict(), base.state_dict()
@@ -94,7 +102,7 @@ def test_the_captioners_folder_loads_in_transformers(runs, contents, mini):
 
 @pytest.mark.parametrize("run", [0, 1])
 def test_the_generators_folder_loads_in_diffusers(runs, contents, mini, run):
-    folder = runs[run].profile.generator
+    folder = located(runs[run], "generator")
     options = {"local_files_only": True, "dtype": torch.float32}
     after, before = (StableDiffusionPipeline.from_pretrained(place, **options) for place in (folder, mini.generator))
     trained = weights(contents[run], "generator")
@@ -115,7 +123,25 @@ def test_a_role_that_was_not_trained_stays_the_base(runs, mini):
     joint, alone = runs
     assert alone.profile.captioner == mini.captioner and alone.profile.generator != mini.generator
     assert joint.profile.generator != alone.profile.generator
-    assert replace(joint.profile, captioner=mini.captioner, generator=mini.generator) == mini
+    moved = {"captioner", "generator"}
+    for one in fields(mini):
+        if one.name not in moved:
+            assert getattr(joint.profile, one.name) == getattr(mini, one.name)
+
+
+def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
+    """By what loads a model, and by what hashes it for a key; also of a profile that was changed meanwhile."""
+    joint, aside = runs[0], make(root).run([JOINT])[0].profile
+    folders = [Path(getattr(joint.profile, role)) for role in ("captioner", "generator")]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    changed = replace(aside, num_inference_steps=1)
+    assert not any(folder.exists() for folder in folders)
+    Workshop(changed, RunStore(root), progress=False).captioner_key()
+    assert [folder.exists() for folder in folders] == [True, False]
+    assert changed.locate(mini.clip) == mini.clip and not folders[1].exists()
+    sent = copy.copy(changed)  # as to another process
+    assert all(folder.exists() for folder in folders) and sent == changed and not sent.writers
 
 
 def test_the_game_loads_what_finetuning_left(runs):
@@ -153,12 +179,12 @@ def test_another_recipe_seed_model_or_set_is_another_run(make, root, mini, examp
 
 
 def test_a_lost_folder_is_written_again_from_its_shard(runs, make, root, tmp_path, monkeypatch):
-    folder = Path(runs[1].profile.generator)
+    folder = Path(located(runs[1], "generator"))
     before = provenance.files_hash(folder)
     moved = folder.rename(tmp_path / "aside")
     monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
     again = make(root).run([ALONE])[0]
-    assert again.profile.generator == str(folder) and provenance.files_hash(folder) == before
+    assert located(again, "generator") == str(folder) and provenance.files_hash(folder) == before
     assert provenance.files_hash(moved) == before
 
 
@@ -185,7 +211,7 @@ def test_a_run_that_broke_off_is_taken_up_by_the_store(runs, make, tmp_path, mon
     assert steps == [1] and not list(tmp_path.glob("*.training"))
     for name, curve in runs[1].losses.items():
         np.testing.assert_array_equal(found.losses[name], curve)
-    folders = [Path(run.profile.generator) for run in (found, runs[1])]
+    folders = [Path(located(run, "generator")) for run in (found, runs[1])]
     assert provenance.files_hash(folders[0]) == provenance.files_hash(folders[1])
 
 

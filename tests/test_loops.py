@@ -1,5 +1,6 @@
 """The games through the store: resume, no model work on a second run, independence of the run's size."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from PIL import Image
 
 from dfl_utils import blocks, data, fidelity, profile, provenance, similarity, workshop
+from dfl_utils.claims import claim
+from dfl_utils.drawings import Drawings
 from dfl_utils.loops import Game
 from dfl_utils.store import RunStore
 
@@ -212,7 +215,8 @@ def test_code_is_hashed_once_a_game(played, hall, mini, examples, monkeypatch):
 @pytest.mark.parametrize("role", workshop.CODE)
 def test_the_key_of_a_model_names_every_module_that_makes_its_output(role):
     folder = Path(workshop.__file__).parent
-    finders = {"checkpoint", "profile"}  # they find files and decide nothing
+    # They find and read files and decide nothing; the number type is in the key by its name.
+    finders = {"checkpoint", "profile", "annotations", "precision"}
     beneath = {name for finder in finders for name in provenance.dependencies(folder / f"{finder}.py")}
     needed = {name for own in workshop.CODE[role] for name in provenance.dependencies(folder / f"{own}.py")}
     assert needed - beneath - {f"dfl_utils.{name}" for name in finders} <= {
@@ -281,3 +285,54 @@ def test_shards_of_the_streams_are_where_the_blocks_say(game, examples):
     many = game.sample_captions(examples[:1], 11)
     stream = [blocks.caption_streams(0, examples[0].image_id, 11)[10:]]
     assert game.captioner.sample([data.read_image(examples[0].path)], stream, top_p=0.9)[0] == many[0][10:]
+
+
+# --- several processes ------------------------------------------------------------------------------------
+def test_what_another_process_is_drawing_is_put_aside(game, examples, monkeypatch):
+    """Its similarities wait for the end, with those of other drawings made first; each drawing has one rank."""
+    monkeypatch.setattr(blocks, "SHARD_IMAGES", 1)
+    captions = [["a red key"], ["a blue dog"], ["a boat"]]
+    run = Drawings(game, examples[:3], captions, [[1], [2], [3]])
+    drawn, make = [], Drawings.draw
+    taken = contextlib.ExitStack()
+    taken.enter_context(claim(game.store.path("images", run.keys[run.blocks[0]]).with_suffix(".claim")))
+
+    def draw(self, block):
+        found = make(self, block)
+        drawn.append(block.images.start)
+        if len(drawn) == 4:  # two drawings, each for two encoders
+            taken.close()
+        return found
+
+    monkeypatch.setattr(Drawings, "draw", draw)
+    sims = run.compare(("clip", "dino"))
+    assert drawn == [1, 1, 2, 2, 0, 0] and all((sim > -1).all() for sim in sims.values())
+    assert game.store.spent["images"].made == 3
+
+
+def test_both_similarities_of_a_drawing_are_of_one_rank(game, examples, monkeypatch):
+    monkeypatch.setattr(blocks, "SHARD_IMAGES", 1)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run = Drawings(game, examples[:3], [["a red key"]] * 3, [[1], [2], [3]])
+    drawn, make = [], Drawings.draw
+    monkeypatch.setattr(Drawings, "draw", lambda self, block: drawn.append(block.images.start) or make(self, block))
+    found = run.compare(("clip", "dino"))
+    assert drawn == [1, 1, 0, 0, 2, 2]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    for name, sim in run.compare(("clip", "dino")).items():
+        np.testing.assert_array_equal(sim, found[name])
+
+
+def test_an_unusual_type_or_scheduler_is_part_of_a_key(hall, mini):
+    """And the usual one is not: so shards of the small profile stay where they are."""
+
+    def keys(**changes):
+        shop = workshop.Workshop(replace(mini, **changes), hall.store, progress=False)
+        return [shop.made_by(role) for role in ("captioner", "generator", "clip")]
+
+    usual, half, other = keys(), keys(dtype="float16"), keys(scheduler="DDIMScheduler")
+    assert all("dtype" not in key and "scheduler" not in key for key in usual)
+    assert half == [usual[0] | {"dtype": "float16"}, usual[1] | {"dtype": "float16"}, usual[2]]
+    assert other == [usual[0], usual[1] | {"scheduler": "DDIMScheduler"}, usual[2]]

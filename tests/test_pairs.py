@@ -9,8 +9,10 @@ import torch
 from dfl_utils import captioner as captioners
 from dfl_utils import data, pairs, teacher_forcing
 from dfl_utils.finetuned import load_pipeline
+from dfl_utils.losses import TalkingPair
 from dfl_utils.pairs import Pairs
 from dfl_utils.store import RunStore
+from dfl_utils.vocabulary import VocabularyMap
 from dfl_utils.workshop import Workshop, read
 
 
@@ -69,6 +71,38 @@ def test_latents_keep_the_order_of_the_images_over_shards(mini, pipeline, exampl
     torch.testing.assert_close(pairs.latents(workshop, pipeline, examples[:4]), whole, atol=2e-3, rtol=0)
     assert (whole[0] - whole[1]).abs().max() > 1
     assert workshop.store.spent["latents"].made == 3  # four, then three and one
+
+
+# --- parts of batches -------------------------------------------------------------------------------------
+def test_rows_of_a_batch_are_what_they_are_in_the_whole(make):
+    """Images, captions, prompts, latents and all noise; the padding alone may be shorter."""
+    lessons = make(batch_size=5)
+    whole, counts = lessons.batch(1), lessons.counts(1)
+    assert counts == whole.caption.counts and whole.words_before == 0
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        part = lessons.batch(1, rows)
+        for name in ("pixel_values", "prompt_ids", "latents", "timesteps", "noise"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[rows])
+        assert torch.equal(part.caption.targets, whole.caption.rows(rows).targets)
+        assert part.caption.counts == counts[rows] and part.words_before == sum(counts[: rows.start])
+        assert part.seed == whole.seed
+
+
+@pytest.mark.parametrize("passed", [0, 1, 3])
+def test_a_draw_passes_over_what_was_drawn_for_the_captions_before(captioner, pipeline, make, monkeypatch, passed):
+    """The same uniforms for a word, whether its caption is drawn with those before it or after them."""
+    drawn, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
+    lessons = make(batch_size=4)
+    tokenizer = captioner.processor.tokenizer, pipeline.tokenizer
+    size = captioner.model.config.text_config.vocab_size
+    made = VocabularyMap.make(*tokenizer, vocab_size=size, by_meaning=False)
+    pair = TalkingPair(captioner, pipeline, made, ("image_reconstruction_loss",), connect="gumbel")
+    for batch in (lessons.batch(0), lessons.batch(0, slice(passed, 4))):
+        words = torch.zeros(len(batch.caption.targets), size)
+        pair.soft_prompt(words, batch.caption, batch.prompt_ids.shape[1], batch.seed, batch.words_before)
+    before = sum(lessons.counts(0)[:passed])
+    assert torch.equal(drawn[-1], drawn[0][before:])
 
 
 # --- batches ----------------------------------------------------------------------------------------------

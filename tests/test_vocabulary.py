@@ -77,6 +77,16 @@ def becomes(made, ours, theirs, token: str) -> tuple[str, str]:
     return theirs.convert_ids_to_tokens(int(made.index[index])), made.how[index]
 
 
+# --- the shard --------------------------------------------------------------------------------------------
+def test_a_map_comes_back_from_its_shard_as_it_was(learned, tmp_path):
+    store = RunStore(tmp_path)
+    for _ in range(2):  # made, then read
+        found = VocabularyMap.from_content(store.get_or_make("map", {}, learned.to_content))
+        assert torch.equal(found.index, learned.index) and found.fingerprint() == learned.fingerprint()
+        names = ("how", "captioner", "generator", "generator_size")
+        assert all(getattr(found, name) == getattr(learned, name) for name in names)
+
+
 # --- the rule ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("token", "target"),
@@ -302,6 +312,18 @@ def test_what_cannot_be_mapped_is_refused(bert, clip):
         VocabularyMap(torch.tensor([5]), ("rule",), "", "", 5)
     with pytest.raises(ValueError, match="one of HOW a row"):
         VocabularyMap(torch.tensor([5]), ("guess",), "", "", 9)
+
+
+def test_what_is_remembered_of_a_tokenizer_is_forgotten_when_it_gains_tokens():
+    class Growing(list):
+        __hash__ = object.__hash__
+
+    asked = []
+    remembered = alignment.once_a_tokenizer(lambda one: asked.append(one) or len(one))
+    one = Growing("ab")
+    assert [remembered(one), remembered(one)] == [2, 2] and len(asked) == 1
+    one.append("c")
+    assert remembered(one) == 3 and remembered(Growing("abc")) == 3 and len(asked) == 3
 
 
 # --- the census -------------------------------------------------------------------------------------------

@@ -1,0 +1,197 @@
+"""The place of this process among those that `torchrun`, `accelerate launch` or a cluster started for the same work.
+
+Two ways to share work. Shards and runs are shared by the claims of the run store: every rank starts at its own part and
+then makes up for the others, so none waits, and none is missed. One training is shared step by step: there every rank
+is needed, and a lost one ends the others with one sentence.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:  # neither torch nor accelerate is loaded by those who only ask for their place
+    from accelerate import Accelerator
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+TIMEOUT_SECONDS = 1800  # half an hour: longer than any shard takes that one rank still makes while others wait
+
+Work = TypeVar("Work")
+
+
+class RankLost(RuntimeError):
+    """A rank of a joint training died, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Attributes:
+    rank: number of this process among all, from 0.
+    world_size: number of processes.
+    local_rank: number of this process among those of its machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Part of a path that no other rank writes below; rank 0 writes where a single process does."""
+        return f"rank{self.rank}" if self.rank else "."
+
+
+def place() -> Place:
+    """The place of this process, from the environment that `torchrun` and `accelerate launch` set.
+
+    Raises:
+        ValueError: variables that are no numbers, or a rank outside of the world.
+    """
+    rank, world_size, local_rank = (os.environ.get(name) for name in VARIABLES)
+    if rank is None or world_size is None:
+        return Place()
+    try:
+        found = Place(int(rank), int(world_size), int(local_rank or 0))
+    except ValueError:
+        found = Place(-1)
+    if not 0 <= found.rank < found.world_size or found.local_rank < 0:
+        raise ValueError(
+            f"RANK is {rank!r}, WORLD_SIZE {world_size!r} and LOCAL_RANK {local_rank!r}: give whole numbers with 0 <= "
+            "RANK < WORLD_SIZE, as torchrun does, or unset all three."
+        )
+    return found
+
+
+def own_first(work: Sequence[Work], group: int = 1) -> list[Work]:
+    """Work in the order in which this rank does it: its own stripe first, then the stripes of the ranks after it.
+
+    Args:
+        work: the same on every rank.
+        group: neighbours that belong to one rank, because they need the same shard.
+    """
+    here = place()
+    groups = [work[start : start + group] for start in range(0, len(work), group)]
+    stripes = (groups[(here.rank + k) % here.world_size :: here.world_size] for k in range(here.world_size))
+    return [one for stripe in stripes for part in stripe for one in part]
+
+
+def use_device(device: str) -> None:
+    """Make `cuda` mean this rank's own GPU; a device with a number, and the CPU, stay what they are.
+
+    The name of the device stays `cuda`, because it is part of the keys under which ranks find each other's shards.
+    """
+    if device == "cuda" and place().world_size > 1:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(place().local_rank % torch.cuda.device_count())
+
+
+def accelerator(cpu: bool, together: bool) -> "Accelerator":
+    """An accelerator of this process alone, or of all ranks, which must all call this.
+
+    Args:
+        cpu: leave GPUs alone.
+        together: join the other ranks, by gloo on CPUs and nccl on GPUs.
+
+    Raises:
+        RankLost: the ranks did not all come in `DFL_RANK_TIMEOUT` seconds.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState, PartialState
+
+    if together:
+        join(cpu)
+    known = PartialState._shared_state  # accelerate keeps the first world that it saw for the life of the process
+    if known and PartialState().num_processes != (place().world_size if together else 1):
+        AcceleratorState._reset_state(reset_partial_state=True)
+    # Nothing is synchronised but what `gather` is asked for: a rank may have no micro-batch to pass forward. torch has
+    # a new name for it, which accelerate does not know yet.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    with contextlib.nullcontext() if together else _hidden():
+        return Accelerator(cpu=cpu, kwargs_handlers=handlers)
+
+
+def told(value: int) -> list[int]:
+    """What every rank says, in their order, to each of those that have joined; all must call this.
+
+    Raises:
+        RankLost: another rank is gone.
+    """
+    import torch
+    from torch import distributed
+
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    said = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(place().world_size)]
+    with answering("the ranks talked"):
+        distributed.all_gather(said, torch.tensor([value], device=device))
+    return [int(one) for one in said]
+
+
+@contextlib.contextmanager
+def answering(what: str) -> Iterator[None]:
+    """Turn the error of a collective operation into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistError, and gloo's bare one
+        here, first = place(), str(error).strip().splitlines()[0][:120]
+        raise RankLost(
+            f"Rank {here.rank} of {here.world_size} lost another while {what} ({first}): start all ranks again, "
+            "as many as you like, and they go on from the last state."
+        ) from error
+
+
+def timeout() -> float:
+    """Seconds that a rank waits for the others, `DFL_RANK_TIMEOUT`; ValueError where that is no positive number."""
+    text = os.environ.get("DFL_RANK_TIMEOUT") or str(TIMEOUT_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 10**7:
+        raise ValueError(f"DFL_RANK_TIMEOUT is {text!r}: give seconds, more than 0.")
+    return seconds
+
+
+def join(cpu: bool) -> None:
+    """Wait for all ranks and join them, by gloo on CPUs and nccl on GPUs, until the process ends.
+
+    Raises:
+        RankLost: not all came in `DFL_RANK_TIMEOUT` seconds.
+    """
+    import atexit
+
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    limit = timedelta(seconds=timeout())
+    use_device("cpu" if cpu else "cuda")
+    with answering("all met"):
+        store, rank, world_size = next(distributed.rendezvous("env://", timeout=limit))
+        # Chapters of one build meet one after the other at the same address: none may find what another left there.
+        store = distributed.PrefixStore(f"dfl-{os.environ.get('DFL_CHAPTER', '')}", store)
+        options = {"store": store, "rank": rank, "world_size": world_size, "timeout": limit}
+        distributed.init_process_group("gloo" if cpu else "nccl", **options)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _hidden() -> Iterator[None]:
+    """Without the variables that say to accelerate that there are other ranks."""
+    before = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)

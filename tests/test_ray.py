@@ -1,0 +1,135 @@
+"""Ray Data makes the shards that one process makes, also where one of its two workers is killed."""
+
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfl_utils import data, ray_cluster
+from dfl_utils.loops import Game
+from dfl_utils.store import RunStore
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of its own settings
+
+
+def talk(game, examples):
+    """The shard function of the tests; by name, so that what is sent to the workers is this module's."""
+    return game.sample_captions(examples, 1)
+
+
+class Prepare:
+    """Prepares a worker that is killed once, in the middle of a shard, and then plays the game."""
+
+    def __init__(self, root, prepare_game, victim):
+        self.root, self.prepare_game, self.victim = root, prepare_game, victim
+
+    def __call__(self):
+        store, loaded = RunStore(self.root), []
+
+        def play(image_ids):
+            def count():
+                died = Path(self.root) / "died"
+                if self.victim in image_ids and not died.exists():
+                    died.write_text(str(os.getpid()))
+                    os.kill(os.getpid(), signal.SIGKILL)  # the claim of the shard in hand is left behind
+                return {"ids": np.array(image_ids)}, len(image_ids)
+
+            store.get_or_make("count", {"ids": list(image_ids)}, count)
+            loaded.append(loaded[0] if loaded else self.prepare_game())  # not before: a worker loads for ten seconds
+            loaded[0](image_ids)
+
+        return play
+
+
+@pytest.fixture(scope="module")
+def examples(mini):
+    return data.subset(data.load(mini, "coco", "test"), 17, seed=0)  # two shards
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray of two processors, which leaves nothing behind."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a longer path is too long for its sockets
+    here = str(Path(__file__).parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it writes one to the home folder
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, *sys.path]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "_temp_dir": folder}
+        ray.init("local", object_store_memory=100 * 2**20, **options)
+        yield ray
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def filled(cluster, mini, examples, tmp_path_factory):
+    """The store that two workers filled, one of which was killed, and what `fill` said of it."""
+    root = tmp_path_factory.mktemp("cluster")
+    ids = [example.image_id for example in examples]
+    game = ray_cluster.player(mini, root, "coco", "test", talk)
+    prepare = Prepare(root, game, ids[0])
+    return root, ray_cluster.fill(prepare, ids, workers=2)
+
+
+def test_the_shards_are_those_of_one_process(filled, mini, examples, tmp_path, monkeypatch):
+    root, _ = filled
+    alone = Game(mini, RunStore(tmp_path), progress=False)
+    wanted = alone.sample_captions(examples, 1)
+    reader = Game(mini, RunStore(root), progress=False)
+    monkeypatch.setattr(Game, "captioner", property(lambda self: pytest.fail("a model was loaded")))
+    assert reader.sample_captions(examples, 1) == wanted
+    assert reader.store.spent["captions"].made == 0
+    names = [sorted(path.name for path in place.glob("captions-*.safetensors")) for place in (root, tmp_path)]
+    assert names[0] == names[1] and len(names[0]) == 2
+
+
+def test_a_worker_was_killed_and_nothing_is_lost_or_counted_twice(filled, examples):
+    root, found = filled
+    assert int((root / "died").read_text()) not in {part.pid for part in found}
+    ids = [image_id for part in found for image_id in part.image_ids]
+    assert ids == [example.image_id for example in examples]
+    store, counted = RunStore(root), []
+    for part in found:
+        key = {"ids": list(part.image_ids)}
+        counted += store.get_or_make("count", key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
+    assert counted == ids and store.spent["count"].calls == len(ids)
+    assert not list(root.glob("*.partial"))
+
+
+def test_what_a_cluster_has_not_got_is_told_at_once(cluster):
+    with pytest.raises(ValueError, match="One worker asks for 1 GPU and the Ray cluster has 0: .* wait forever"):
+        ray_cluster.fill(dict, [1], num_gpus=1)
+    with pytest.raises(ValueError, match="One worker asks for 3 CPU and the Ray cluster has 2"):
+        ray_cluster.fill(dict, [1], num_cpus=3)
+
+
+@pytest.mark.parametrize(("ids", "workers"), [([], 2), ([1, 2, 1], 2), ([1], 0), ([1], (0, 2))])
+def test_bad_ids_and_no_workers_are_refused(ids, workers):
+    with pytest.raises(ValueError, match="give each image once, and at least one worker"):
+        ray_cluster.fill(dict, ids, workers=workers)
+
+
+def test_ids_of_another_split_are_refused(mini, examples, tmp_path):
+    play = ray_cluster.player(mini, tmp_path, "coco", "test", talk)()
+    with pytest.raises(ValueError, match="coco test has no image -1: give ids of"):
+        play([examples[0].image_id, -1])
+
+
+def test_a_missing_ray_is_told_with_its_mend(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"Ray is not installed: pip install -e '\.\[ray\]'"):
+        ray_cluster.fill(dict, [1])
+
+
+def test_ray_reports_to_nobody():
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
