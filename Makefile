@@ -47,7 +47,7 @@ check: $(READY) ## are the published results what the tree would make?
 	$(BIN)/dfl check
 
 lab: data ## JupyterLab on the chapters
-	$(BIN)/jupyter lab book
+	$(BIN)/jupyter lab book --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 mini: $(READY) ## train the embedded models from nothing: hours, resumes after a kill
 	$(BIN)/python -m dfl_utils.mini.pretrain

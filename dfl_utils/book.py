@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 
 from dfl_utils import chapter as chapters
-from dfl_utils import exhibits, provenance
+from dfl_utils import disclosure, exhibits, provenance, ranks
 from dfl_utils.chapter import BuildFailed
 from dfl_utils.execution import environment, folder, key, run_chapter, state
 
@@ -42,7 +42,7 @@ def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
 
     Raises:
         ValueError: an unknown scale, parameter or page.
-        BuildFailed: a chapter failed, a copy is stale, or jupyter-book warned.
+        BuildFailed: a chapter failed, a copy is stale or tells of this machine, or jupyter-book warned.
     """
     for source in chapters.sources().values():
         chapters.at_scale(source, scale)
@@ -54,7 +54,8 @@ def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
         for name in chapters.sources():
             _execute(name, scale)
     refuse_stale(scale)
-    if scale in PUBLISHED:
+    refuse_disclosure(scale)
+    if scale in PUBLISHED and ranks.place().rank == 0:
         print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results))}")
     return render(scale) if html else None
 
@@ -98,8 +99,15 @@ def refuse_stale(scale: str) -> None:
             raise BuildFailed(f"Chapter {name} {worth}; run `dfl book --scale {scale}` again.")
 
 
+def refuse_disclosure(scale: str) -> None:
+    """Raise BuildFailed where an executed copy, or a file of its numbers, tells of this machine (`disclosure`)."""
+    inspector, src, results = disclosure.Inspector(), folder("src"), folder("results") / scale
+    inspector.refuse(src, [path for name in chapters.sources() if (path := src / f"{name}.ipynb").is_file()])
+    inspector.refuse(results, sorted(path for path in results.rglob("*") if path.is_file()))
+
+
 def render(scale: str) -> Path:
-    """Render the executed chapters and the prose pages; warnings are errors.
+    """Render the executed chapters and the prose pages; a warning is an error, as is a page that tells of this machine.
 
     Returns:
         The path of the book's first page.
@@ -122,6 +130,7 @@ def render(scale: str) -> Path:
         raise BuildFailed("jupyter-book did not accept the book; its messages above name the pages.")
     if remote := remote_files(folder("html")):
         raise BuildFailed(f"The book would load {remote[0]}; everything it shows must lie in the site.")
+    disclosure.Inspector().refuse(folder("html"), disclosure.pages(folder("html")))
     return index
 
 

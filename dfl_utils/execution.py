@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from dfl_utils import chapter as chapters
-from dfl_utils import exhibits, provenance
+from dfl_utils import exhibits, provenance, ranks
 from dfl_utils.chapter import BuildFailed, Scalar
 
 # Seconds a cell may take before a hanging kernel is taken for dead; the long scales set no limit.
@@ -23,8 +24,8 @@ PROMPT = "Show the values used for this build"
 
 
 def folder(name: str) -> Path:
-    """A folder of the build: `src` (executed copies), `running`, `run`, `results`, `html`."""
-    return provenance.ROOT / "_build" / name
+    """A folder of the build: `src` (executed copies), `running`, `run`, `results`, `html`; every rank has its own."""
+    return provenance.ROOT / "_build" / ranks.place().folder / name
 
 
 def run_chapter(
@@ -123,7 +124,8 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
     running = folder("running") / source.name
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with environment(DFL_RESULTS=str(results)):
+        variables = {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
+        with environment(**variables), tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
             return papermill.execute_notebook(
                 _clean(source),
                 running,
@@ -134,8 +136,8 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
                 progress_bar=False,
                 stderr_file=sys.stderr,
                 execution_timeout=timeout,
-                # ipykernel 7 warns on plain TCP at every start; this encrypts the channel where it can.
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+                # Sockets of the file system: a chapter runs where there is no network at all, not even loopback.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             )
     except papermill.PapermillExecutionError as error:
         trace = "\n".join(error.traceback)

@@ -1,13 +1,15 @@
 """One shard of the run store: named arrays and lists of strings in a safetensors file that proves itself whole.
 
-The strings lie as JSON in the file's metadata, with a checksum over all it holds. It is written beside its place,
-synced and renamed, so that nothing half-written or garbled is ever taken for whole.
+The strings lie as JSON in the file's metadata, with a checksum over all it holds. It is written beside its place under
+a name of its writer's own, synced and renamed, so that nothing half-written or garbled is ever taken for whole.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +25,10 @@ class Broken(ValueError):
 
 
 def write(path: Path, content: Content, metadata: Mapping[str, str]) -> Content:
-    """Store a shard atomically: a kill leaves none or a whole one. Only one process may write a path at a time.
+    """Store a shard atomically: a kill leaves none or a whole one.
+
+    What killed writers of the same path left is swept away. A writer that was held up so long that another took its
+    place is swept, too, and leaves the path to the other: both have the same content.
 
     Args:
         path: its place; the folder exists.
@@ -39,13 +44,16 @@ def write(path: Path, content: Content, metadata: Mapping[str, str]) -> Content:
     """
     content = {name: _checked(path, name, value) for name, value in content.items()}
     payload = _pack(content, dict(metadata))
-    unfinished = path.with_suffix(".partial")  # a killed writer's is written over
+    unfinished = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.partial")
     try:
-        with unfinished.open("wb") as file:
+        for left in path.parent.glob(f"{glob.escape(path.stem)}*.partial"):
+            left.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        with contextlib.suppress(FileNotFoundError):  # swept
+            unfinished.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -76,12 +84,19 @@ def read(path: Path) -> tuple[Content, dict[str, str]]:
 
 
 def cost(path: Path) -> tuple[float, int]:
-    """Seconds and model calls of a shard's first making, without reading its content; 0 where there is no shard."""
+    """Seconds and model calls of a shard's first making, without reading its content; 0 where there is no shard.
+
+    Raises:
+        Broken: its header is damaged.
+    """
     if not path.exists():
         return 0.0, 0
-    with safe_open(path, "np") as shard:
-        metadata = shard.metadata() or {}
-    return float(metadata.get("seconds", 0)), int(metadata.get("calls", 0))
+    try:
+        with safe_open(path, "np") as shard:
+            metadata = shard.metadata() or {}
+        return float(metadata.get("seconds", 0)), int(metadata.get("calls", 0))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Broken(str(error)) from error
 
 
 def _checked(path: Path, name: str, value: object) -> np.ndarray | list[str]:

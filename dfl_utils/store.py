@@ -21,10 +21,14 @@ from dfl_utils import shards
 from dfl_utils.claims import claim
 from dfl_utils.shards import Content
 
-Make = Callable[[], Content | tuple[Content, int]]
+Make = Callable[[], Content | tuple[Content, int] | tuple[Content, int, float]]
 Job = tuple[str, Mapping[str, Any], Make]
 
 _log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """A shard that the one in hand is made from is being made by another process."""
 
 
 @dataclass
@@ -60,6 +64,7 @@ class RunStore:
         self.root = Path(root) if root is not None else default_root()
         self.spent: dict[str, Spent] = {}
         self._counted: set[Path] = set()
+        self._patient = True  # waits for what another process is making
         self._aside = 0.0  # seconds that the make in hand passed inside the store, on shards of their own
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -67,6 +72,10 @@ class RunStore:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(f"The run store {self.root} cannot be written ({reason}): set DFL_STORE.") from error
+        for pattern in ("*.claim", "*/*.claim"):  # of processes killed between finishing their work and saying so
+            for left in self.root.glob(pattern):
+                with claim(left, wait=False) or contextlib.nullcontext():
+                    pass
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Where the shard of that kind and key lies, or would lie.
@@ -86,18 +95,22 @@ class RunStore:
         Args:
             kind: what is in it, e.g. `captions`; part of the file name.
             key: all that the content depends on, as JSON (1 and 1.0 are different keys).
-            make: returns arrays (bool, integer, float) and lists of str by name, or `(content, model calls)`.
+            make: returns arrays (bool, integer, float) and lists of str by name, or `(content, model calls)`, or with
+                a third: the seconds that an attempt which broke off had spent on it.
 
         Raises:
             ValueError: a content that cannot be stored, a key that is not JSON.
             OSError: the shard cannot be written (disk full).
         """
-        content = self._attempt(kind, key, make, wait=True)
-        assert content is not None  # an attempt that waits ends with a content
+        content = self._attempt(kind, key, make, wait=self._patient)
+        if content is None:
+            raise Busy(f"{kind} is being made by another process.")  # caught by the `fill` that does not wait
         return content
 
     def fill(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Content]]:
         """Make or load every job's shard, those that no other process is making first; yields in that order.
+
+        A job is also put aside where another process is making a shard that it needs.
 
         Args:
             jobs: `(kind, key, make)` each, as for `get_or_make`.
@@ -106,7 +119,7 @@ class RunStore:
         while waiting:
             claimed = []
             for job in waiting:
-                content = self._attempt(*job, wait=False)
+                content = self._at_once(job)
                 if content is None:
                     claimed.append(job)
                 else:
@@ -116,11 +129,25 @@ class RunStore:
                 yield job, self.get_or_make(*job)
             waiting = claimed
 
+    def _at_once(self, job: Job) -> Content | None:
+        """A job's content; None where another process is making it, or a shard that it is made from."""
+        patient, self._patient = self._patient, False
+        try:
+            return self._attempt(*job, wait=False)
+        except Busy:
+            return None
+        finally:
+            self._patient = patient
+
     def count(self, kind: str, key: Mapping[str, Any]) -> None:
-        """Add to `spent` what a shard cost that others were made from, although nobody needs its content now."""
+        """Add to `spent` what a shard cost that others were made from, although nobody needs its content now.
+
+        A lost or damaged one counts for nothing until it is made again.
+        """
         path = self.path(kind, key)
         if path.exists():
-            self._count(path, kind, *shards.cost(path), made=0)
+            with contextlib.suppress(shards.Broken):
+                self._count(path, kind, *shards.cost(path), made=0)
 
     def _attempt(self, kind: str, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
         """As `get_or_make`; None if another process is making the shard and is not waited for."""
@@ -128,13 +155,13 @@ class RunStore:
         try:
             # Looked at again under the claim: whoever held it before may have made the shard.
             with contextlib.suppress(FileNotFoundError, shards.Broken):
-                return self._load(path, kind)
+                return self._load(path, kind, key)
             held = claim(path.with_suffix(".claim"), wait)
             if held is None:
                 return None
             with held:
                 try:
-                    return self._load(path, kind)
+                    return self._load(path, kind, key)
                 except FileNotFoundError:
                     pass
                 except shards.Broken as broken:
@@ -150,14 +177,17 @@ class RunStore:
             seconds = round(time.perf_counter() - began - self._aside, 3)
         finally:
             self._aside = outer
-        content, calls = made if isinstance(made, tuple) else (made, 0)
+        content, calls, *earlier = made if isinstance(made, tuple) else (made, 0)
+        seconds += sum(earlier)
         metadata = {"key": _canonical(key), "seconds": str(seconds), "calls": str(int(calls))}
         content = shards.write(path, content, metadata)
         self._count(path, kind, seconds, calls, made=1)
         return content
 
-    def _load(self, path: Path, kind: str) -> Content:
+    def _load(self, path: Path, kind: str, key: Mapping[str, Any]) -> Content:
         content, metadata = shards.read(path)
+        if metadata.get("key") != _canonical(key):  # a file that was renamed, or copied to the wrong place
+            raise shards.Broken("it is the shard of another key")
         self._count(path, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
         return content
 

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils import book, chapter, execution
+from dfl_utils import book, chapter, disclosure, execution
 from dfl_utils.chapter import BuildFailed
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
@@ -209,6 +209,27 @@ def test_what_a_page_would_load_from_the_network_is_found(house):
     assert book.remote_files(house.root / "_build/html") == []
     house.write("_build/html/page.html", '<script async src="https://cdn.org/x.js"></script>')
     assert book.remote_files(house.root / "_build/html") == ["page.html: //cdn.org/x.js"]
+
+
+def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
+    """A chapter that runs, a page of prose; then the same with a page that says where it was made."""
+    house.write("_toc.yml", "format: jb-book\nroot: index\nchapters:\n  - file: one\n")
+    house.write("_config.yml", "title: T\nauthor: A\nonly_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n")
+    index = book.build("ci")
+    assert index.is_file() and "4 blue" in (index.parent / "one.html").read_text()
+    site = disclosure.pages(index.parent)
+    assert {"index.html", "one.html", "searchindex.js"} <= {path.name for path in site}
+    assert not any(str(house.root) in path.read_text(errors="replace") for path in site)
+    copy_prose = book._copy_prose
+
+    def copy_and_tell():
+        copy_prose()
+        with (book.folder("src") / "index.md").open("a") as page:
+            page.write(f"Made in `{house.root}/book`.\n")
+
+    monkeypatch.setattr(book, "_copy_prose", copy_and_tell)
+    with pytest.raises(BuildFailed, match=f"index.* shows a folder of this machine, '{house.root}': print something"):
+        book.render("ci")
 
 
 def test_a_page_with_a_dangling_reference_is_not_built(house, capfd):

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from dfl_utils import claims, shards
 from dfl_utils import store as stores
 from dfl_utils.claims import claim
 from dfl_utils.store import RunStore, Spent
@@ -112,6 +115,50 @@ def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
     same(RunStore(tmp_path).get_or_make("loop", {}, never), CONTENT)
 
 
+def test_no_flipped_bit_is_ever_read(tmp_path):
+    """A bit of each byte in turn: of the header's length, of the header with all strings, of the tensors."""
+    path = RunStore(tmp_path).path("loop", {})
+    content = {"x": np.array([1.5, -2.0], np.float32), "kept": np.array([True]), "texts": ["a key", "naïve ☃"]}
+    shards.write(path, content, {"key": "{}", "seconds": "0.1", "calls": "2"})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(shards.Broken):
+            shards.read(path)
+    path.write_bytes(whole)
+    same(shards.read(path)[0], content)
+
+
+def test_shards_in_each_others_places_are_made_anew(tmp_path, caplog):
+    store, keys = RunStore(tmp_path), [{"shard": 0}, {"shard": 1}]
+    for key in keys:
+        store.get_or_make("loop", key, lambda key=key: {"x": [str(key["shard"])]})
+    one, other = (store.path("loop", key) for key in keys)
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    again = RunStore(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        found = [again.get_or_make("loop", key, lambda key=key: {"x": [str(key["shard"])]}) for key in keys]
+    assert found == [{"x": ["0"]}, {"x": ["1"]}] and again.spent["loop"].made == 2
+    assert caplog.text.count("is not whole (it is the shard of another key) and is made anew") == 2
+
+
+def test_a_damaged_shard_that_nobody_reads_counts_for_nothing(tmp_path):
+    store = RunStore(tmp_path)
+    store.get_or_make("loop", {}, lambda: ({"x": ["a"]}, 3))
+    path = store.path("loop", {})
+    again = RunStore(tmp_path)
+    path.write_bytes(path.read_bytes()[:20])
+    again.count("loop", {})
+    assert again.spent == {}
+    again.get_or_make("loop", {}, lambda: ({"x": ["a"]}, 3))
+    again.count("loop", {})
+    assert again.spent["loop"].calls == 3
+
+
 def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
     store = RunStore(tmp_path)
     with pytest.raises(ZeroDivisionError):
@@ -144,9 +191,9 @@ def test_claimed_shards_are_visited_last(tmp_path):
 
 
 WORKER = """
-import json, sys, time
+import json, os, signal, sys, time
 import numpy as np
-from dfl_utils import shards
+from dfl_utils import claims, shards
 from dfl_utils.store import RunStore
 root, log, task = sys.argv[1:]
 
@@ -156,8 +203,21 @@ def make(key):
     time.sleep(0.02)
     return {"x": np.full(1000, key["shard"])}, 1
 
+stopped = []
+
+def stop():
+    stopped.append(True)
+    print("stopping", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+if task.startswith("stop"):
+    claims.STALE_SECONDS = 0.6
 if task == "hang":
     make_once, make = make, lambda key: (make_once(key), print("making", flush=True), time.sleep(100))
+if task == "stop":
+    make_once, make = make, lambda key: (stop() if key["shard"] == 0 else None, make_once(key))[1]
+if task == "stop-writing":
+    sync, shards.os.fsync = os.fsync, lambda file: (stop() if not stopped else None, sync(file))
 if task == "half":  # killed between the first byte and the rename
     shards.os.fsync = lambda _: (print("writing", flush=True), time.sleep(100))
 store, keys = RunStore(root), [{"shard": k} for k in range(12)]
@@ -210,6 +270,85 @@ def test_a_claim_whose_maker_died_before_signing_is_dropped(tmp_path):
     with claim(path, wait=False):
         assert claim(path, wait=False) is None and path.stat().st_size > 0
     assert not path.exists()
+
+
+def test_a_blank_claim_is_dropped_whatever_the_clocks_say(tmp_path, monkeypatch):
+    """Of a machine whose clock is a day ahead: it looks as if it had just been made, for a day."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.3)
+    path = tmp_path / "a.claim"
+    path.touch()
+    tomorrow = time.time() + 86_400
+    os.utime(path, (tomorrow, tomorrow))
+    assert claim(path, wait=False) is None
+    with claim(path):
+        assert path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("skew", [-86_400, 0, 86_400])
+def test_another_machines_claim_lasts_as_long_as_its_heartbeat(tmp_path, monkeypatch, skew):
+    """Its process cannot be asked, and its clock may be wrong: only whether the file changes counts."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.6)
+    path = tmp_path / "a.claim"
+    with claim(path):
+        told = path.read_text().splitlines()
+    marker = "".join(f"{'host=elsewhere.example' if line.startswith('host=') else line}\n" for line in told)
+    path.write_text(marker)
+    beats = time.time() + skew
+    os.utime(path, (beats, beats))
+    began = time.monotonic()
+    heart = threading.Thread(target=lambda: [beat(path, beats + k, marker) for k in range(5)])
+    heart.start()
+    with claim(path):
+        assert time.monotonic() - began > 5 * 0.2 + 0.3  # not while it beat, and not at once after
+    heart.join()
+
+
+def beat(path, moment, marker):
+    time.sleep(0.2)
+    assert path.read_text() == marker  # nobody has taken it
+    os.utime(path, (moment, moment))
+
+
+@pytest.mark.parametrize("task", ["stop", "stop-writing"])
+def test_a_holder_that_wakes_up_too_late_does_no_harm(tmp_path, monkeypatch, task):
+    """Stopped while it makes or writes a shard, as by a closed lid; another makes it, and then it goes on."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.6)
+    store, key = RunStore(tmp_path / "store"), {"shard": 0}
+    process = worker(tmp_path, task)
+    assert process.stdout.readline() == "stopping\n"
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    found = store.get_or_make("loop", key, lambda: ({"x": np.full(1000, 0)}, 1))
+    before = store.path("loop", key).stat().st_ino
+    process.send_signal(signal.SIGCONT)
+    total, made, loaded, calls = json.loads(process.communicate(timeout=60)[0])
+    assert (total, made + loaded, calls) == (66, 12, 12)
+    assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
+    same(RunStore(tmp_path / "store").get_or_make("loop", key, never), found)
+    if task == "stop-writing":  # what it had written was swept away
+        assert store.path("loop", key).stat().st_ino == before
+
+
+def test_a_full_disk_while_claiming_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(claims.SoftFileLease, "acquire", full)
+    with pytest.raises(OSError, match=r"loop-.*claim cannot be written \(No space left on device\): free some space"):
+        RunStore(tmp_path).get_or_make("loop", {}, never)
+
+
+def test_what_killed_processes_left_is_swept_when_a_store_is_opened(tmp_path):
+    store = RunStore(tmp_path)
+    store.get_or_make("loop", {}, lambda: {"x": ["a"]})
+    path = store.path("loop", {})
+    left = path.with_suffix(".claim")
+    with claim(left):
+        marker = left.read_text()
+    pid = max(int(name.name) for name in Path("/proc").iterdir() if name.name.isdigit()) + 1000
+    left.write_text(marker.replace(f"pid={os.getpid()}", f"pid={pid}"))
+    with claim(tmp_path / "live.claim"):
+        RunStore(tmp_path)
+        assert {path.name for path in tmp_path.glob("*.claim")} == {"live.claim"}
 
 
 def test_an_unwritable_root_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -1,0 +1,475 @@
+"""Kills, lost ranks, full disks and damage: what comes out is what an undisturbed run gives, no shard made twice.
+
+One process loads the embedded models and forks every run that is disturbed. A run is killed by SIGKILL at a moment
+drawn over the time that an undisturbed one takes, or at one of its file operations, drawn likewise.
+"""
+
+import ctypes
+import functools
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+from dfl_utils import blocks, captioner, data, execution, finetune, finetuned, profile, provenance, shards, vocabulary
+from dfl_utils.finetune import Recipe
+from dfl_utils.finetuned import Finetuner
+from dfl_utils.loops import Game
+from dfl_utils.losses import Economy
+from dfl_utils.ranks import RankLost
+from dfl_utils.store import RunStore
+from dfl_utils.vocabulary import VocabularyMap
+
+# Kills that each test makes, at least.
+KILLS = {"the loop": 22, "the training": 22, "two writers": 4, "two ranks": 4}
+MOMENT, FILES = "at a moment", "at a file operation"
+RECIPE = Recipe(steps=4, batch_size=1, lr=1e-3, decoder="tiny", economy=Economy(threshold=1e-6))
+JOINT = replace(RECIPE, batch_size=2, micro_batches=2)  # the ranks of a process group train it together
+LOST = 3  # exit status of a process that raised RankLost
+NEW_USER, NEW_MOUNTS, REMOUNT, READ_ONLY = 0x10000000, 0x00020000, 0x20, 0x1  # of Linux's sched.h and mount.h
+
+
+# --- in the process that forks ----------------------------------------------------------------------------
+class Nursery:
+    """The models, loaded once, and what is done to runs of them; every method answers with plain values."""
+
+    def __init__(self):
+        blocks.SHARD_IMAGES, finetune.CHECKPOINT_SECONDS = 2, -1  # shards of two images; a state at every step
+        models = profile.load("mini").pair(captioner="blip-base")
+        data.ensure(models)
+        self.profile = replace(models, num_inference_steps=1, max_words=8)
+        self.examples = data.subset(data.load(models, "nocaps", "overall"), 4, seed=0)
+        self.lessons = data.subset(data.load(models, "coco", "val"), 4, seed=0)
+        self.base = captioner.load(self.profile), finetuned.load_pipeline(self.profile)
+        own = self.base[0].processor.tokenizer, self.base[1].tokenizer
+        self.map = VocabularyMap.make(*own, by_meaning=False)
+        self.parts = {"captioner": self.base[0]}
+        hall = Game(self.profile, RunStore(os.environ["DFL_STORE"]), progress=False)
+        self.parts["generator"], self.encoders = hall.generator, {name: hall.encoder(name) for name in ("clip", "dino")}
+        provenance.checkpoint_hash(Path(self.profile.tiny_decoder))
+        # What a process works out once, worked out before the forks.
+        code_hash = functools.cache(provenance.code_hash)
+        provenance.code_hash = lambda modules: code_hash(tuple(modules))
+        vocabulary.fingerprint = functools.cache(vocabulary.fingerprint)
+        self.play(hall.store.root)
+        assert threading.active_count() == 1  # only then a fork is a whole process
+        gc.freeze()
+
+    # The two runs, each on a store; they return what a reader would see.
+    def play(self, root: Path) -> shards.Content:
+        game = Game(self.profile, RunStore(root), progress=False)
+        game.__dict__.update(self.parts)
+        game._encoders = dict(self.encoders)
+        run = game.i2t2i(self.examples, 2)
+        images = np.stack([run.load_images(k) for k in range(len(self.examples))])
+        calls = sum(spent.calls for spent in game.store.spent.values())
+        captions = [text for row in run.captions for text in row]
+        return run.sim_image | {"images": images, "captions": captions, "calls": np.array(calls)}
+
+    def train(self, root: Path, recipe: Recipe = RECIPE) -> shards.Content:
+        finetuner = Finetuner(self.profile, RunStore(root), self.lessons, progress=False)
+        finetuner.__dict__ |= {"_base_models": self.base, "vocabulary_map": self.map}
+        (run,) = finetuner.run([recipe])
+        folders = [run.profile.locate(folder) for folder in (run.profile.captioner, run.profile.generator)]
+        spent = finetuner.store.spent["finetuning"]
+        hashes = [provenance.files_hash(Path(folder)) for folder in folders]
+        return run.losses | {"folders": hashes, "calls": np.array([spent.calls, spent.made + spent.loaded])}
+
+    def train_jointly(self, root: Path) -> shards.Content:
+        return self.train(root, JOINT)
+
+    # What is done to them.
+    def undisturbed(self, task: str, folder: Path) -> dict:
+        """Seconds and file operations of a run, and what it gives."""
+        root, began = folder / "whole", time.monotonic()
+        assert _end(self._fork(task, root, tally=True)) == 0
+        seconds = time.monotonic() - began
+        sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
+        operations = int(root.with_suffix(".operations").read_text())
+        size = {"bytes": sum(sizes), "largest": max(sizes)}
+        return {"seconds": seconds, "operations": operations, "result": _everything(root)} | size
+
+    def kill(self, task: str, folder: Path, kills: int, whole: dict, seed: int) -> dict:
+        """Runs of fresh stores, each killed and resumed until it ends, until there were that many kills."""
+        rng, counts = np.random.default_rng(seed), Counter()
+        while counts[MOMENT] + counts[FILES] < kills:
+            root, left, status = folder / f"run{counts['runs']}", 1.0, None
+            counts["runs"] += 1
+            while status != 0:
+                before, how, drawn = _finished(root), (MOMENT, FILES)[rng.integers(2)], rng.uniform(0, left)
+                operation = 1 + int(drawn * whole["operations"])
+                pid = self._fork(task, root, operation if how is FILES else None)
+                status = _end(pid, kill_after=drawn * whole["seconds"] if how is MOMENT else None)
+                assert status in (0, -signal.SIGKILL)
+                assert before.items() <= _finished(root).items()  # nothing lost, nothing made again
+                counts[how] += status != 0
+                left = max(0.7, left - drawn)  # about the share that is still to be done
+            _compare(root, whole)
+        return dict(counts)
+
+    def kill_one_of_two(self, task: str, folder: Path, kills: int, whole: dict, seed: int, ranks: bool = False) -> dict:
+        """Two processes on one store, one of them killed; with `ranks` the other must do all of the work alone."""
+        rng, counts = np.random.default_rng(seed), Counter()
+        while counts["kills"] < kills:
+            root, victim = folder / f"run{counts['runs']}", int(rng.integers(2))
+            moment = rng.uniform(0, whole["seconds"])
+            pids = [self._fork(task, root, rank=rank if ranks else None) for rank in range(2)]
+            status = _end(pids[victim], kill_after=moment)
+            before = _finished(root)
+            assert _end(pids[1 - victim]) == 0
+            _compare(root, whole, rank=1 - victim if ranks else None)
+            if status != 0:
+                assert status == -signal.SIGKILL and _end(self._fork(task, root)) == 0
+                _compare(root, whole)
+            assert before.items() <= _finished(root).items()
+            counts["runs"] += 1
+            counts["kills"] += status != 0
+        return dict(counts)
+
+    def break_group(self, folder: Path, kills: int, whole: dict, seed: int) -> dict:
+        """Two ranks that train one run together; one is killed, the other says so and stops; one process goes on."""
+        rng, counts = np.random.default_rng(seed), Counter()
+        while counts["kills"] < kills:
+            root, victim = folder / f"run{counts['runs']}", counts["kills"] % 2
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            pids = [self._fork("train_jointly", root, rank=rank, port=port) for rank in range(2)]
+            _await(root, "state.safetensors")
+            time.sleep(rng.uniform(0, 0.1))  # a step or two
+            os.kill(pids[victim], signal.SIGKILL)
+            ends = [_end(pid) for pid in pids]
+            counts["runs"] += 1
+            # Where the training had just ended there was nothing left to lose.
+            counts["kills"] += ends[victim] == -signal.SIGKILL and ends[1 - victim] == LOST
+            assert set(ends) <= {0, -signal.SIGKILL, LOST}, ends
+            assert _end(self._fork("train_jointly", root)) == 0
+            _compare(root, whole)
+        return dict(counts)
+
+    def fill_disk(self, task: str, folder: Path, whole: dict, limit: bool) -> dict:
+        """A disk that is full and grows, again and again: the same run goes on each time. At last it is read-only."""
+
+        def outgrow():
+            disk, root = Disk(folder / "disk", whole, limit), folder / "disk" / "store"
+            said = []
+            for share in (1, 2, 3, 5, 7, 1000):  # eighths of what the run needs
+                disk.resize(share)
+                try:
+                    self._run(task, root)
+                    break
+                except OSError as error:
+                    said.append(str(error))
+                for name in _finished(root):
+                    shards.read(root / name)
+                left = [path.name for path in root.rglob("*") if path.suffix in (".partial", ".claim")]
+                assert not [name for name in left if name.endswith(".claim") or ".safetensors" in name], left
+            _compare(root, whole)
+            (folder / "said").write_text("\n".join([disk.how, disk.protect(root), *said]))
+
+        assert _end(_fork(outgrow)) == 0
+        how, protected, *said = (folder / "said").read_text().splitlines()
+        return {"how": how, "protected": protected, "said": said}
+
+    def damage(self, task: str, folder: Path, seed: int) -> int:
+        """Every shard of the undisturbed run damaged in its own way; the number of those that were made again."""
+        rng, root, whole = np.random.default_rng(seed), folder / "damaged", _everything(folder / "whole")
+        shutil.copytree(folder / "whole", root)
+        before = _finished(root)
+        for k, name in enumerate(sorted(before)):
+            raw = bytearray((root / name).read_bytes())
+            place = int(rng.integers(len(raw)))
+            raw[place] ^= 1 << int(rng.integers(8))
+            garbled = [bytes(raw), bytes(raw[:place]), b"", rng.bytes(len(raw))][k % 4]
+            (root / name).write_bytes(garbled)
+        assert _end(self._fork(task, root)) == 0
+        found = _everything(root)
+        assert found == whole
+        return len(before)
+
+    def _fork(self, *arguments, **options) -> int:
+        return _fork(lambda: self._run(*arguments, **options))
+
+    def _run(
+        self, task: str, root: Path, at: int | None = None, rank: int | None = None, port: int = 0, tally: bool = False
+    ) -> None:
+        """One run in this forked process, which dies at its file operation number `at`."""
+        signal.alarm(120)  # a run that hangs fails the test
+        operations = _watch(root, at)
+        if rank is not None:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        if port:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DFL_RANK_TIMEOUT": "20"}
+        content = getattr(self, task)(root)
+        count = operations()
+        shards.write(_answer(root, rank), content, {})
+        if tally:
+            root.with_suffix(".operations").write_text(str(count))
+
+
+class Disk:
+    """A small disk of the calling process's own: a tmpfs in namespaces of its own.
+
+    Where the system forbids those, or on demand, a limit on the size of a file takes its place.
+    """
+
+    def __init__(self, place: Path, whole: dict, limit: bool):
+        place.mkdir()
+        self.place, self.whole, self.libc, self.how = place, whole, ctypes.CDLL(None, use_errno=True), "tmpfs"
+        user, group = os.getuid(), os.getgid()
+        try:
+            if limit:
+                raise OSError
+            self._call("unshare", NEW_USER | NEW_MOUNTS)
+            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+                Path("/proc/self", name).write_text(text)
+            self._mount(4096, 0)
+        except (OSError, AttributeError):  # forbidden, or no Linux
+            self.how = "RLIMIT_FSIZE"
+
+    def resize(self, eighths: int) -> None:
+        if self.how == "tmpfs":
+            self._mount(self.whole["bytes"] * eighths // 8, REMOUNT)
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.whole["largest"] * eighths // 8, resource.RLIM_INFINITY))
+
+    def protect(self, root: Path) -> str:
+        """What a store says on the disk made read-only; nothing where there is no disk of its own."""
+        if self.how == "tmpfs":
+            self._mount(1 << 26, REMOUNT | READ_ONLY)
+            try:
+                RunStore(root)
+            except OSError as error:
+                return str(error)
+        return ""
+
+    def _mount(self, size: int, flags: int) -> None:
+        self._call("mount", b"tmpfs", bytes(self.place), b"tmpfs", flags, f"size={size}".encode())
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if getattr(self.libc, name)(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), f"{name} is forbidden")
+
+
+def _watch(root: Path, at: int | None) -> Callable[[], int]:
+    """Count this process's file operations below a folder, and kill it at number `at`."""
+    count = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"):
+            return
+        if event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+            return
+        if str(arguments[0]).startswith(str(root)):
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return lambda: count
+
+
+def _fork(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except RankLost:
+        code = LOST
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _end(pid: int, kill_after: float | None = None) -> int:
+    """The exit status of a child, negative for a signal; it is killed if it takes longer."""
+    if kill_after is not None:
+        deadline = time.monotonic() + kill_after
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _answer(root: Path, rank: int | None = None) -> Path:
+    return root.with_name(f"{root.name}-{rank or 0}.answer")
+
+
+def _finished(root: Path) -> dict[str, tuple[int, int]]:
+    """The finished shards, by name: a shard that is made again is another file."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob("*.safetensors")}
+
+
+def _everything(root: Path, rank: int | None = None) -> dict[str, str]:
+    """Each file of a store and the answer of a run by name, as what it says: all but the seconds that it took."""
+    found = {"answer": _digest(_answer(root, rank))}
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(root).as_posix()
+            is_shard = path.parent == root and path.suffix == ".safetensors"
+            found[name] = _digest(path) if is_shard else hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _digest(path: Path) -> str:
+    content, metadata = shards.read(path)
+    metadata.pop("seconds", None)
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in content.items():
+        digest.update(name.encode())
+        digest.update(json.dumps(value).encode() if isinstance(value, list) else value.tobytes())
+    return digest.hexdigest()
+
+
+def _compare(root: Path, whole: dict, rank: int | None = None) -> None:
+    found = _everything(root, rank)
+    assert found.keys() == whole["result"].keys(), found.keys() ^ whole["result"].keys()
+    assert found == whole["result"], [name for name in found if found[name] != whole["result"][name]]
+
+
+def _await(root: Path, name: str) -> None:
+    while not list(root.rglob(name)):
+        time.sleep(0.002)
+
+
+def _serve(connection) -> None:
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # it is a thread
+    nursery = Nursery()
+    while (order := connection.recv()) is not None:
+        name, arguments = order
+        try:
+            connection.send((getattr(nursery, name)(*arguments), None))
+        except BaseException:
+            connection.send((None, traceback.format_exc()))
+
+
+# --- the tests --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
+    """Ask the nursery, a process of one thread, for what one of its methods answers."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with execution.environment(
+        OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", DFL_STORE=str(tmp_path_factory.mktemp("hall"))
+    ):
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+    theirs.close()
+
+    def asked(name, *arguments):
+        ours.send((name, arguments))
+        answer, error = ours.recv()
+        assert error is None, error
+        return answer
+
+    yield asked
+    ours.send(None)
+    process.join(10)
+
+
+@pytest.fixture(scope="module")
+def table(request):
+    """What the tests counted, shown below them."""
+    lines = []
+    yield lines
+    plugin = request.config.pluginmanager.getplugin
+    with plugin("capturemanager").global_and_fixture_disabled():
+        plugin("terminalreporter").write_line("\n" + "\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def loop(ask, place):
+    (place / "loop").mkdir()
+    return ask("undisturbed", "play", place / "loop")
+
+
+@pytest.fixture(scope="module")
+def training(ask, place):
+    (place / "training").mkdir()
+    return ask("undisturbed", "train", place / "training")
+
+
+def test_there_are_fifty_kills():
+    assert sum(KILLS.values()) >= 50
+
+
+def test_a_loop_killed_at_random_loses_and_repeats_nothing(ask, loop, tmp_path, table):
+    counts = ask("kill", "play", tmp_path, KILLS["the loop"], loop, 1)
+    assert counts[MOMENT] + counts[FILES] >= KILLS["the loop"] and counts[MOMENT] and counts[FILES]
+    table.append(_line("the loop", counts))
+
+
+def test_a_training_killed_at_random_loses_and_repeats_nothing(ask, training, tmp_path, table):
+    counts = ask("kill", "train", tmp_path, KILLS["the training"], training, 2)
+    assert counts[MOMENT] + counts[FILES] >= KILLS["the training"] and counts[MOMENT] and counts[FILES]
+    table.append(_line("the training", counts))
+
+
+def test_two_writers_share_one_store(ask, loop, tmp_path, table):
+    counts = ask("kill_one_of_two", "play", tmp_path, KILLS["two writers"], loop, 3)
+    table.append(_line("one of two writers", counts))
+
+
+def test_a_lost_rank_is_made_up_for(ask, loop, tmp_path, table):
+    counts = ask("kill_one_of_two", "play", tmp_path, KILLS["two ranks"] // 2, loop, 4, True)
+    table.append(_line("one of two ranks of the loop", counts))
+
+
+def test_a_group_that_lost_a_rank_stops_and_goes_on(ask, place, tmp_path, table):
+    (place / "joint").mkdir()
+    whole = ask("undisturbed", "train_jointly", place / "joint")
+    counts = ask("break_group", tmp_path, KILLS["two ranks"] // 2, whole, 5)
+    table.append(_line("one of two ranks of a joint training", counts))
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "limit"), [("loop", "play", False), ("loop", "play", True), ("training", "train", False)]
+)
+def test_a_full_disk_is_named_and_nothing_is_lost(ask, request, tmp_path, table, name, task, limit):
+    found = ask("fill_disk", task, tmp_path, request.getfixturevalue(name), limit)
+    assert found["said"]
+    for sentence in found["said"]:
+        assert "cannot be written (" in sentence and "free some space" in sentence and "DFL_STORE" in sentence
+    if found["how"] == "tmpfs":
+        assert "cannot be written (Read-only file system): set DFL_STORE." in found["protected"]
+    table.append(f"full disk, {name}: {len(found['said'])} times ({found['how']})")
+
+
+def test_damaged_shards_are_made_again(ask, loop, place, table):
+    table.append(f"damaged: {ask('damage', 'play', place / 'loop', 6)} shards of the loop, all of them")
+
+
+def _line(what, counts):
+    return f"{what}: " + ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -1,0 +1,343 @@
+"""Nothing is unpickled, run or fetched by surprise, no socket is opened, and no page tells of the machine."""
+
+import ast
+import base64
+import io
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image, PngImagePlugin
+
+import dfl_utils
+from dfl_utils import archives, book, provenance, syntax
+from dfl_utils.chapter import BuildFailed
+from dfl_utils.disclosure import Inspector, pages
+
+ROOT = Path(__file__).parents[1]
+PLACES = ("dfl_utils/**/*.py", "benchmarks/*.py", "book/*.ipynb")
+SOURCES = sorted(path for pattern in PLACES for path in ROOT.glob(pattern))
+
+
+# --- what the sources call --------------------------------------------------------------------------------
+class Call:
+    """A call in a source: its name as written, its keywords, those of a `**options` from the function around it."""
+
+    def __init__(self, node: ast.Call, around: ast.AST, path: Path):
+        self.name, self.node = ast.unparse(node.func), node
+        self.last = self.name.rpartition(".")[2]
+        self.place = f"{path.relative_to(ROOT).as_posix()}: {ast.unparse(node)[:100]}"
+        self.keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg}
+        spread = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg is None]
+        if spread:
+            for mapping in (one for one in ast.walk(around) if isinstance(one, ast.Dict)):
+                given = zip(mapping.keys, mapping.values, strict=True)
+                pairs = {key.value: ast.unparse(value) for key, value in given if isinstance(key, ast.Constant)}
+                self.keywords = pairs | self.keywords
+        own = getattr(getattr(around, "args", None), "kwarg", None)
+        self.passes_on = around.name if own and own.arg in spread else None  # what its callers say
+
+
+def calls() -> list[Call]:
+    found = []
+    for path in SOURCES:
+        tree = syntax.parse(provenance.code(path), path.stem)
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        inner = {id(node): function for function in functions for node in ast.walk(function)}
+        found += [Call(node, inner.get(id(node), tree), path) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return found
+
+
+CALLS = calls()
+# Folders of this repository and of a wheel, looked for first.
+OWN_FOLDERS = ("dfl_utils/mini/", "dfl_utils/world_shapes.py")
+HUB = ("from_pretrained", "load_config", "snapshot_download", "hf_hub_download")
+
+
+def test_nothing_is_unpickled_and_no_text_is_run():
+    forbidden = ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load")
+    modules = ("pickle.", "cPickle.", "dill.", "joblib.", "marshal.", "shelve.", "cloudpickle.", "torch.package.")
+    found = [call.place for call in CALLS if call.name in forbidden or call.name.startswith(modules)]
+    found += [call.place for call in CALLS if call.keywords.get("shell") == "True"]
+    assert found == []
+
+
+def test_what_may_unpickle_is_told_not_to():
+    loads = [call for call in CALLS if call.name in ("torch.load", "torch.hub.load_state_dict_from_url")]
+    assert loads and all(call.keywords.get("weights_only") == "True" for call in loads)
+    arrays = [call for call in CALLS if call.name in ("np.load", "numpy.load")]
+    assert arrays and not any("allow_pickle" in call.keywords for call in arrays)
+
+
+def test_no_model_brings_its_own_code_or_other_weights_than_safetensors():
+    for call in CALLS:
+        assert call.keywords.get("trust_remote_code", "False") == "False", call.place
+    for name in ("use_safetensors", "safe_serialization"):
+        assert [call.place for call in CALLS if call.keywords.get(name) == "False"] == []
+
+
+def test_every_model_is_a_folder_or_a_pinned_revision():
+    """A load says its commit and whether it may go online; or that it may not; or its callers do."""
+    hub = [call for call in CALLS if call.last in HUB and not call.place.startswith(OWN_FOLDERS)]
+    loose = [call for call in hub if not pinned(call)]
+    passed_on = {call.passes_on for call in loose} - {None}
+    loose = [call for call in loose if not call.passes_on]
+    loose += [call for call in CALLS if call.last in passed_on and not pinned(call)]
+    assert len(hub) > 10 and [call.place for call in loose] == []
+
+
+def pinned(call):
+    if call.last == "snapshot_download" and "revision" in call.keywords:  # it is there to download
+        return True
+    return call.keywords.get("local_files_only") == "True" or {"revision", "local_files_only"} <= call.keywords.keys()
+
+
+def test_archives_are_unpacked_by_one_function():
+    unpackers = ("extractall", "extract", "unpack_archive")
+    assert [call.place for call in CALLS if call.last in unpackers or call.name.startswith("tarfile.")] == []
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "in/../../out.txt", "/out.txt", "..\\out.txt", "C:/out.txt"])
+def test_no_archive_writes_out_of_its_folder(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/good.txt", "good")
+        archive.writestr(name, "bad")
+    with pytest.raises(ValueError, match="would leave its folder: do not trust it"):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "place", ["in/good.txt"])
+    assert not [path for path in tmp_path.rglob("*.txt")]
+
+
+def test_no_archive_brings_a_link(tmp_path):
+    link = zipfile.ZipInfo("in/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc")
+    with pytest.raises(ValueError, match="is a link or no plain file"):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "place", ["in/"])
+
+
+def test_no_library_reports_its_use():
+    """Set before any library is loaded, for this process and those that it starts."""
+    asked = "import dfl_utils, os, sys; print('torch' in sys.modules, *map(os.environ.get, sys.argv[1:]))"
+    names = ["HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"]
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", asked, *names], env=bare, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "1", "1", "1", "0"]
+    tree = ast.parse(Path(dfl_utils.__file__).read_text())
+    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} <= {"importlib"}
+    assert "--LabApp.news_url=None" in (ROOT / "Makefile").read_text()
+
+
+# --- without a network --------------------------------------------------------------------------------------
+# Put into every process of a run: no socket of the internet's families may connect, and no name be looked up.
+GUARD = """
+import os, socket, sys
+
+def guard(event, arguments):
+    reaches = event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr") or (
+        event in ("socket.connect", "socket.sendto")  # urllib3 binds one to ::1 on import, to see whether it could
+        and getattr(arguments[0], "family", None) in (socket.AF_INET, socket.AF_INET6)
+    )
+    if reaches:
+        with open(os.environ["DFL_GUARD"], "a") as log:
+            log.write(f"{event} {arguments}\\n")
+
+sys.addaudithook(guard)
+"""
+LOOP = """
+import sys
+from dfl_utils import data, profile
+from dfl_utils.loops import Game
+from dfl_utils.store import RunStore
+
+models = profile.load("mini", num_inference_steps=1, max_words=8)
+data.ensure(models)
+examples = data.subset(data.load(models, "nocaps", "overall"), 2, seed=0)
+game = Game(models, RunStore(), progress=False)
+run = game.i2t2i(examples, 2)
+read = game.t2i2t(examples, 1)
+print(run.sim_image["clip"].shape, len(read.captions_hat), game.features(run).shape[:2])
+"""
+CHAPTER = """
+import sys
+from pathlib import Path
+from dfl_utils import execution
+execution.run_chapter("world", scale="ci", target=Path(sys.argv[1]), results=Path(sys.argv[1]).parent)
+"""
+
+
+@pytest.fixture
+def offline(tmp_path):
+    """Run a program where there is no network: in a namespace without one, wherever the system allows that."""
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard/sitecustomize.py").write_text(GUARD)
+    log = tmp_path / "connections"
+    ways = (["unshare", "--net"], ["unshare", "--map-root-user", "--net"])
+    able = (way for way in ways if shutil.which("unshare") and not subprocess.call([*way, "true"], stderr=-3))
+    way = next(able, [])
+
+    def run(program, *arguments):
+        environment = os.environ | {"DFL_GUARD": str(log), "DFL_STORE": str(tmp_path / "store")}
+        environment |= {"PYTHONPATH": f"{tmp_path / 'guard'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+        command = [*way, sys.executable, "-c", program, *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not log.exists(), log.read_text()
+        return done.stdout
+
+    return run
+
+
+def test_both_loops_run_without_a_network(offline):
+    assert offline(LOOP) == "(2, 2) 2 (2, 2)\n"
+
+
+def test_a_chapter_runs_without_a_network_and_tells_nothing_of_the_machine(offline, tmp_path):
+    copy = tmp_path / "run" / "world.ipynb"
+    offline(CHAPTER, copy)
+    inspector = Inspector()
+    assert [leak for path in sorted(copy.parent.iterdir()) for leak in inspector.file(path, path.name)] == []
+    assert len(nbformat.read(copy, as_version=4).cells) > 5
+
+
+# --- what pages tell ----------------------------------------------------------------------------------------
+TOKEN = "hf_" + "aB3" * 12
+SECRETS = {"MY_API_TOKEN": "correct horse battery", "LANG": "C.UTF-8", "HF_TOKEN": "short", "DFL_STORE": "/data/of/ann"}
+
+
+@pytest.fixture
+def inspector(house, monkeypatch):
+    """Of a machine that we know: user ann on the host lathe, home /home/ann."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    monkeypatch.setattr("socket.gethostname", lambda: "lathe")
+    monkeypatch.setattr(provenance, "git", lambda *_: "ann@lathe.example")
+    return Inspector(SECRETS, house.root)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "shown"),
+    [
+        ("saved in /home/ann/book", "a folder of this machine", "/home/ann"),
+        ("saved in '/home/bob/x y'", "a path of a machine", "/home/bob"),
+        ("/Users/bob/x", "a path of a machine", "/Users/bob"),
+        ("file:///tmp/pytest-1/a", "a path of a machine", "/tmp/pytest-1"),
+        (r"C:\\Users\\bob\\x", "a path of a machine", r"C:\\Users\\bob"),
+        ("by ann.", "the user's name", "ann"),
+        ("on lathe:8888", "the name of the host", "lathe"),
+        ("<ann@lathe.example>", "an e-mail address", "ann@lathe.example"),
+        ("correct horse battery", "the value of $MY_API_TOKEN", "correc..."),
+        (f"login({TOKEN!r})", "an access token", "hf_aB3..."),
+        ("ghp_" + "a1" * 18, "an access token", "ghp_a1..."),
+        ("AKIAABCDEFGHIJKLMNOP", "an access token", "AKIAAB..."),
+        ("https://ann:pass@github.com", "an access token", "https:..."),
+        ("-----BEGIN RSA PRIVATE KEY-----", "an access token", "-----B..."),
+        ("environ({'LANG': 'C.UTF-8'})", "an environment variable", "LANG': 'C.UTF-8"),
+        ("LANG=C.UTF-8", "an environment variable", "LANG=C.UTF-8"),
+        ("kept in /data/of/ann", "a folder of this machine", "/data/of/ann"),
+    ],
+)
+def test_a_leak_is_found(inspector, text, what, shown):
+    assert (what, shown) in [(leak.what, leak.shown) for leak in inspector.leaks(text, "page.html")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "results/mini and .venv/lib/python3.11/site-packages/x, ../tmp/x",
+        "the channel of an annotated lathework; https://a.org/home/x and https://a.org/tmp/x",
+        "short, C.UTF-8, $HOME/x, ~/tmp/x, /tmp and /home",
+        "an hf_token, sk-learn, AKIA and mail@example",
+    ],
+)
+def test_ordinary_text_is_no_leak(inspector, text):
+    assert list(inspector.leaks(text, "page.html")) == []
+
+
+def test_what_the_sources_say_is_no_leak_unless_it_is_a_secret(house, inspector):
+    house.write("book/index.md", f"Say `dfl run -p STORE /tmp/store`, as ann does with {TOKEN}.\n")
+    again = Inspector(SECRETS, house.root)
+    text = f"/tmp/store of ann, {TOKEN}, /tmp/stores"
+    assert [leak.what for leak in inspector.leaks(text, "x")] == [
+        "an access token",
+        "a path of a machine",
+        "a path of a machine",
+        "the user's name",
+    ]
+    assert [(leak.what, leak.shown) for leak in again.leaks(text, "x")] == [
+        ("an access token", "hf_aB3..."),
+        ("a path of a machine", "/tmp/stores"),
+    ]
+
+
+def executed(outputs=(), **metadata):
+    one = nbformat.v4.new_code_cell("x", outputs=list(outputs))
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One"), one], metadata=metadata)
+
+
+def picture(text):
+    """A PNG with a text chunk, as a plotting library may write."""
+    chunk, raw = PngImagePlugin.PngInfo(), io.BytesIO()
+    chunk.add_text("Source", text)
+    Image.new("RGB", (4, 4)).save(raw, "PNG", pnginfo=chunk)
+    return base64.b64encode(raw.getvalue()).decode()
+
+
+OUTPUT = nbformat.v4.new_output
+PLANTED = [
+    ([OUTPUT("stream", name="stdout", text="saved in /home/bob/x\n")], {}, "one.ipynb, cell 2"),
+    ([OUTPUT("execute_result", {"text/html": ["<b>", "/home/bob</b>"]})], {}, "one.ipynb, cell 2"),
+    ([OUTPUT("display_data", {"image/png": picture("/home/bob/plot.py")})], {}, "one.ipynb, cell 2"),
+    ([OUTPUT("display_data", {"image/svg+xml": "<svg><!-- /home/bob --></svg>"})], {}, "one.ipynb, cell 2"),
+    ([OUTPUT("error", ename="E", evalue="", traceback=["File /home/bob/x.py"])], {}, "one.ipynb, cell 2"),
+    ([], {"papermill": {"output_path": "/home/bob/out.ipynb"}}, "one.ipynb, metadata"),
+]
+
+
+@pytest.mark.parametrize(("outputs", "metadata", "where"), PLANTED)
+def test_a_leak_in_an_executed_copy_stops_the_build(house, outputs, metadata, where):
+    nbformat.write(executed(outputs, **metadata), house.write("_build/src/one.ipynb", ""))
+    with pytest.raises(BuildFailed) as error:
+        book.refuse_disclosure("ci")
+    told = f"{where} shows a path of a machine, '/home/bob': print something else there, and run it again."
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(("name", "text"), [("one.csv", "a,b\n/home/bob,1\n"), ("one.json", '{"at": "/home/bob/x"}')])
+def test_a_leak_in_the_numbers_stops_the_build(house, name, text):
+    nbformat.write(executed(), house.write("_build/src/one.ipynb", ""))
+    house.write(f"_build/results/ci/{name}", text)
+    with pytest.raises(BuildFailed, match=f"^{name} shows a path of a machine, '/home/bob'"):
+        book.refuse_disclosure("ci")
+
+
+def test_a_picture_without_words_is_none(house):
+    shown = OUTPUT("display_data", {"image/png": picture("a plot")})
+    nbformat.write(executed([shown]), house.write("_build/src/one.ipynb", ""))
+    book.refuse_disclosure("ci")
+
+
+def test_the_themes_own_files_are_not_read(house):
+    site = house.root / "_build/html"
+    for name in ("one.html", "_sources/one.md", "_static/theme.js", "searchindex.js"):
+        house.write(f"_build/html/{name}", "/home/bob")
+    assert [path.relative_to(site).as_posix() for path in pages(site)] == [
+        "_sources/one.md",
+        "one.html",
+        "searchindex.js",
+    ]
+    with pytest.raises(BuildFailed, match="^_sources/one.md shows a path of a machine"):
+        Inspector().refuse(site, pages(site))
+
+
+def test_the_published_numbers_tell_nothing():
+    inspector, results = Inspector(), ROOT / "results"
+    inspector.refuse(results, sorted(path for path in results.rglob("*") if path.is_file()))
