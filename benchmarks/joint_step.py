@@ -5,17 +5,13 @@ each of them; a ratio is taken within a round. The chapter `cost` measures the s
 """
 
 import argparse
-import json
 import tempfile
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 
-from dfl_utils import data, profile, provenance
+from dfl_utils import data, profile
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.step_cost import Costs, StepCost
-from dfl_utils.step_meter import PARTS
 from dfl_utils.step_ways import STEPS
 from dfl_utils.store import RunStore
 
@@ -45,16 +41,6 @@ def table(seconds: Costs, flops: Costs) -> list[str]:
     return lines
 
 
-def parts(seconds: Costs) -> dict[str, dict[str, float]]:
-    """Way -> part -> median milliseconds of the joint step, forward and backward."""
-    joint = seconds.spent[:, :, list(STEPS).index("joint")].sum(-1)
-    middle = 1000 * np.median(joint, axis=0)
-    return {
-        way: {part: round(float(value), 2) for part, value in zip(PARTS, row, strict=True)}
-        for way, row in zip(seconds.ways, middle, strict=True)
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captioner", default="blip-base", help="of the profile mini")
@@ -67,21 +53,6 @@ def main() -> None:
     print("\n".join(table(seconds, flops)))
     ratios = dict(zip(seconds.ways, np.median(seconds.ratio, axis=0).round(3).tolist(), strict=True))
     print(f"target: ours at most {AT_MOST:g}; it is {ratios['ours']:.2f}")
-    record = {
-        "date": date.today().isoformat(),
-        "machine": provenance.machine() | {"threads": 1},
-        "versions": provenance.versions(),
-        "options": vars(options),
-        "milliseconds": {
-            way: {step: (1000 * seconds.of(step)[:, k]).round(2).tolist() for step in STEPS}
-            for k, way in enumerate(seconds.ways)
-        },
-        "joint step by part": parts(seconds),
-        "ratios": ratios,
-        "flop ratios": dict(zip(flops.ways, flops.ratio[0].round(3).tolist(), strict=True)),
-        "targets": {"ours at most": AT_MOST},
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ so that a busy minute falls on both; its time, like the time of what looks at dr
 """
 
 import argparse
-import json
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 
 import numpy as np
-import torch
 
-from dfl_utils import blocks, data, fidelity, profile, provenance, set_curves, set_scores
+from dfl_utils import blocks, data, fidelity, profile, set_curves, set_scores
 from dfl_utils.data import Example
 from dfl_utils.loops import Game
 from dfl_utils.scores import Scorer
@@ -128,16 +124,6 @@ def main() -> None:
     shares = table(generation, metrics)
     verdict = "met" if shares["all metrics"] < AT_MOST else "missed"
     print(f"target: all metrics take less than {AT_MOST:.0%} of the drawings' time: {verdict}")
-    record = {
-        "date": date.today().isoformat(),
-        "machine": provenance.machine() | {"threads": torch.get_num_threads()},
-        "versions": provenance.versions(),
-        "options": vars(options),
-        "seconds": {name: round(value, 2) for name, value in (generation | metrics).items()},
-        "shares of the drawings": shares,
-        "targets": {"all metrics, at most": AT_MOST},
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,15 @@ gradient comes back to the distributions. Real vocabularies, the width of the pu
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dfl_utils import provenance
 from dfl_utils.connection import mapped_embeds
 from dfl_utils.profile import MINI
 from dfl_utils.vocabulary import VocabularyMap
@@ -74,6 +71,25 @@ def seconds(way: Way, logits: Tensor) -> tuple[float, float]:
     return there, time.perf_counter() - began
 
 
+def measure(positions: int = 160, width: int = 768, rounds: int = 5) -> tuple[dict, dict, tuple[int, int]]:
+    """Way -> median seconds there, and there and back; its largest difference from the gather; both vocabularies."""
+    places = MINI / "blip-base", MINI / "stable-diffusion" / "tokenizer"
+    pair = [AutoTokenizer.from_pretrained(place, local_files_only=True) for place in places]
+    index = VocabularyMap.make(*pair).index
+    stream = torch.Generator().manual_seed(0)
+    table = torch.randn(len(pair[1]), width, generator=stream)
+    logits = torch.randn(positions, len(index), generator=stream)
+    known = ways(index, table)
+    warm = {name: way(logits.softmax(-1)) for name, way in known.items()}
+    apart = {name: float((embeds - warm["gather"]).abs().max()) for name, embeds in warm.items()}
+    found = {name: [] for name in known}
+    for _ in range(rounds):  # side by side, so that a busy minute falls on all
+        for name, way in known.items():
+            found[name].append(seconds(way, logits))
+    medians = {name: [statistics.median(column) for column in zip(*own, strict=True)] for name, own in found.items()}
+    return medians, apart, (len(index), len(table))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positions", type=int, default=160, help="tokens of a batch: 8 captions of 20")
@@ -82,36 +98,9 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.positions, options.width, options.rounds) < 1:
         parser.error("positions, width and rounds are at least 1")
-    places = MINI / "blip-base", MINI / "stable-diffusion" / "tokenizer"
-    pair = [AutoTokenizer.from_pretrained(place, local_files_only=True) for place in places]
-    index = VocabularyMap.make(*pair).index
-    stream = torch.Generator().manual_seed(0)
-    table = torch.randn(len(pair[1]), options.width, generator=stream)
-    logits = torch.randn(options.positions, len(index), generator=stream)
-    known = ways(index, table)
-    warm = {name: way(logits.softmax(-1)) for name, way in known.items()}
-    apart = {name: float((embeds - warm["gather"]).abs().max()) for name, embeds in warm.items()}
-    rounds = {name: [] for name in known}
-    for _ in range(options.rounds):  # side by side, so that a busy minute falls on all
-        for name, way in known.items():
-            rounds[name].append(seconds(way, logits))
-    medians = {name: [statistics.median(column) for column in zip(*own, strict=True)] for name, own in rounds.items()}
+    medians, apart, _ = measure(options.positions, options.width, options.rounds)
     for name, (there, back) in medians.items():
         print(f"{name:16}{there:8.3f} s there{back:8.3f} s there and back   apart {apart[name]:.1e}")
-    record = {
-        "date": date.today().isoformat(),
-        "machine": provenance.machine() | {"threads": torch.get_num_threads()},
-        "versions": provenance.versions(),
-        "options": vars(options),
-        "vocabularies": [len(index), len(table)],
-        "dense matrix, GiB": round(dense_bytes(index, table) / GIB, 2),
-        "index, GiB": round(index.numel() * 8 / GIB, 6),
-        "seconds there": {name: round(there, 4) for name, (there, _) in medians.items()},
-        "seconds there and back": {name: round(back, 4) for name, (_, back) in medians.items()},
-        "rounds": {name: [round(back, 4) for _, back in own] for name, own in rounds.items()},
-        "largest difference from the gather": apart,
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
