@@ -1,14 +1,19 @@
 """Which tokens of two tokenizers stand for the same characters of the same texts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 CHUNK = 20_000  # texts whose tokens are held at a time
+Found = TypeVar("Found")
+Asked = Callable[[PreTrainedTokenizerBase], Found]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,21 @@ class Spans:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
+def once_a_tokenizer(function: Asked) -> Asked:
+    """Remember what `function` makes of a tokenizer until that is gone or gains tokens; callers do not change it."""
+    known: WeakKeyDictionary = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(tokenizer: PreTrainedTokenizerBase) -> Found:
+        size, found = known.get(tokenizer, (-1, None))
+        if size != len(tokenizer):
+            found = function(tokenizer)
+            known[tokenizer] = len(tokenizer), found
+        return found
+
+    return remembered
+
+
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The fast tokenizer behind one of transformers'; ValueError for a slow one, which keeps no positions."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -43,16 +63,27 @@ def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return fast
 
 
+def plain(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of its `backend` that neither pads nor cuts, as the owner's may."""
+    backend(tokenizer)  # refuses a slow one
+    return _plain(tokenizer)
+
+
+@once_a_tokenizer
+def _plain(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    fast = Tokenizer.from_str(backend(tokenizer).to_str())
+    fast.no_padding()
+    fast.no_truncation()
+    return fast
+
+
 def spans(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Spans:
     """Tokens of the texts and the characters that they stand for; no special tokens, nothing cut off.
 
     Byte-level tokens carry the space before their word, so every text is read with one before its first.
     """
     texts = [f" {text.strip()}" for text in texts]
-    fast = Tokenizer.from_str(backend(tokenizer).to_str())  # a copy: the owner's may pad or cut
-    fast.no_padding()
-    fast.no_truncation()
-    encodings = fast.encode_batch(texts, add_special_tokens=False)
+    encodings = plain(tokenizer).encode_batch(texts, add_special_tokens=False)
     counts = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
     ids = np.array([token for encoding in encodings for token in encoding.ids], dtype=np.int64)
     places = np.array([place for encoding in encodings for place in encoding.offsets], dtype=np.int64).reshape(-1, 2)

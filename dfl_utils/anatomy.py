@@ -5,7 +5,7 @@ Read off the first batch of a run, with the models it starts from, and kept in t
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
     modules = (*finetuned.CODE, "anatomy")
     key = finetuner.images_key(finetuner.examples) | {
         "captions": hashlib.sha256(captions.encode()).hexdigest(),
-        "recipe": asdict(recipe) | {"losses": sorted(LOSSES), "train": sorted(recipe.train)},
+        "recipe": recipe.key() | {"losses": sorted(LOSSES)},
         "captioner": finetuner.captioner_key(),
         "generator": finetuner.made_by("generator") | {"image_size": finetuner.profile.image_size},
         "map": finetuner.vocabulary_map.fingerprint(),

@@ -211,6 +211,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache  # a chapter asks it of three tokenizers, again and again
 def _strings(captioner, generator) -> tuple[np.ndarray, np.ndarray]:
     bodies = vocabulary.bodies_of(captioner)
     names = {index: token.removesuffix(END) for token, index in generator.get_vocab().items()}

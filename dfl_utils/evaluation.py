@@ -5,10 +5,11 @@ role that a finetuning left alone shares the shards of the pair that it started 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 
 from dfl_utils import blocks, captioner, fidelity, finetuned, pairs, provenance, quality
 from dfl_utils.data import Example
@@ -143,7 +144,7 @@ def validation_losses(
     }
 
     def make():
-        model, pipeline = captioner.load(profile), finetuned.load_pipeline(profile)
+        model, pipeline = _models(finetuner, profile)
         pairs.check(model, pipeline, examples)
         # The autoencoder is never trained: latents are those of the pair that the finetuning started from.
         latents = pairs.latents(finetuner, pipeline, examples)
@@ -155,3 +156,11 @@ def validation_losses(
         return values, len(found)
 
     return finetuner.store.get_or_make("validation-losses", key, make)
+
+
+def _models(finetuner: Finetuner, profile: Profile) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
+    """A profile's pair for training; of a role that was left alone the finetuner's own model, not loaded again."""
+    own, full = finetuner.profile, replace(profile, dtype="float32")
+    model = finetuner._base_models[0] if profile.captioner == own.captioner else captioner.load(full)
+    same = profile.generator == own.generator
+    return model, finetuner._base_models[1] if same else finetuned.load_pipeline(profile)

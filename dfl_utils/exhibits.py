@@ -168,6 +168,8 @@ def published() -> list[str]:
 def stale(profile: str) -> list[str]:
     """Compare the stamp of `results/<profile>/` with the tree; empty where every number is still what the tree makes.
 
+    Numbers that `equivalence.carry` has proved of a later code are that code's too.
+
     Returns:
         One sentence for each chapter made by another code, module, data, parameter or checkpoint, naming them.
     """
@@ -176,7 +178,9 @@ def stale(profile: str) -> list[str]:
     sentences = []
     for name, record in stamp["chapters"].items():
         run = record["run"]
-        if changed := _changes(record, chapters.sources().get(name)):
+        carried = record | {"run": run | stamp.get("carried", {"chapters": {}})["chapters"].get(name, {})}
+        source = chapters.sources().get(name)
+        if (changed := _changes(record, source)) and _changes(carried, source):
             mend = f"run `dfl book --scale {run['scale']}`"
             sentences.append(f"results/{profile}: chapter {name} was made before {', '.join(changed)} changed; {mend}.")
     if hashlib.sha256((target / "exhibits.csv").read_bytes()).hexdigest() != stamp["exhibits"]:

@@ -60,22 +60,28 @@ def _count_ngrams(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
     return sparse.csr_array(vectorizer.fit_transform(texts)), vectorizer.get_feature_names_out()
 
 
+def document_frequencies(references: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """All (V,) n-grams of the references, and in how many images' references each stands, (V,) float64."""
+    # One row an image; a joint between two references must not make an n-gram: count references, then merge.
+    counts, ngrams = _count_ngrams(tokenise(text for texts in references for text in texts))
+    image = np.repeat(np.arange(len(references)), [len(texts) for texts in references])
+    merge = sparse.csr_array((np.ones(len(image)), (image, np.arange(len(image)))))
+    return ngrams, ((merge @ counts) > 0).sum(axis=0).astype(np.float64)
+
+
 class Cider:
     """CIDEr-D (Vedantam et al., 2015) x 100, with the document frequencies of a fixed reference set, counted once.
 
     Args:
         references: those of the whole data split, one list for each image; the weight of an n-gram is
             log(images / images whose references hold it). One image alone therefore scores nothing but zeros.
+        counted: their `document_frequencies`, where they are known.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]]):
+    def __init__(self, references: Sequence[Sequence[str]], counted: tuple[Sequence[str], np.ndarray] | None = None):
         check_references(references)
         self.references = references
-        # One row an image; a joint between two references must not make an n-gram: count references, then merge.
-        counts, ngrams = _count_ngrams(tokenise(text for texts in references for text in texts))
-        image = np.repeat(np.arange(len(references)), [len(texts) for texts in references])
-        merge = sparse.csr_array((np.ones(len(image)), (image, np.arange(len(image)))))
-        frequency = ((merge @ counts) > 0).sum(axis=0)
+        ngrams, frequency = counted or document_frequencies(references)
         self._log_frequency = dict(zip(ngrams, np.log(np.maximum(1.0, frequency)), strict=True))
         self._log_images = np.log(len(references))
 

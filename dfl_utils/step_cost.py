@@ -25,11 +25,12 @@ from dfl_utils.captioner import Captioner
 from dfl_utils.finetune import Recipe
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.losses import LOSSES, Batch
+from dfl_utils.shape_counter import ShapeCounter
 from dfl_utils.step_ways import DEPENDS, STEPS, Step, Way, ways
 from dfl_utils.vocabulary import VocabularyMap
 from dfl_utils.workshop import read
 
-CODE = ("step_cost", "step_ways", "step_meter", "full_size", *finetuned.CODE)
+CODE = ("step_cost", "step_ways", "step_meter", "shape_counter", "full_size", *finetuned.CODE)
 SEED = 0  # of the batch's timesteps and noise
 
 
@@ -86,14 +87,15 @@ class Bench:
         found = [step(self.batch, self.images) for step in steps]
         return np.array([[losses[name].item() for name in LOSSES] for losses in found])
 
-    def flops(self, tried: Mapping[str, Way]) -> np.ndarray:
-        """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions.
+    def flops(self, tried: Mapping[str, Way], counter: FlopCounterMode | ShapeCounter | None = None) -> np.ndarray:
+        """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions, or another counter does.
 
         Attention is counted as the products that it consists of: of its kernel for a CPU torch knows no count.
         """
+        counter = counter or FlopCounterMode(display=False)
 
         def count(name: str, way: Way) -> np.ndarray:
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            with sdpa_kernel(SDPBackend.MATH), counter:
                 return self.step(name, way).spend(self.batch, self.images, counter.get_total_flops)
 
         return _each(tried, count)[None]
@@ -169,7 +171,7 @@ class StepCost:
             own = self.bench
             model, pipeline, tiny = full_size.models(own.captioner, own.pipeline.tokenizer)
             batch, images = full_size.batch(own.batch.caption)
-            return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact)
+            return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact, ShapeCounter())
 
         return self._kept("step-flops-published", count)
 
@@ -197,11 +199,12 @@ class StepCost:
 
     def _key(self) -> dict:
         finetuner, profile = self.finetuner, self.finetuner.profile
+        tiny = Path(profile.locate(profile.tiny_decoder)) if profile.tiny_decoder else None
         own = {
             "ways": [[name, asdict(way)] for name, way in self.ways.items()],  # in their order
             "captioner": finetuner.captioner_key(),
             "generator": finetuner.made_by("generator") | {"image_size": profile.image_size},
-            "decoder": profile.tiny_decoder and provenance.checkpoint_hash(Path(profile.locate(profile.tiny_decoder))),
+            "decoder": provenance.checkpoint_hash(tiny) if tiny and tiny.is_dir() else tiny and str(tiny),
             "captions": [example.references[0] for example in self.examples],
             "map": finetuner.vocabulary_map.fingerprint(),
             "code": provenance.code_hash(f"dfl_utils.{name}" for name in CODE),

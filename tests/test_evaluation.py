@@ -93,7 +93,8 @@ def test_image_scores_draw_the_texts_of_the_other_loop_whatever_the_subset(game,
 
 
 def test_a_captioner_that_was_trained_leaves_the_drawings_shared(game, trained, examples):
-    own = Game(trained.profile, RunStore(game.store.root), progress=False)
+    own = Game(trained.profile, RunStore(game.store.root), progress=False, judges=game)
+    assert own.encoder("clip") is game.encoder("clip") and own.extractor is game.extractor
     before, after = (evaluation.image_scores(each, examples, seed=1) for each in (game, own))
     assert "images" not in own.store.spent or own.store.spent["images"].made == 0
     np.testing.assert_array_equal(before.clip, after.clip)
@@ -121,6 +122,23 @@ def test_validation_losses_are_computed_once_and_see_the_weights(
     again = evaluation.validation_losses(finetuner, models, lessons, seed=3)
     for name, values in losses.items():
         np.testing.assert_array_equal(again[name], values)
+
+
+def test_of_a_role_that_was_left_alone_the_finetuners_model_is_measured(finetuner, models, trained):
+    model, pipeline = evaluation._models(finetuner, trained.profile)
+    assert model is not finetuner._base_models[0] and pipeline is finetuner._base_models[1]
+    assert evaluation._models(finetuner, models) == finetuner._base_models
+
+
+def test_a_finetuner_on_other_examples_shares_the_models_alone(finetuner, lessons):
+    other = finetuner.on(lessons[:2])
+    assert other._base_models is finetuner._base_models and other.examples == lessons[:2]
+    assert other._examples_key != finetuner._examples_key
+
+
+def test_judges_of_other_models_are_refused(game, models, store):
+    with pytest.raises(ValueError, match="another dino_size"):
+        Game(replace(models, dino_size=32), store, judges=game)
 
 
 def test_bad_input_is_said_before_a_model_is_loaded(game, finetuner, models, store, examples, monkeypatch):

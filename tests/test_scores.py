@@ -108,6 +108,9 @@ def test_document_frequencies_are_the_reference_sets(mini, examples, captions, t
     narrow = Scorer(mini, store, examples[:3]).score(examples[:3], part, ["CIDEr"])["CIDEr"]
     np.testing.assert_allclose(narrow, Cider(references[:3]).score(part))
     assert store.spent["quality-cider"].made == 2 and not np.allclose(whole, narrow)
+    kept = Scorer(mini, RunStore(tmp_path), examples)  # and they are counted once
+    np.testing.assert_array_equal(kept._cider.score(part, references[:3]), whole)
+    assert (kept.store.spent["cider-frequencies"].made, kept.store.spent["cider-frequencies"].loaded) == (0, 1)
 
 
 def test_one_candidate_and_equal_candidates(mini, examples, tmp_path):

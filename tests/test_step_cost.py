@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfl_utils import data, full_size, pairs, profile, step_cost
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.losses import TalkingPair
+from dfl_utils.shape_counter import ShapeCounter
 from dfl_utils.step_cost import StepCost
 from dfl_utils.step_meter import DECODING, GENERATOR, IMAGE, IMAGE_HAT, LATENTS, PARTS, PROMPTS, REST, Meter
 from dfl_utils.step_ways import STEPS, Way, ways
@@ -224,14 +225,21 @@ def test_a_caption_without_numbers_chooses_as_many_positions(cost):
         assert torch.equal(shape.words, real.words) and torch.equal(shape.places, real.places)
 
 
+def counted(bench, name, counter):
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        step = bench.step(name, WAYS["gradient where needed"])
+        return step.spend(bench.batch, bench.images, counter.get_total_flops)
+
+
 def test_flops_of_the_published_sizes_are_those_counted_before(cost):
     """Of one pair: 1.12 TFLOP for encoding an image, 0.80 for a pass of the U-Net, counted by another script."""
     own = cost.bench
     models = full_size.models(own.captioner, own.pipeline.tokenizer)
     made = full_size.batch(own.batch.caption.rows(slice(0, 1)))
     bench = step_cost.Bench(models[0], models[1], own.vocabulary_map, models[2], *made)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        spent = bench.step("generation", WAYS["gradient where needed"]).spend(*made, counter.get_total_flops)
+    for name in ("captioning", "generation"):
+        spent = counted(bench, name, FlopCounterMode(display=False))
+        assert np.array_equal(counted(bench, name, ShapeCounter()), spent)  # whatever it remembers of shapes
     assert part(spent, LATENTS)[0] == pytest.approx(1.12e12, rel=0.01)
     assert part(spent, GENERATOR)[0] == pytest.approx(0.80e12, rel=0.01)
     assert spent.sum() == pytest.approx(2.81e12, rel=0.01)
