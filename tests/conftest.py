@@ -1,11 +1,16 @@
 """A small repository of its own, for the tests of the machinery; the embedded pair, for those of the finetuning."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from dfl_utils import data, profile, provenance
+# Before torch is loaded, here and in every process that a test starts: what is compared bit for bit is the work of one
+# number of threads, and two ranks on two cores would fight for them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from dfl_utils import data, profile, provenance  # noqa: E402
 
 FILES = {
     "dfl_utils/__init__.py": "",
