@@ -181,11 +181,11 @@ def _quality(arguments: argparse.Namespace) -> int | None:
     return quality_report.main([])
 
 
-if __name__ == "__main__":  # as torchrun starts it
-    sys.exit(main())
-
-
 def _cost(arguments: argparse.Namespace) -> None:
     from dfl_utils import cost_report
 
     cost_report.main(arguments)
+
+
+if __name__ == "__main__":  # as torchrun starts it
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """The command line: what it prints, and its exit status."""
 
+import subprocess
 import sys
 from types import ModuleType
 
@@ -101,3 +102,8 @@ def test_a_parameters_cell_that_is_wrong_is_named(house, capsys):
     house.chapter(cell(PARAMETERS + "\nimport os", tags=["parameters"]))
     assert cli.main(["chapters"]) == 2
     assert capsys.readouterr().err.startswith("dfl: error: Chapter one: `import os` in the parameters cell")
+
+
+def test_the_module_runs_as_torchrun_starts_it():
+    done = subprocess.run([sys.executable, "-m", "dfl_utils.cli", "chapters"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "finding_caption\n" in done.stdout
