@@ -55,8 +55,12 @@ def join_texts(parts: Sequence[Sequence[str]], num_candidates: int) -> list[list
 
 def image_seeds(seed: int, image_id: int, count: int, purpose: int = NOISE) -> list[int]:
     """`count` 63-bit seeds of an image's drawings; seed n is the same for any count."""
-    streams = ([purpose, seed, image_id, n] for n in range(count))
-    return [int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1) for stream in streams]
+    return [drawing_seed(purpose, seed, image_id, n) for n in range(count)]
+
+
+def drawing_seed(*stream: int) -> int:
+    """63 bits that stand for a named random stream."""
+    return int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1)
 
 
 def caption_streams(seed: int, image_id: int, count: int) -> list[list[int]]:

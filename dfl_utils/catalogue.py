@@ -96,10 +96,15 @@ def models(profile: Profile) -> list[Model]:
     """
     if profile.offline:
         return []
-    named = [profile.captioner, profile.generator, profile.clip, profile.dino, profile.probe, profile.tiny_decoder]
-    named += [model for model, *_ in (*profile.captioners.values(), *profile.generators.values())]
-    ids = dict.fromkeys(name for name in named if name and not is_folder(name))
+    ids = [name for name in named(profile) if not is_folder(name)]
     return [replace(MODELS.get(name, Model(name)), revision=profile.revisions.get(name)) for name in ids]
+
+
+def named(profile: Profile) -> list[str]:
+    """Every model that a profile names, folder or hub id: its own and those of its pairs, each once."""
+    own = [profile.captioner, profile.generator, profile.clip, profile.dino, profile.probe, profile.tiny_decoder]
+    pairs = [model for model, *_ in (*profile.captioners.values(), *profile.generators.values())]
+    return list(dict.fromkeys(name for name in (*own, *pairs) if name))
 
 
 def files(profile: Profile) -> list[File]:

@@ -4,6 +4,7 @@ import ast
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -50,8 +51,13 @@ class Parameter:
 
 def pages() -> list[str]:
     """Names of the pages in `_toc.yml`, in reading order."""
-    toc = yaml.safe_load((provenance.ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"], *_files([toc])]
+    return list(_pages((provenance.ROOT / "_toc.yml").read_text(encoding="utf-8")))
+
+
+@cache  # asked for every parameter of every chapter
+def _pages(text: str) -> tuple[str, ...]:
+    toc = yaml.safe_load(text)
+    return (toc["root"], *_files([toc]))
 
 
 def _files(entries: list[dict]) -> Iterator[str]:

@@ -12,19 +12,17 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dfl_utils import provenance
+from dfl_utils.layout import PROCESSOR as PROCESSOR  # of this module's interface
+from dfl_utils.layout import SCHEDULER, TOKENIZER, UNUSED
+from dfl_utils.precision import inference_dtype
 from dfl_utils.profile import Profile
 
 transformers_logging.disable_progress_bar()  # one bar a file says nothing in a chapter
 
-# A part that a loader would replace by an empty or default one if it were lost: any one of these sets will do.
-TOKENIZER = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-PROCESSOR = (("processor_config.json",), ("preprocessor_config.json",))
-SCHEDULER = (("scheduler_config.json",),)
 SPARE_ROWS = 64  # OPT's table is padded to a multiple of 64; BLIP was published with two unnamed tokens
 STEMS = ("model", "diffusion_pytorch_model")  # of the weights' names, in transformers and in diffusers
 VARIANTS = (None, "fp16")  # of the weights' names; the second is taken where it lies alone
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")  # weights that run code when they are opened
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; we never load them
 
 
 class PickledWeights(FileNotFoundError):
@@ -52,11 +50,9 @@ def check(folder: str, role: str, *needs: tuple[tuple[str, ...], ...], revision:
         _check(Path(folder), needs)
         provenance.register(role, folder)
         return
-    cached = snapshot(folder, revision)
-    whole = cached is not None and _holds(cached, needs)
-    provenance.register(role, folder)
-    if whole:  # the stamp would look for the repository's current revision
-        provenance.used[role]["sha256"] = provenance.checkpoint_hash(cached)
+    if (cached := snapshot(folder, revision)) is not None:
+        _check_cached(cached, needs)
+    provenance.register(role, folder, revision=revision)
 
 
 def snapshot(model: str, revision: str | None = None) -> Path | None:
@@ -70,7 +66,10 @@ def snapshot(model: str, revision: str | None = None) -> Path | None:
 
 
 def variant(folder: str) -> str | None:
-    """The `variant` that loads a local checkpoint: `fp16` where a part has its weights under such names alone."""
+    """The `variant` that loads a local checkpoint: `fp16` where a part has its weights under such names alone.
+
+    None for a hub id, whose files are not looked at.
+    """
     root = Path(folder)
     pipeline = (root / "model_index.json").exists()
     parts = sorted(path for path in root.iterdir() if path.name not in UNUSED) if pipeline else [root]
@@ -94,7 +93,7 @@ def load(model_class: type[PreTrainedModel], profile: Profile, role: str, *needs
             folder,
             revision=revision,
             variant=variant(folder),
-            dtype=getattr(torch, profile.dtype) if role == "captioner" else torch.float32,
+            dtype=inference_dtype(profile) if role == "captioner" else torch.float32,
             local_files_only=profile.offline,
             use_safetensors=True,
             output_loading_info=True,
@@ -169,15 +168,14 @@ def _check(root: Path, needs: tuple[tuple[tuple[str, ...], ...], ...]) -> None:
         _require_one(root, sets)
 
 
-def _holds(cached: Path, needs: tuple[tuple[tuple[str, ...], ...], ...]) -> bool:
-    """Whether a snapshot is whole; raises where no download could mend it."""
+def _check_cached(cached: Path, needs: tuple[tuple[tuple[str, ...], ...], ...]) -> None:
+    """As `_check` of a snapshot, of which a download can still bring what it lacks."""
     try:
         _check(cached, needs)
     except PickledWeights:
         raise
     except FileNotFoundError:
-        return False
-    return True
+        pass
 
 
 def _check_model(part: Path) -> None:

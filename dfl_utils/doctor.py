@@ -80,9 +80,7 @@ def _gpu(profile: Profile, machine: Machine) -> Iterator[Finding]:
 
 
 def _models(profile: Profile) -> Iterator[Finding]:
-    named = (profile.captioner, profile.generator, profile.clip, profile.dino, profile.probe, profile.tiny_decoder,
-             *(name for name, *_ in (*profile.captioners.values(), *profile.generators.values())))  # fmt: skip
-    for name in dict.fromkeys(filter(None, named)):
+    for name in catalogue.named(profile):
         if profile.offline or catalogue.is_folder(name):
             mirror = Path(profile.models_root, name) if profile.models_root else Path(name)
             folder = Path(name) if Path(name).is_dir() else mirror

@@ -79,8 +79,7 @@ class Drawings:
         shop = self.workshop
         for name in names:  # as in `_fill`: what the originals cost where only cosines were read
             for block in self.blocks:
-                key = shop.encoder_key(name) | shop.images_key(self.examples[block.images])
-                shop.store.count(f"{name}-originals", key)
+                shop.store.count(f"{name}-originals", shop.originals_key(name, self.examples[block.images]))
         return {name: blocks.join(sims[k :: len(names)], self.num_candidates) for k, name in enumerate(names)}
 
     def describe(self, num_beams: int) -> list[list[str]]:

@@ -43,7 +43,7 @@ def folder(images: Path | str, captions: Path | str | None = None) -> list[Examp
     if captions is None:
         captions = next((root / name for name in METADATA if (root / name).is_file()), None)
     references = _references(Path(captions), root, found) if captions is not None else {}
-    return [Example(_id(name), path, tuple(references.get(name, ()))) for name, path in found.items()]
+    return [Example(content_id(name.encode()), path, tuple(references.get(name, ()))) for name, path in found.items()]
 
 
 def _images(root: Path) -> dict[str, Path]:
@@ -58,9 +58,9 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _id(name: str) -> int:
-    """52 bits, which every JSON reader keeps."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16)
+def content_id(content: bytes) -> int:
+    """An id of what is given: 52 bits of its digest, which every JSON reader keeps."""
+    return int(hashlib.sha256(content).hexdigest()[:13], 16)
 
 
 def _references(path: Path, root: Path, found: dict[str, Path]) -> dict[str, list[str]]:

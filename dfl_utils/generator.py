@@ -149,7 +149,7 @@ class Generator:
         pipeline = kind.from_pretrained(
             folder,
             revision=revision,
-            variant=checkpoint.variant(folder) if Path(folder).is_dir() else None,
+            variant=checkpoint.variant(folder),
             dtype=dtype,
             local_files_only=profile.offline,
             use_safetensors=True,

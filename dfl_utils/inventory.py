@@ -5,13 +5,11 @@ import os
 from pathlib import Path
 
 from dfl_utils.catalogue import Model
+from dfl_utils.layout import PROCESSOR, TOKENIZER, UNUSED
 from dfl_utils.profile import Profile
 from dfl_utils.web_files import File
 
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a published pipeline that we never load
 WEIGHTLESS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-TOKENIZER = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-PROCESSOR = (("processor_config.json",), ("preprocessor_config.json",))
 BESIDE = {"blip": (TOKENIZER, PROCESSOR), "blip-2": (TOKENIZER, PROCESSOR), "clip": (TOKENIZER, PROCESSOR),
           "vit": (PROCESSOR,)}  # what lies beside the weights, by model_type  # fmt: skip
 

@@ -1,6 +1,5 @@
 """What is given to be reranked: checked, named by its content and put on disk before any model works."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from PIL import Image
 from dfl_utils import blocks, data
 from dfl_utils import profile as profiles
 from dfl_utils.data import Example
+from dfl_utils.folders import content_id
 from dfl_utils.images import to_rgb
 from dfl_utils.loops import Game
 from dfl_utils.profile import Profile
@@ -20,15 +20,10 @@ Picture = Path | str | Image.Image
 WHAT = {str: "captions", Picture: "files or Pillow images"}  # a list may hold
 
 
-def number(content: bytes) -> int:
-    """52 bits of a digest."""
-    return int(hashlib.sha256(content).hexdigest()[:13], 16)
-
-
 def example(image: Picture, store: RunStore) -> Example:
     """An image on disk, named by its pixels; one that is in memory is kept beside the store's shards."""
     pixels = to_rgb(image) if isinstance(image, Image.Image) else data.read_image(Path(image))
-    image_id = number(str(pixels.size).encode() + pixels.tobytes())
+    image_id = content_id(str(pixels.size).encode() + pixels.tobytes())
     if not isinstance(image, Image.Image):
         return Example(image_id, Path(image), ())
     path = store.root / "originals" / f"{image_id:013x}.png"

@@ -191,13 +191,14 @@ def checkpoint_hash(folder: Path) -> str:
     return files_hash(folder, ("*.safetensors", "*.json"))
 
 
-def register(name: str, folder: str | Path, how: str = "loaded") -> None:
+def register(name: str, folder: str | Path, how: str = "loaded", revision: str | None = None) -> None:
     """Note that this process uses a checkpoint, for the stamp of its results.
 
     Args:
         name: the model's role, such as `generator`.
         folder: its directory, or a hub id, which may still have to be downloaded.
         how: "loaded" or "trained".
+        revision: commit of a hub id.
     """
     if how not in ("loaded", "trained"):
         raise ValueError(f"A checkpoint is registered as 'loaded' or 'trained', not {how!r}.")
@@ -210,22 +211,21 @@ def register(name: str, folder: str | Path, how: str = "loaded") -> None:
     before = used.get(name)
     if before and before["path"] != path:  # two captioners, say: the stamp names them all
         used[f"{name} {Path(before['path']).name}"] = before
-    used[name] = {"path": path, "sha256": sha256, "how": how}
+    used[name] = {"path": path, "sha256": sha256, "how": how} | ({"revision": revision} if revision else {})
 
 
 def checkpoints() -> dict[str, dict]:
     """The registry `used`, sorted, with the hashes of what has come from a hub meanwhile."""
     return {
-        name: entry | {"sha256": entry["sha256"] or _hub_hash(entry["path"])} for name, entry in sorted(used.items())
+        name: entry | {"sha256": entry["sha256"] or _hub_hash(entry["path"], entry.get("revision"))}
+        for name, entry in sorted(used.items())
     }
 
 
-def _hub_hash(name: str) -> str:
+def _hub_hash(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
 
-    from dfl_utils.profile import REVISIONS  # a commit that is pinned; `main` may never have been asked for
-
-    return checkpoint_hash(Path(snapshot_download(name, revision=REVISIONS.get(name), local_files_only=True)))
+    return checkpoint_hash(Path(snapshot_download(name, revision=revision, local_files_only=True)))
 
 
 # --- environment ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from PIL import Image
 from dfl_utils import blocks, data, own_input, ranking
 from dfl_utils.data import Example
 from dfl_utils.drawings import Drawings
+from dfl_utils.folders import content_id
 from dfl_utils.loops import Game
 from dfl_utils.own_input import Picture
 from dfl_utils.profile import Profile
@@ -209,7 +210,7 @@ class OneByOne(Drawings):
 
 def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int, seed: int) -> tuple[list, list]:
     """Readings of `count` drawings of each text, and what loads the drawings."""
-    examples = [Example(own_input.number(text.encode()), Path(), (text,)) for text in captions]
+    examples = [Example(content_id(text.encode()), Path(), (text,)) for text in captions]
     seeds = [blocks.image_seeds(seed, example.image_id, count, blocks.NOISE_OF_TEXT) for example in examples]
     drawings = OneByOne(game, examples, [[text] * count for text in captions], seeds)
     loaders = [[partial(_drawing, drawings, k, n) for n in range(count)] for k in range(len(examples))]
@@ -242,5 +243,4 @@ def _drawing(drawings: Drawings, k: int, n: int) -> Image.Image:
 
 
 def _seed(seed: int, image_id: int, text: str) -> int:
-    stream = [blocks.NOISE, seed, image_id, own_input.number(text.encode())]
-    return int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1)
+    return blocks.drawing_seed(blocks.NOISE, seed, image_id, content_id(text.encode()))

@@ -1,7 +1,5 @@
 """The generator as the finetuning needs it: in float32 whatever the profile infers in, frozen, with gradients."""
 
-from pathlib import Path
-
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 
@@ -26,7 +24,7 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder,
         dtype=torch.float32,
-        variant=_variant(folder),
+        variant=checkpoint.variant(folder),
         revision=revision,
         local_files_only=profile.offline,
         use_safetensors=True,
@@ -50,7 +48,7 @@ def load_decoder(profile: Profile) -> AutoencoderTiny:
     decoder = AutoencoderTiny.from_pretrained(
         folder,
         dtype=torch.float32,
-        variant=_variant(folder),
+        variant=checkpoint.variant(folder),
         revision=revision,
         local_files_only=profile.offline,
         use_safetensors=True,
@@ -63,7 +61,3 @@ def decoder_folder(profile: Profile) -> str:
     if profile.tiny_decoder is None:
         raise ValueError(f"Profile {profile.name!r} has no tiny decoder: set its field `tiny_decoder`, or choose vae.")
     return profile.locate(profile.tiny_decoder)
-
-
-def _variant(folder: str) -> str | None:
-    return checkpoint.variant(folder) if Path(folder).is_dir() else None

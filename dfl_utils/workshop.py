@@ -105,8 +105,8 @@ class Workshop:
         model = getattr(self.profile, role)
         if role != "inception":
             place = self.profile.locate(model)
-            provenance.register(role, place)
             commit = self.profile.revision(model)
+            provenance.register(role, place, revision=commit)
             return provenance.used[role]["sha256"] or (f"{place}@{commit}" if commit else place)
         return Path(fidelity.URL_INCEPTION_V3).name if model is None else _hash(Path(model))
 
@@ -144,13 +144,17 @@ class Workshop:
                 bar.update()
         return [contents[id(job)] for job in jobs]
 
+    def originals_key(self, name: str, examples: Sequence[Example]) -> dict:
+        """What the embeddings of one shard's originals depend on."""
+        return self.encoder_key(name) | self.images_key(examples)
+
     def originals(self, name: str, examples: Sequence[Example]) -> np.ndarray:
         """Unit embeddings `(images, D)` of one shard's originals by an encoder of `similarity.ENCODERS`."""
 
         def embed():
             return {"embeddings": self.encoder(name).embed(read(examples))}, len(examples)
 
-        key = self.encoder_key(name) | self.images_key(examples)
+        key = self.originals_key(name, examples)
         return self.store.get_or_make(f"{name}-originals", key, embed)["embeddings"]
 
 
