@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 
 import diffusers
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import AmusedScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionPipeline
 from diffusers.schedulers.scheduling_amused import AmusedSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -55,7 +57,7 @@ class SeededAmusedScheduler(AmusedScheduler):
             return super().step(model_output, timestep, sample, starting_mask_ratio, generator, return_dict)
         parts = [
             AmusedScheduler.step(
-                self, model_output[k : k + 1], timestep, sample[k : k + 1], starting_mask_ratio, stream, False
+                self, model_output[k : k + 1].float(), timestep, sample[k : k + 1], starting_mask_ratio, stream, False
             )
             for k, stream in enumerate(generator)
         ]
@@ -63,6 +65,25 @@ class SeededAmusedScheduler(AmusedScheduler):
         if not return_dict:
             return prev_sample, pred_original_sample
         return AmusedSchedulerOutput(prev_sample, pred_original_sample)
+
+
+def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
+    """The same scheduler, whose steps are float32 whatever the model predicts in.
+
+    torch draws other numbers of the same seed in another type, so that a drawing in half precision would be another
+    drawing; with the noise of every step drawn in float32 it is the same one, rounded.
+    """
+
+    class Float32Steps(kind):
+        @wraps(kind.step)  # pipelines look at its signature for what they may pass
+        def step(self, model_output, timestep, sample, *arguments, return_dict=True, **options):
+            found = super().step(
+                model_output.float(), timestep, sample.float(), *arguments, return_dict=False, **options
+            )
+            rounded = tuple(part.to(sample.dtype) for part in found)
+            return SchedulerOutput(rounded[0]) if return_dict else rounded
+
+    return Float32Steps
 
 
 def _pipeline_class(folder: str, revision: str | None, offline: bool) -> type[DiffusionPipeline]:
@@ -158,6 +179,7 @@ class Generator:
         _check_vocabularies(folder, pipeline)
         if stable_diffusion:
             # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
+            scheduler = scheduler if dtype == torch.float32 else in_float32(scheduler)
             pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
         elif isinstance(pipeline.scheduler, AmusedScheduler):
             pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
@@ -205,5 +227,5 @@ class Generator:
     def _noise(self, streams: list[torch.Generator]) -> Tensor:
         # The noise that the pipeline would draw; its memory format decides that of every activation after it.
         unet, side = self.pipeline.unet, self.image_size // self.pipeline.vae_scale_factor
-        noise = randn_tensor((len(streams), unet.config.in_channels, side, side), streams, unet.device, unet.dtype)
-        return noise.contiguous(memory_format=torch.channels_last)
+        noise = randn_tensor((len(streams), unet.config.in_channels, side, side), streams, unet.device)
+        return noise.to(unet.dtype, memory_format=torch.channels_last)

@@ -1,6 +1,7 @@
 """Text-to-image pipelines beside the paper's: Stable Diffusion XL, a latent consistency model, PixArt; tiny, random."""
 
 import copy
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
@@ -29,7 +31,7 @@ from transformers import (
 )
 
 from dfl_utils import profile
-from dfl_utils.generator import Generator, truncated
+from dfl_utils.generator import Generator, in_float32, truncated
 from dfl_utils.mini import architectures
 
 # Two schedulers read torch tensors by numpy in a way that numpy 2 will drop.
@@ -171,8 +173,34 @@ def test_stable_diffusion_takes_the_profiles_scheduler_and_type():
         assert type(loaded.pipeline.scheduler).__name__ == name
         drawn[name] = loaded.draw(["a red dog"], [1])
     assert (drawn["DDPMScheduler"] != drawn["DDIMScheduler"]).any()
-    half = Generator.load(profile.load("mini", dtype="bfloat16", num_inference_steps=2))
-    assert half.pipeline.unet.dtype == torch.bfloat16 and half.draw(["a red dog"], [1]).dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_half_precision_is_the_same_drawing_rounded(name):
+    """torch draws other noise of a seed in another type: first noise and that of every step are drawn in float32."""
+    settings = {"scheduler": name, "num_inference_steps": 4}
+    whole, half = (Generator.load(profile.load("mini", dtype=dtype, **settings)) for dtype in ("float32", "bfloat16"))
+    assert half.pipeline.unet.dtype == torch.bfloat16
+    shown, rounded, other = (
+        loaded.draw(["a red dog"], [seed]).astype(int) for loaded, seed in ((whole, 1), (half, 1), (whole, 2))
+    )
+    assert np.abs(shown - rounded).mean() < 5 < np.abs(shown - other).mean()  # levels of 255
+
+
+def test_a_scheduler_in_float32_hands_back_the_types_it_was_given():
+    scheduler = in_float32(DDIMScheduler)()
+    scheduler.set_timesteps(10)
+    predicted, sample = torch.randn(2, 1, 4, 8, 8).to(torch.bfloat16)
+    (prev, clean), named = (
+        scheduler.step(predicted, 901, sample, return_dict=False),
+        scheduler.step(predicted, 901, sample),
+    )
+    assert prev.dtype == clean.dtype == torch.bfloat16 and torch.equal(named.prev_sample, prev)
+    plain = DDIMScheduler()
+    plain.set_timesteps(10)
+    expected = plain.step(predicted.float(), 901, sample.float()).prev_sample
+    assert torch.equal(prev, expected.to(torch.bfloat16))
+    assert "generator" in inspect.signature(scheduler.step).parameters  # or no pipeline would pass one
 
 
 @pytest.mark.parametrize(
