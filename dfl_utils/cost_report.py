@@ -4,7 +4,7 @@ import argparse
 
 from dfl_utils import forecast, gpus, profile
 from dfl_utils.forecast import Forecast
-from dfl_utils.gpus import PAPER, Gpu
+from dfl_utils.gpus import MEASURED, PAPER, Gpu
 from dfl_utils.store import RunStore
 from dfl_utils.unit_flops import BATCH_SIZE
 from dfl_utils.workload import Training, Work
@@ -64,12 +64,15 @@ def assumptions(made: Forecast, gpu: Gpu, utilisation: tuple[float, float], pric
         f"Hours: FLOPs counted on shapes, over the published peak, at an assumed {low:g} to {high:g} of it "
         "(--utilisation); captions and drawings in the profile's type, judges and training in float32.",
         *cards,
+        f"Measured use: the share of the {MEASURED.name}'s peak that each kind of work reached at the published sizes, "
+        "words said one by one (benchmarks/gpu.py): "
+        f"{', '.join(f'{kind} {share:.2f}' for kind, share in gpus.use().items())}.",
         f"The paper's training of BLIP ViT-B and Stable Diffusion, {EPOCHS} epochs of {PAIRS:,} pairs in batches of "
         f"{BATCH_SIZE} on one A10, would by this take {hours} hours; the paper names no time.",
         f"Disk: what the run store keeps, drawings uncompressed; checkpoints and data are "
         f"{made.fixed_disk() / 1e9:.0f} GB more, as far as their sizes are known.",
         money,
-        "Not in it: scores on the CPU, data loading, and the slowness of saying captions word by word.",
+        "Not in it: scores on the CPU and data loading; in the assumed range, that captions are said word by word.",
     ]
 
 

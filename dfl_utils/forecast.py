@@ -1,21 +1,22 @@
 """What the book's exhibits would cost: FLOPs of all calls, and from these GPU-hours, disk and money.
 
-Hours are FLOPs over a GPU's published peak times a utilisation, which is an assumption and has a range. Scores that ask
-no model (CIDEr, WMD, SPICE, intervals) run on the CPU and are not in it, nor are data loading and saying a caption word
-by word, which keeps a GPU less busy than a drawing does.
+Hours are FLOPs over a GPU's published peak times a utilisation. That is an assumption with a range, but for one card,
+on which it was measured for each kind of work. Scores that ask no model (CIDEr, WMD, SPICE, intervals) run on the CPU
+and are not in it, nor is data loading.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from dfl_utils import catalogue, exhibit_work, provenance, workload
-from dfl_utils.gpus import PAPER, Gpu
+from dfl_utils import catalogue, exhibit_work, gpus, provenance, workload
+from dfl_utils.gpus import MEASURED, PAPER, Gpu
 from dfl_utils.profile import Profile
 from dfl_utils.store import RunStore
-from dfl_utils.unit_flops import UnitFlops
+from dfl_utils.unit_flops import FREE, UnitFlops, judge_of
 from dfl_utils.workload import Work
 from dfl_utils.world_shapes import Shapes
 
@@ -35,6 +36,8 @@ class Row:
         calls: of models.
         flops: by the type that they are computed in.
         disk: bytes that the run store keeps of it.
+        kinds: the same FLOPs by kind of work, of `gpus.BENCHMARK_OF`, and type; empty for models of other types than
+            were measured on a card.
     """
 
     chapter: str
@@ -42,12 +45,21 @@ class Row:
     calls: int
     flops: dict[str, float]
     disk: int
+    kinds: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def hours(self, gpu: Gpu, utilisation: tuple[float, float] = UTILISATION) -> tuple[float, float]:
         """GPU-hours, fewest and most."""
         check(utilisation)
         at_peak = sum(flops / gpu.peak(dtype) for dtype, flops in self.flops.items()) / 3600
         return at_peak / utilisation[1], at_peak / utilisation[0]
+
+    def hours_measured(self) -> float:
+        """Hours of `gpus.MEASURED`, at the share of its peak that each kind of work reached there.
+
+        Where less was in a batch than when that was measured, a card takes longer.
+        """
+        shares = gpus.use()
+        return sum(flops / MEASURED.peak(dtype) / shares[kind] for (kind, dtype), flops in self.kinds.items()) / 3600
 
 
 class Forecast:
@@ -121,12 +133,15 @@ class Forecast:
 
     def _row(self, name: str, exhibit: str, works: list[Work]) -> Row:
         calls = workload.calls(works)
-        flops = dict.fromkeys(("float16", "float32"), 0.0)
+        flops, kinds = dict.fromkeys(("float16", "float32"), 0.0), defaultdict(float)
         for work, count in calls.items():
-            inference = work.kind in SAID_OR_DRAWN
-            flops[self.world.dtype if inference else "float32"] += count * self.flops(work)
+            dtype = self.world.dtype if work.kind in SAID_OR_DRAWN else "float32"
+            spent = count * self.flops(work)
+            flops[dtype] += spent
+            kinds[kind_of(work.kind), dtype] += spent
         disk = sum(self._bytes(work, count) for work, count in calls.items())
-        return Row(name, exhibit, sum(calls.values()), flops, disk)
+        kinds = dict(kinds) if self.world.dtype == gpus.MEASURED_DTYPE else {}
+        return Row(name, exhibit, sum(calls.values()), flops, disk, kinds)
 
     def _bytes(self, work: Work, count: int) -> int:
         """What the run store keeps of a work."""
@@ -170,6 +185,8 @@ def table(
         line["PFLOP"] = f"{sum(row.flops.values()) / 1e15:,.0f}"
         for card in dict.fromkeys((gpu, PAPER)):
             line[f"hours, {card.name}"] = span(*row.hours(card, utilisation))
+            if card == MEASURED and row.kinds:
+                line[f"hours, {card.name}, measured use"] = number(row.hours_measured())
         line["disk, GB"] = f"{row.disk / 1e9:,.1f}"
         if price is not None:
             line["money"] = span(*(price * hours for hours in row.hours(gpu, utilisation)))
@@ -177,10 +194,24 @@ def table(
     return shown
 
 
+def kind_of(kind: str) -> str:
+    """Which of the measured kinds of work speaks for a kind of shard."""
+    if kind in TRAINING or kind in FREE:
+        return "training"
+    if kind in SAID_OR_DRAWN:
+        return {"likelihood": "captions", "descriptions": "readings"}.get(kind, kind)
+    return "dino" if judge_of(kind) == "dino" else "clip"  # Inception and the text encoders, too, which are little
+
+
 def span(low: float, high: float) -> str:
     """Two numbers, in as many digits as they are worth."""
-    digits = 0 if high >= 20 else 1 if high >= 0.2 else 3
-    return f"{low:,.{digits}f} to {high:,.{digits}f}"
+    return " to ".join(number(one, high) for one in (low, high))
+
+
+def number(value: float, largest: float | None = None) -> str:
+    """A number in as many digits as it, or the largest beside it, is worth."""
+    size = value if largest is None else largest
+    return f"{value:,.{0 if size >= 20 else 1 if size >= 0.2 else 3}f}"
 
 
 def _unit(work: Work) -> Work:

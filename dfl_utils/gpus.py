@@ -5,7 +5,10 @@ Makers print twice as much where half of a matrix is known to be zero, which not
 from the data sheets and white papers named; the pages themselves could not be opened here.
 """
 
+import csv
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,26 @@ GPUS = {
         Gpu("RTX 4090", 165.2, 82.6, 24, "NVIDIA Ada GPU architecture white paper, 2023, Appendix A"),
     )
 }
+MEASURED, MEASURED_DTYPE = GPUS["H100"], "float16"  # the card of `use`, and what its captions and drawings were made in
+BENCHMARKS = Path(__file__).resolve().parents[1] / "data" / "gpu" / "benchmarks.csv"
+# Kind of work -> the benchmark that says what share of the peak it reached, at the published sizes.
+BENCHMARK_OF = {
+    "captions": "caption sampled, blip-large",
+    "readings": "caption by beam search, blip-large",
+    "images": "drawing, Stable Diffusion, 4 at a time",
+    "clip": "embedding, clip",
+    "dino": "embedding, dino",
+    "training": "joint step, one generator pass",
+}
 PAPER = GPUS["A10"]  # one of 24 GB, five epochs in batches of eight (Section 5)
+
+
+@cache
+def use() -> dict[str, float]:
+    """Kind of work -> share of its published peak that `MEASURED` reached, measured by `benchmarks/gpu.py`."""
+    with BENCHMARKS.open(encoding="utf-8", newline="") as file:
+        ratios = {row["name"]: float(row["ratio"]) for row in csv.DictReader(file)}
+    return {kind: ratios[name] for kind, name in BENCHMARK_OF.items()}
 
 
 def choose(name: str | None = None, tflops: float | None = None) -> Gpu:

@@ -105,6 +105,28 @@ def test_an_exhibit_s_flops_and_disk(made):
     assert drawings < row.disk < 1.01 * drawings
 
 
+def test_a_row_knows_its_flops_by_kind_too(made):
+    (row,) = made.rows(["Figure 3"])
+    by_type = {dtype: sum(flops for (_, other), flops in row.kinds.items() if other == dtype) for dtype in row.flops}
+    assert by_type == row.flops
+    assert row.kinds["images", "float16"] == row.kinds["captions", "float16"] == 45_000e12
+
+
+def test_measured_hours_take_each_kind_at_its_own_share(monkeypatch):
+    monkeypatch.setattr(gpus, "use", lambda: {"captions": 0.5, "training": 0.25})
+    hour = {dtype: 3600 * gpus.MEASURED.peak(dtype) for dtype in ("float16", "float32")}
+    kinds = {("captions", "float16"): hour["float16"] / 2, ("training", "float32"): hour["float32"] / 8}
+    assert Row("", "", 1, {}, 0, kinds).hours_measured() == pytest.approx(1.0 + 0.5)
+
+
+def test_every_kind_of_work_was_measured_on_a_card():
+    kinds = {
+        work.kind for name in exhibit_work.CHAPTERS for part in exhibit_work.exhibits(name).values() for work in part
+    }
+    assert {forecast.kind_of(kind) for kind in kinds} == gpus.use().keys()
+    assert all(0 < share < 1 for share in gpus.use().values())
+
+
 def test_what_exhibits_share_is_paid_once(made):
     one, two = made.rows(["figure3", "baselines"])[0], made.rows(["baselines"])
     together = made.total(["figure3", "baselines"])
@@ -122,7 +144,7 @@ def test_a_training_keeps_whole_checkpoints(made):
 def test_the_paper_s_card_stands_beside_any_other(made):
     rows = made.rows(["figure3"])
     line = forecast.table(rows, gpus.choose("h100"), (0.2, 0.5))[0]
-    assert {"hours, H100", "hours, A10"} <= line.keys() and "money" not in line
+    assert {"hours, H100", "hours, H100, measured use", "hours, A10"} <= line.keys() and "money" not in line
     own = forecast.table(rows, gpus.PAPER, (0.2, 0.5), 2.0)[0]
     assert [key for key in own if key.startswith("hours")] == ["hours, A10"] and "money" in own
 
