@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfl_utils import connection, finetune, finetuned, provenance, teacher_forcing
+from dfl_utils import connection, finetune, finetuned, micro_batches, provenance, teacher_forcing
 from dfl_utils.finetune import ROLES, Recipe
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.losses import LOSSES, Batch, TalkingPair, one_step_image
@@ -58,7 +58,7 @@ class Anatomy:
 
 
 def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
-    """Take the first step of a run apart, before any weight has moved.
+    """Take the first step of a run apart, before any weight has moved; of micro-batches, the first.
 
     Args:
         finetuner: models and training images.
@@ -82,7 +82,8 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
 
     def make():
         pair, pipeline = finetuner.pair(recipe)
-        batch = finetuner.pairs(pair.eval(), pipeline, recipe).batch(0)
+        rows = micro_batches.cut(recipe.batch_size, recipe.micro_batches)[0]
+        batch = finetuner.pairs(pair.eval(), pipeline, recipe).batch(0, rows)
         tensors, words = walk(pair, batch)
         losses, gradients, trained = _gradients(pair, batch)
         # BLIP-2 is trained before its language model, in the query tokens.

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import snapshot_download
+from torch import nn
 
 from dfl_utils import captioner, pairs, provenance, ranks, shards, trained_profile
 from dfl_utils.data import Example
-from dfl_utils.finetune import Finetuning
+from dfl_utils.finetune import TRAINED, Finetuning
 from dfl_utils.losses import TalkingPair
 from dfl_utils.profile import Profile
 from dfl_utils.recipe import ROLES, Recipe
@@ -107,7 +108,8 @@ class Finetuner(Workshop):
     def pair(self, recipe: Recipe) -> tuple[TalkingPair, StableDiffusionPipeline]:
         """Models as they were before any training, in one module; what no recipe trains is shared."""
         model, pipeline = map(copy.copy, self._base_models)
-        model.model, pipeline.unet = copy.deepcopy(model.model), copy.deepcopy(pipeline.unet)
+        model.model = _copied(model.model, TRAINED.get(model.model.config.model_type, ""))
+        pipeline.unet = _copied(pipeline.unet, TRAINED["unet"])
         decoder = load_decoder(self.profile) if recipe.decoder == "tiny" else None
         made = TalkingPair(
             model,
@@ -219,3 +221,8 @@ class Finetuner(Workshop):
         model = getattr(self.profile, role)
         folder, revision = self.profile.locate(model), self.profile.revision(model)
         return folder if Path(folder).is_dir() else snapshot_download(folder, revision=revision, local_files_only=True)
+
+
+def _copied(model: nn.Module, trained: str) -> nn.Module:
+    """A copy whose frozen weights are the original's: only those whose names hold `trained` take memory twice."""
+    return copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if trained not in name})

@@ -6,13 +6,16 @@ parts are summed does not depend on who works on them.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dfl_utils import ranks
 from dfl_utils.losses import Economy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def cut(batch_size: int, count: int) -> list[slice]:
@@ -54,7 +57,9 @@ class Sum:
         parameters: those that are trained; the gradients are left there.
     """
 
-    def __init__(self, accelerator: Accelerator, count: int, losses: Sequence[str], parameters: Sequence[nn.Parameter]):
+    def __init__(
+        self, accelerator: "Accelerator", count: int, losses: Sequence[str], parameters: Sequence[nn.Parameter]
+    ):
         self.accelerator, self.count = accelerator, count
         self.losses, self.parameters = list(losses), list(parameters)
         self.slots = -(-count // accelerator.num_processes)  # the last ranks may have fewer, or none

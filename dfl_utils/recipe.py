@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from dfl_utils.connection import CONNECTIONS
 from dfl_utils.losses import LOSSES, Economy
+from dfl_utils.micro_batches import cut
 
 ROLES = ("captioner", "generator")
 
@@ -51,6 +52,12 @@ class Recipe:
             raise ValueError(
                 f"micro_batches is {self.micro_batches}: cut a batch of {self.batch_size} pairs in 1 to "
                 f"{self.batch_size} parts."
+            )
+        parts = [len(range(self.batch_size)[rows]) for rows in cut(self.batch_size, self.micro_batches)]
+        if (told := sum(map(self.economy.rows, parts))) != (whole := self.economy.rows(self.batch_size)):
+            raise ValueError(
+                f"A share of {self.economy.share:g} is {whole} of {self.batch_size} pairs, and in {self.micro_batches} "
+                f"micro_batches it would be {told}: take fewer of these, or another share."
             )
         if self.decoder not in ("vae", "tiny"):
             raise ValueError(f"decoder is {self.decoder!r}: choose vae or tiny.")

@@ -82,3 +82,9 @@ def test_a_second_look_loads_no_model(finetuner, recipe, found, monkeypatch):
 def test_a_step_without_one_of_the_losses_is_refused(finetuner):
     with pytest.raises(ValueError, match="joint step has the losses"):
         anatomy.dissect(finetuner, finetune.Recipe(losses=("caption_loss",), steps=1))
+
+
+def test_of_micro_batches_the_first_is_taken_apart(finetuner, found):
+    part = anatomy.dissect(finetuner, finetune.Recipe(steps=1, batch_size=3, micro_batches=3))
+    assert part.shapes["noisy latents"] == (1, *found.shapes["noisy latents"][1:])
+    assert part.caption == found.caption and part.timestep == found.timestep  # of the whole batch's first pair

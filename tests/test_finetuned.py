@@ -68,6 +68,16 @@ def located(run, role):
     return run.profile.locate(getattr(run.profile, role))
 
 
+def test_a_pair_takes_memory_for_what_moves_alone(make, tmp_path):
+    finetuner = make(tmp_path)
+    pair, pipeline = finetuner.pair(JOINT)
+    moved = {id(p) for p in finetune.unfreeze(pair).values()}
+    captioner, original = finetuner._base_models
+    for made, base in ((pair.model, captioner.model), (pipeline.unet, original.unet)):
+        for ours, theirs in zip(made.parameters(), base.parameters(), strict=True):
+            assert torch.equal(ours, theirs) and (ours is theirs) == (id(ours) not in moved)
+
+
 # --- folders ----------------------------------------------------------------------------------------------
 def weights(content, role):
     """Trained weights of a shard, by their names in the model."""

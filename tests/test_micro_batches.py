@@ -77,6 +77,12 @@ def test_whole_batches_go_without_saying_in_a_key():
     assert "micro_batches" not in Recipe().key() and Recipe(micro_batches=2).key()["micro_batches"] == 2
 
 
+def test_a_share_that_the_parts_would_not_keep_is_refused():
+    Recipe(micro_batches=2, economy=Economy(share=0.5))  # 4 of 8 pairs are 2 of 4, twice
+    with pytest.raises(ValueError, match="A share of 0.375 is 3 of 8 pairs, and in 8 micro_batches it would be 8"):
+        Recipe(micro_batches=8, economy=Economy(share=0.375))
+
+
 @pytest.mark.parametrize("count", [0, -1, 9])
 def test_a_batch_is_not_cut_in_more_parts_than_pairs(count):
     with pytest.raises(ValueError, match=f"micro_batches is {count}: cut a batch of 8 pairs in 1 to 8 parts"):
