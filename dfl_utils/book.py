@@ -4,6 +4,9 @@ An executed copy is reused only while its key is the tree's, and none is rendere
 or out-of-date chapter reaches a page.
 """
 
+import hashlib
+import importlib.metadata
+import json
 import multiprocessing
 import os
 import re
@@ -16,7 +19,7 @@ from pathlib import Path
 import nbformat
 
 from dfl_utils import chapter as chapters
-from dfl_utils import disclosure, exhibits, provenance, ranks
+from dfl_utils import disclosure, exhibits, kernels, provenance, ranks
 from dfl_utils.chapter import BuildFailed
 from dfl_utils.execution import environment, folder, key, run_chapter, state
 
@@ -24,6 +27,8 @@ __all__ = ["BuildFailed", "build", "refuse_stale", "remote_files", "render", "ru
 
 # Scales whose numbers are committed, with the profile they belong to; no other scale touches results/.
 PUBLISHED = {"full": "mini"}
+RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
+MARK = ".rendered"  # in the folder of the pages: what they were rendered from
 
 
 def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
@@ -48,11 +53,12 @@ def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
         chapters.at_scale(source, scale)
     _check_pages()
     results = folder("results") / scale
-    if jobs > 1:
-        _execute_together(scale, jobs)
-    else:
-        for name in chapters.sources():
-            _execute(name, scale)
+    with environment(**kernels.variables()):
+        if jobs > 1:
+            _execute_together(scale, jobs)
+        else:
+            for name in chapters.sources():
+                _execute(name, scale)
     refuse_stale(scale)
     refuse_disclosure(scale)
     if scale in PUBLISHED and ranks.place().rank == 0:
@@ -114,8 +120,12 @@ def render(scale: str) -> Path:
     """
     refuse_stale(scale)
     _copy_prose()
+    root, index, mark = provenance.ROOT, folder("html") / "index.html", folder("html") / MARK
+    wanted = rendered_from(scale)
+    if index.is_file() and mark.is_file() and mark.read_text(encoding="utf-8") == wanted:
+        print("the pages: nothing has changed since they were rendered", flush=True)
+        return index
     shutil.rmtree(folder("html"), ignore_errors=True)
-    root = provenance.ROOT
     # --all: a page that warned once is read again, or its warning would be forgotten by the next build.
     arguments = ["build", str(folder("src")), "--config", str(root / "_config.yml"), "--toc", str(root / "_toc.yml")]
     arguments += ["--path-output", str(root), "--all", "-W", "--keep-going", "-n"]
@@ -124,14 +134,26 @@ def render(scale: str) -> Path:
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments], cwd=root, text=True, capture_output=True, check=False
         )
-    index = folder("html") / "index.html"
     if done.returncode != 0 or not index.is_file():
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         raise BuildFailed("jupyter-book did not accept the book; its messages above name the pages.")
     if remote := remote_files(folder("html")):
         raise BuildFailed(f"The book would load {remote[0]}; everything it shows must lie in the site.")
     disclosure.Inspector().refuse(folder("html"), disclosure.pages(folder("html")))
+    mark.write_text(wanted, encoding="utf-8")  # last: pages that were refused are rendered again
     return index
+
+
+def rendered_from(scale: str) -> str:
+    """Hash of all that the pages show: copies, prose, pictures, settings, the commit that dates them, packages."""
+    root, src = provenance.ROOT, folder("src")
+    pictures = sorted(path for path in folder("results").glob("*/*.*g") if path.suffix in (".png", ".svg"))
+    settings = [root / name for name in ("_config.yml", "_toc.yml", "dfl_utils/bookext.py", "dfl_utils/book.py")]
+    files = [path for path in (*sorted(src.rglob("*")), *pictures, *settings) if path.is_file()]
+    parts = [(path.relative_to(root).as_posix(), provenance.file_hash(path)) for path in files]
+    git = [provenance.git("rev-parse", "HEAD"), provenance.git("remote", "get-url", "origin")]
+    renderers = [importlib.metadata.version(name) for name in RENDERERS]
+    return hashlib.sha256(json.dumps([scale, parts, git, renderers]).encode()).hexdigest()
 
 
 def _check_pages() -> None:

@@ -25,12 +25,12 @@ ENTRY_POINT = rf"{PACKAGE}(\.\w+)+:\w+"
 # Modules that show or record a number and never change it: touching them must not make a result stale.
 RECORDERS = (
     *("plots", "curves", "diagrams", "book", "bookext", "chapter", "cli", "execution", "exhibits"),
-    *("provenance", "equivalence", "syntax", "disclosure"),
+    *("provenance", "equivalence", "syntax", "disclosure", "kernels"),
     *("doctor", "inventory", "machine", "catalogue", "web_files", "fetch", "hub", "download", "archives"),
 )
 BYSTANDERS = frozenset(f"{PACKAGE}.{name}" for name in RECORDERS)
 # Committed data that a module reads; they are hashed with the chapters that import it.
-DATA = {f"{PACKAGE}.paper": "data/paper"}
+DATA = {f"{PACKAGE}.paper": "data/paper", f"{PACKAGE}.gpus": "data/gpu"}
 # Folders of data/mini that are made here and never committed.
 GENERATED = ("world", "training")
 KEY_PACKAGES = (
@@ -129,21 +129,29 @@ def _hash(dumps: Iterable[tuple[str, str]]) -> str:
 
 def _imports(text: str, importer: str | None) -> set[str]:
     """Modules that one source imports or names as `module:function`; `importer` resolves relative imports."""
+    package = importer
+    if importer and _file(importer).name != "__init__.py":
+        package = importer.rpartition(".")[0]
+    return {name for name in _named(text, importer or "the chapter", package) if _file(name).is_file()}
+
+
+@cache  # every chapter comes to nearly every module
+def _named(text: str, name: str, package: str | None) -> frozenset[str]:
+    """What `_imports` looks for, whether there is such a file or not."""
     names: set[str] = set()
-    for node in ast.walk(syntax.parse(text, importer or "the chapter")):
+    for node in ast.walk(syntax.parse(text, name)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            if node.level and importer:
-                package = importer if _file(importer).name == "__init__.py" else importer.rpartition(".")[0]
+            if node.level and package:
                 base = importlib.util.resolve_name("." * node.level + base, package)
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and re.fullmatch(ENTRY_POINT, str(node.value)):
             names.add(node.value.partition(":")[0])
     # `import a.b.c` also runs the __init__ of a and of a.b; what is no file was an attribute of its module.
     parents = {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
-    return {name for name in parents if name.split(".")[0] == PACKAGE and _file(name).is_file()}
+    return frozenset(name for name in parents if name.split(".")[0] == PACKAGE)
 
 
 def _file(module: str) -> Path:
@@ -166,19 +174,26 @@ def files_hash(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
     paths = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {_file_hash(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 
 def data_hash() -> str:
-    """Hash of the committed data: the paper's numbers, the small checkpoints and their cards."""
+    """Hash of the committed data: the paper's numbers, a GPU's, the small checkpoints and their cards."""
     mini = [path for path in (ROOT / "data" / "mini").glob("*") if path.name not in GENERATED]
-    parts = sorted([ROOT / "data" / "paper", *mini])
-    hashes = [(part.name, files_hash(part) if part.is_dir() else _file_hash(part)) for part in parts if part.exists()]
+    parts = sorted([ROOT / "data" / "gpu", ROOT / "data" / "paper", *mini])
+    hashes = [(part.name, files_hash(part) if part.is_dir() else file_hash(part)) for part in parts if part.exists()]
     return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read once while the file stays as it is."""
+    found = path.stat()
+    return _file_hash(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

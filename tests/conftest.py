@@ -65,7 +65,8 @@ class House:
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setattr(provenance, "used", {})
-    # The kernel of a chapter imports the small package before the installed one.
+    # The kernel of a chapter imports the small package before the installed one; a forked one has imported that.
+    monkeypatch.setenv("DFL_FORK", "0")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return House(tmp_path)
 

@@ -220,6 +220,9 @@ def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
     site = disclosure.pages(index.parent)
     assert {"index.html", "one.html", "searchindex.js"} <= {path.name for path in site}
     assert not any(str(house.root) in path.read_text(errors="replace") for path in site)
+    with monkeypatch.context() as patch:
+        patch.setattr(book, "remote_files", lambda site: pytest.fail("what had not changed was rendered again"))
+        assert book.render("ci") == index
     copy_prose = book._copy_prose
 
     def copy_and_tell():
@@ -230,6 +233,7 @@ def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
     monkeypatch.setattr(book, "_copy_prose", copy_and_tell)
     with pytest.raises(BuildFailed, match=f"index.* shows a folder of this machine, '{house.root}': print something"):
         book.render("ci")
+    assert not (index.parent / book.MARK).exists()  # refused pages do not pass for rendered ones
 
 
 def test_a_page_with_a_dangling_reference_is_not_built(house, capfd):

@@ -1,0 +1,90 @@
+"""Kernels that start with the libraries loaded: forked from a server that imported them once for a whole build.
+
+Importing torch, transformers, diffusers and matplotlib takes a chapter longer than its work at the smallest scale. The
+server is Python's own forkserver; jupyter_client finds the provisioner by its entry point, and a build asks for it by
+`JUPYTER_DEFAULT_PROVISIONER_NAME`. What a chapter computes is the same: the server has imported, and done nothing else.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from typing import Any
+
+from jupyter_client.provisioning import LocalProvisioner
+
+NAME = "dfl-forked"  # of the entry point in pyproject.toml
+VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
+# What nearly every chapter imports; these bring nearly all that is slow.
+PRELOADED = [
+    *("ipykernel.kernelapp", "dfl_utils.anatomy", "dfl_utils.evaluation", "dfl_utils.finetuned", "dfl_utils.plots"),
+    *("dfl_utils.scene_graphs", "dfl_utils.scores", "dfl_utils.transport", "sentence_transformers"),
+]
+
+
+def available() -> bool:
+    """Whether kernels may be forked here: not beside a GPU, which a fork must not inherit, nor but on Linux."""
+    return sys.platform == "linux" and os.environ.get("DFL_FORK") != "0" and not any(map(os.path.exists, GPUS))
+
+
+def variables() -> dict[str, str]:
+    """Environment of a build whose kernels are forked; empty where they are started anew."""
+    return {VARIABLE: NAME} if available() else {}
+
+
+def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:
+    """Be a kernel, in a process that was just forked."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    os.setsid()  # as a kernel that was launched: signals to its group reach what it starts
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    app = IPKernelApp.instance(parent_handle=os.getppid())  # it ends with the server, and the server with the build
+    app.initialize(["-f", connection_file])
+    app.start()
+
+
+class Forked:
+    """As much of `subprocess.Popen` as the provisioner uses, of a process of the fork server."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, *task: object):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.process = context.Process(target=serve, args=task)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+
+class ForkedProvisioner(LocalProvisioner):
+    """Launches a kernel by `Forked` in place of a new interpreter."""
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
+        connection_file = cmd[cmd.index("-f") + 1]
+        self.process = Forked(connection_file, options.get("env") or dict(os.environ), str(options.get("cwd") or "."))
+        self.pid = self.pgid = self.process.pid  # it leads a group of its own
+        return self.connection_info

@@ -1,0 +1,86 @@
+"""Forked kernels: they are kernels like others, with the libraries loaded."""
+
+import os
+import signal
+import sys
+import time
+from multiprocessing import forkserver
+
+import pytest
+from jupyter_client.manager import KernelManager
+from jupyter_client.provisioning import KernelProvisionerFactory
+
+from dfl_utils import kernels
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Start a kernel of the provisioner, with `graphlib` in the place of the libraries, which take long."""
+    forkserver._forkserver._stop()  # one that runs has other modules
+    KernelProvisionerFactory.clear_instance()  # it remembers the variable of the first kernel of a process
+    monkeypatch.setenv(kernels.VARIABLE, kernels.NAME)
+    monkeypatch.setattr(kernels, "PRELOADED", ["graphlib"])
+    started = []
+
+    def kernel():
+        manager = KernelManager(transport="ipc", ip=str(tmp_path / "kernel"))
+        manager.start_kernel(cwd=str(tmp_path), env=os.environ | {"DFL_CHAPTER": "seven"})
+        client = manager.blocking_client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        started.append((manager, client))
+        return manager, client
+
+    yield kernel
+    for manager, client in started:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    forkserver._forkserver._stop()
+    KernelProvisionerFactory.clear_instance()
+
+
+def said(client, code: str) -> str:
+    """What a cell prints."""
+    found = []
+    client.execute_interactive(code, timeout=60, output_hook=lambda message: found.append(message["content"]))
+    return "".join(content.get("text", "") for content in found)
+
+
+def test_a_kernel_has_the_folder_the_variables_and_the_libraries(start, tmp_path):
+    _, client = start()
+    code = "import os, sys\nprint(os.getcwd(), os.environ['DFL_CHAPTER'], 'graphlib' in sys.modules, os.getpid())"
+    folder, chapter, loaded, pid = said(client, code).split()
+    assert (folder, chapter, loaded) == (str(tmp_path), "seven", "True")
+    assert int(pid) != os.getpid() and os.getpgid(int(pid)) == int(pid)
+
+
+def test_two_kernels_know_nothing_of_each_other(start):
+    (_, one), (_, two) = start(), start()
+    said(one, "import math\nmath.pi = 3")
+    assert said(two, "import math\nprint(math.pi)").startswith("3.14")
+
+
+def test_a_kernel_is_interrupted_and_killed(start):
+    manager, client = start()
+    client.execute("import time\ntime.sleep(60)", stop_on_error=False)
+    time.sleep(0.5)
+    manager.interrupt_kernel()
+    assert client.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+    assert said(client, "print('awake')") == "awake\n"
+    process = manager.provisioner.process
+    assert process.poll() is None
+    manager.shutdown_kernel(now=True)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_nothing_is_forked_beside_a_gpu_or_where_a_reader_says_so(monkeypatch):
+    monkeypatch.delenv("DFL_FORK", raising=False)
+    monkeypatch.setattr(kernels, "GPUS", ("/dev/no-such-gpu",))
+    assert kernels.variables() == {kernels.VARIABLE: kernels.NAME}
+    monkeypatch.setattr(kernels, "GPUS", ("/dev/no-such-gpu", "/dev/null"))
+    assert kernels.variables() == {}
+    monkeypatch.setattr(kernels, "GPUS", ())
+    monkeypatch.setenv("DFL_FORK", "0")
+    assert kernels.variables() == {}
