@@ -31,8 +31,8 @@ data: $(READY) ## the embedded world's images and captions, in data/mini/world
 book: data ## execute the chapters and render the book; SCALE=ci, quick (default), full or paper
 	$(BIN)/dfl book --scale $(SCALE)
 
-test: data ## all tests
-	$(BIN)/python -m pytest
+test: data ## all tests, on up to four cores
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY) ## style of the code, and notebooks without outputs
 	$(BIN)/ruff check .

@@ -12,10 +12,11 @@ import numpy as np
 from dfl_utils import data, profile
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.step_cost import Costs, StepCost
-from dfl_utils.step_ways import STEPS
+from dfl_utils.step_ways import STEPS, ways
 from dfl_utils.store import RunStore
 
-AT_MOST = 1.75  # target: the median ratio of `ours`
+AT_MOST = 1.75  # target: the median ratio of the last way, which reconstructs a share of each batch
+SHARE = 0.375  # that of the chapter `cost`
 NUM_EXAMPLES = 64  # whose captions the vocabulary map is learned from; the first of them are the batch
 
 
@@ -26,7 +27,7 @@ def measure(captioner: str, batch_size: int, rounds: int) -> tuple[Costs, Costs]
     examples = data.subset(data.load(world, "coco", "train"), NUM_EXAMPLES, seed=0)
     with tempfile.TemporaryDirectory() as scratch:
         finetuner = Finetuner(world, RunStore(scratch), examples, progress=False)
-        cost = StepCost(finetuner, batch_size=batch_size)
+        cost = StepCost(finetuner, ways(share=SHARE), batch_size=batch_size)
         return cost.seconds(rounds), cost.flops()
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     seconds, flops = measure(options.captioner, options.batch, options.rounds)
     print("\n".join(table(seconds, flops)))
     ratios = dict(zip(seconds.ways, np.median(seconds.ratio, axis=0).round(3).tolist(), strict=True))
-    print(f"target: ours at most {AT_MOST:g}; it is {ratios['ours']:.2f}")
+    print(f"target: {seconds.ways[-1]} at most {AT_MOST:g}; it is {ratios[seconds.ways[-1]]:.2f}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def row(name: str, pair: tuple[float, float], ratio: float, unit: str, note: str
     bounds = [f"at least {least:g}"] * bool(least) + [f"at most {most:g}"] * bool(most)
     met = ratio >= least and (not most or ratio <= most)
     told = f"target {' and '.join(bounds)}: {'met' if met else 'missed'}" if bounds else "no target"
-    ours, other, ratio = (round(float(value), 4) for value in (*pair, ratio))
+    ours, other, ratio = (float(f"{value:.4g}") for value in (*pair, ratio))
     return {"name": name, "ours": ours, "other": other, "ratio": ratio, "unit": unit, "note": f"{note}; {told}"}
 
 
@@ -137,7 +137,7 @@ def joint(quick: bool) -> list[Row]:
         own, apart = (1000 * float(np.median(seconds.of(step)[:, k])) for step in ("joint", "captioning"))
         apart += 1000 * float(np.median(seconds.of("generation")[:, k]))
         ratio, how = float(np.median(seconds.ratio[:, k])), f"time; FLOPs {flops.ratio[0, k]:.2f}"
-        most = bench.AT_MOST if way == "ours" else 0.0
+        most = bench.AT_MOST if way == seconds.ways[-1] else 0.0
         rows.append(row(f"joint step against the sum, {way}", (own, apart), ratio, "ms", how, most=most))
     return rows
 
@@ -187,11 +187,14 @@ GROUPS: dict[str, Callable[[bool], list[Row]]] = {
 
 
 def stamp() -> str:
-    """The day and the machine."""
+    """The day, the machine and torch."""
+    import torch
+
     from dfl_utils import provenance
 
     found = provenance.machine()
-    return f"{date.today():%d %B %Y}, {found['cpu']}, {found['cores']} cores"
+    card = "" if found["gpu"] == "none" else f"{found['gpu']}, "
+    return f"{date.today():%d %B %Y}, {card}{found['cpu']}, {found['cores']} cores, torch {torch.__version__}"
 
 
 def write(place: Path, rows: list[Row]) -> None:

@@ -71,7 +71,8 @@ def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     """The same scheduler, whose steps are float32 whatever the model predicts in.
 
     torch draws other numbers of the same seed in another type, so that a drawing in half precision would be another
-    drawing; with the noise of every step drawn in float32 it is the same one, rounded.
+    drawing; with the noise of every step drawn in float32 it is the same one, rounded. `Generator` uses it for Stable
+    Diffusion; other pipelines draw their own noise, in their own type.
     """
 
     class Float32Steps(kind):

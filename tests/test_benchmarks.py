@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import runpy
 from types import SimpleNamespace
 
@@ -46,8 +47,35 @@ def test_what_was_measured_is_not_measured_again(run, tmp_path, capsys):
 
 def test_every_group_has_its_script(run):
     assert {path.stem for path in FOLDER.glob("*.py")} == {
-        *("book", "forecast", "joint_step", "processes", "reconstruction", "run", "scaling", "scoring", "vocabulary")
+        *("book", "forecast", "joint_step", "processes", "reconstruction", "run", "scaling", "scoring", "vocabulary"),
+        *("gpu", "gpu_agreement", "gpu_sizes", "random_models"),
     }
     assert len(run.GROUPS) == 9
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(f"`{path.name}`" in readme or path.stem == "run" for path in FOLDER.glob("*.py"))
+
+
+TABLES = ("results/mini/benchmarks.csv", "data/gpu/benchmarks.csv")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_holds_what_its_notes_say(run, table):
+    with (provenance.ROOT / table).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and tuple(rows[0]) == run.COLUMNS and len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        ratio, note = float(row["ratio"]), row["note"]
+        bounds = dict(re.findall(r"at (least|most) ([0-9.]+)", note.partition("target ")[2]))
+        met = float(bounds.get("least", 0)) <= ratio <= float(bounds.get("most", "inf"))
+        assert bounds or "; no target; " in note
+        assert not bounds or f": {'met' if met else 'missed'}; " in note
+        assert re.search(r"; \d\d [A-Z][a-z]+ 20\d\d, .+ cores", note)
+
+
+def test_every_group_has_its_rows(run):
+    told = (provenance.ROOT / "results" / "mini" / "benchmarks.csv").read_text(encoding="utf-8")
+    wanted = (
+        "drawing against, i2t2i against, two processes, cost an image, peak memory, second build, time to first figure"
+    )
+    wanted += ", vocabulary gather, joint step, scores against, forecast"
+    assert all(name in told for name in wanted.split(", "))
