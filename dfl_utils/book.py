@@ -68,7 +68,7 @@ def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
 
 def _execute(name: str, scale: str) -> None:
     target, results = folder("src") / f"{name}.ipynb", folder("results") / scale
-    require_alt_text(run_chapter(name, scale=scale, target=target, results=results, reuse=True))
+    require_pictures(run_chapter(name, scale=scale, target=target, results=results, reuse=True))
 
 
 def _execute_together(scale: str, jobs: int) -> None:
@@ -85,12 +85,14 @@ def _execute_together(scale: str, jobs: int) -> None:
             raise
 
 
-def require_alt_text(copy: Path) -> None:
-    """Raise BuildFailed where an executed cell shows a picture that a screen reader could not describe."""
+def require_pictures(copy: Path) -> None:
+    """Raise BuildFailed where an executed figure shows no picture, or one that a screen reader could not describe."""
     for cell in nbformat.read(copy, as_version=4).cells:
         pictures = [name for output in cell.get("outputs", []) for name in output.get("data", {}) if "image/" in name]
-        if pictures and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
-            first = cell.source.strip().splitlines()[0]
+        shown, first = cell.metadata.get("mystnb", {}), (cell.source.strip().splitlines() or [""])[0]
+        if "figure" in shown and not pictures:
+            raise BuildFailed(f"Chapter {copy.stem} shows no picture in the figure of `{first}`; see {_shown(copy)}.")
+        if pictures and not shown.get("image", {}).get("alt"):
             raise BuildFailed(
                 f"Chapter {copy.stem} shows a picture without alt text in `{first}`; set mystnb.image.alt."
             )

@@ -29,8 +29,11 @@ def available() -> bool:
 
 
 def variables() -> dict[str, str]:
-    """Environment of a build whose kernels are forked; empty where they are started anew."""
-    return {VARIABLE: NAME} if available() else {}
+    """Environment of a build whose kernels are forked; empty where they are started anew.
+
+    A kernel names matplotlib's back end before it imports that; here the server imports it first.
+    """
+    return {VARIABLE: NAME, "MPLBACKEND": "module://matplotlib_inline.backend_inline"} if available() else {}
 
 
 def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:

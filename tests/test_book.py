@@ -175,7 +175,7 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
 def test_only_the_full_scale_publishes(house, monkeypatch, scale, published):
     seen = []
     monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: None)
-    monkeypatch.setattr(book, "require_alt_text", lambda copy: None)
+    monkeypatch.setattr(book, "require_pictures", lambda copy: None)
     monkeypatch.setattr(book, "refuse_stale", lambda scale: None)
     monkeypatch.setattr(book.exhibits, "publish", lambda profile, path: seen.append(profile) or house.root)
     assert book.build(scale, html=False) is None
@@ -198,10 +198,19 @@ def test_a_picture_needs_an_alt_text(house):
     copy = house.write("_build/src/one.ipynb", "")
     nbformat.write(notebook, copy)
     with pytest.raises(BuildFailed, match=r"picture without alt text in `plots\.figure3\(scores\)`"):
-        book.require_alt_text(copy)
+        book.require_pictures(copy)
     notebook.cells[0].metadata["mystnb"] = {"image": {"alt": "Quality falls with rank."}}
     nbformat.write(notebook, copy)
-    book.require_alt_text(copy)
+    book.require_pictures(copy)
+
+
+def test_a_figure_needs_a_picture(house):
+    text = nbformat.v4.new_output("execute_result", {"text/plain": "<Figure size 720x144 with 1 Axes>"})
+    figure = nbformat.v4.new_code_cell("figure", outputs=[text], metadata={"mystnb": {"figure": {"name": "fig-a"}}})
+    copy = house.write("_build/src/one.ipynb", "")
+    nbformat.write(nbformat.v4.new_notebook(cells=[figure]), copy)
+    with pytest.raises(BuildFailed, match="shows no picture in the figure of `figure`; see _build/src/one.ipynb"):
+        book.require_pictures(copy)
 
 
 def test_what_a_page_would_load_from_the_network_is_found(house):

@@ -17,11 +17,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are for
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    """Start a kernel of the provisioner, with `graphlib` in the place of the libraries, which take long."""
+    """Start a kernel of the provisioner, with two modules in the place of the libraries, which take long."""
     forkserver._forkserver._stop()  # one that runs has other modules
     KernelProvisionerFactory.clear_instance()  # it remembers the variable of the first kernel of a process
-    monkeypatch.setenv(kernels.VARIABLE, kernels.NAME)
-    monkeypatch.setattr(kernels, "PRELOADED", ["graphlib"])
+    monkeypatch.delenv("DFL_FORK", raising=False)
+    monkeypatch.setattr(kernels, "GPUS", ())
+    for name, value in kernels.variables().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(kernels, "PRELOADED", ["graphlib", "matplotlib.pyplot"])
     started = []
 
     def kernel():
@@ -56,6 +59,14 @@ def test_a_kernel_has_the_folder_the_variables_and_the_libraries(start, tmp_path
     assert int(pid) != os.getpid() and os.getpgid(int(pid)) == int(pid)
 
 
+def test_a_figure_is_shown_although_its_library_was_there_before_the_kernel(start):
+    _, client = start()
+    shown = []
+    code = "import matplotlib.pyplot as plt\nfigure, axis = plt.subplots()\nplt.close(figure)\nfigure"
+    client.execute_interactive(code, timeout=60, output_hook=lambda message: shown.append(message["content"]))
+    assert any("image/png" in content.get("data", {}) for content in shown)
+
+
 def test_two_kernels_know_nothing_of_each_other(start):
     (_, one), (_, two) = start(), start()
     said(one, "import math\nmath.pi = 3")
@@ -78,7 +89,7 @@ def test_a_kernel_is_interrupted_and_killed(start):
 def test_nothing_is_forked_beside_a_gpu_or_where_a_reader_says_so(monkeypatch):
     monkeypatch.delenv("DFL_FORK", raising=False)
     monkeypatch.setattr(kernels, "GPUS", ("/dev/no-such-gpu",))
-    assert kernels.variables() == {kernels.VARIABLE: kernels.NAME}
+    assert kernels.variables()[kernels.VARIABLE] == kernels.NAME
     monkeypatch.setattr(kernels, "GPUS", ("/dev/no-such-gpu", "/dev/null"))
     assert kernels.variables() == {}
     monkeypatch.setattr(kernels, "GPUS", ())
