@@ -58,7 +58,7 @@ def _pipeline(folder: Path, device: str) -> None:
 
 def _processor(folder: Path, like: str, size: dict[str, int]) -> None:
     if like.startswith("blip"):
-        tokenizer = AutoTokenizer.from_pretrained(MINI / like)
+        tokenizer = AutoTokenizer.from_pretrained(MINI / like, local_files_only=True)
         if like == "blip2":
             tokenizer.add_tokens([f"unused{k}" for k in range(len(tokenizer), BLIP2_TOKENS)])
         tokenizer.save_pretrained(folder)
