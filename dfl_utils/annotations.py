@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
@@ -37,13 +38,9 @@ def karpathy(root: Path, split: str, mend: str) -> list[Example]:
     """
     places = ("dataset_coco.json", "karpathy/dataset_coco.json", "annotations/dataset_coco.json")
     path = first(root, places, mend)
-    images = field(read_json(path), "images", path)
-    examples, folders, split_of = [], {}, {}
-    for image_id, image in zip(_karpathy_ids(images, path), images, strict=True):
-        own = field(image, "split", path)
-        own = next((name for name, parts in KARPATHY.items() if own in parts), own)
-        if split_of.setdefault(image_id, own) != own:
-            raise ValueError(f"{path} has image {image_id} in {split_of[image_id]} and in {own}; {AGAIN}.")
+    state = path.stat()
+    examples, folders = [], {}
+    for image_id, own, image in _karpathy_images(path, state.st_size, state.st_mtime_ns):
         if own != split:
             continue
         filepath = image.get("filepath", "")
@@ -52,6 +49,23 @@ def karpathy(root: Path, split: str, mend: str) -> list[Example]:
         location = folders[filepath] / field(image, "filename", path)
         examples.append(Example(image_id, location, clean(_sentences(image, path), image_id, path)))
     return joined(examples, path)
+
+
+@lru_cache(maxsize=1)  # a chapter asks for two or three splits of one file
+def _karpathy_images(path: Path, size: int, changed: int) -> list[tuple[int, str, dict]]:
+    """Id, split and record of every image, without the tokens; read once while the file is as large and as old."""
+    images = field(read_json(path), "images", path)
+    found, split_of = [], {}
+    for image_id, image in zip(_karpathy_ids(images, path), images, strict=True):
+        own = field(image, "split", path)
+        own = next((name for name, parts in KARPATHY.items() if own in parts), own)
+        if split_of.setdefault(image_id, own) != own:
+            raise ValueError(f"{path} has image {image_id} in {split_of[image_id]} and in {own}; {AGAIN}.")
+        sentences = image.get("sentences")
+        if isinstance(sentences, list) and all(isinstance(one, dict) and "raw" in one for one in sentences):
+            image = image | {"sentences": [{"raw": one["raw"]} for one in sentences]}
+        found.append((image_id, own, image))
+    return found
 
 
 def nocaps(root: Path, split: str, mend: str) -> list[Example]:

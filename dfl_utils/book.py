@@ -57,6 +57,7 @@ def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
         if jobs > 1:
             _execute_together(scale, jobs)
         else:
+            kernels.start()
             for name in chapters.sources():
                 _execute(name, scale)
     refuse_stale(scale)
@@ -74,8 +75,8 @@ def _execute(name: str, scale: str) -> None:
 def _execute_together(scale: str, jobs: int) -> None:
     """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    context = multiprocessing.get_context("spawn")
-    with environment(OMP_NUM_THREADS=threads), ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    options = {"mp_context": multiprocessing.get_context("spawn"), "initializer": kernels.start}
+    with environment(OMP_NUM_THREADS=threads), ProcessPoolExecutor(jobs, **options) as pool:
         futures = [pool.submit(_execute, name, scale) for name in chapters.sources()]
         try:
             for future in futures:

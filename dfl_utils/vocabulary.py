@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,15 +92,14 @@ class VocabularyMap:
         rows = len(captioner_tokenizer) if vocab_size is None else vocab_size
         _check_rows(rows, len(captioner_tokenizer))
         targets = _targets(generator_tokenizer)
-        special = _special(captioner_tokenizer, generator_tokenizer, targets)
-        bodies = {token: body for token, body in bodies_of(captioner_tokenizer).items() if token not in special}
-        ruled = {token: targets[key] for token, body in bodies.items() if (key := _key(body, targets))}
+        special, bodies, ruled, words = _given(generator_tokenizer)(captioner_tokenizer)
         if not isinstance(captions, Votes):
             captions = alignment.count(captioner_tokenizer, generator_tokenizer, captions)
-        learned = _learned(captions, targets, covering, _words(captioner_tokenizer, bodies))
+        learned = _learned(captions, targets, covering, words)
         learned = {t: target for t, target in learned.items() if t in bodies and ruled.get(t) != target}
         left = {token: body for token, body in bodies.items() if token not in ruled and token not in learned}
-        meant = synonyms.nearest(_words(captioner_tokenizer, left), generator_tokenizer) if by_meaning else {}
+        whole = {token: words[token] for token in left if token in words}
+        meant = synonyms.nearest(whole, generator_tokenizer) if by_meaning else {}
         left = {token: body for token, body in left.items() if token not in meant}
         pieces = _longest_pieces(left, generator_tokenizer, targets)
         index, how = np.full(rows, generator_tokenizer.eos_token_id, dtype=np.int64), ["special"] * rows
@@ -158,6 +157,7 @@ def _check_rows(rows: int, tokens: int) -> None:
                          "number of rows of its model's embeddings.")  # fmt: skip
 
 
+@once_a_tokenizer
 def _targets(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The generator's tokens but for its special ones; ValueError where none says that a word ends."""
     special = set(tokenizer.all_special_ids)
@@ -170,17 +170,35 @@ def _targets(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return targets
 
 
-def _special(captioner, generator, targets: Mapping[str, int]) -> dict[int, int]:
+@once_a_tokenizer
+def _given(generator: PreTrainedTokenizerBase) -> Callable[[PreTrainedTokenizerBase], tuple[dict, dict, dict, dict]]:
+    """What no caption decides of a captioner's tokens, worked out once for each pair of tokenizers.
+
+    Returns:
+        A function of the captioner's tokenizer: token -> target of the special ones; the characters of the others;
+        token -> target by the rule; the words of whole ones.
+    """
+    targets, begin, end = _targets(generator), generator.bos_token_id, generator.eos_token_id
+
+    @once_a_tokenizer
+    def given(captioner: PreTrainedTokenizerBase) -> tuple[dict, dict, dict, dict]:
+        special = _special(captioner, begin, end, targets)
+        bodies = {token: body for token, body in bodies_of(captioner).items() if token not in special}
+        ruled = {token: targets[key] for token, body in bodies.items() if (key := _key(body, targets))}
+        return special, bodies, ruled, _words(captioner, bodies)
+
+    return given
+
+
+def _special(captioner, begin: int, end: int, targets: Mapping[str, int]) -> dict[int, int]:
     """Special tokens: what begins becomes start-of-text, an unread word a pause, every other end-of-text."""
     ends = {token for token, added in captioner.added_tokens_decoder.items() if added.special}
     ends |= {token for body, token in captioner.get_vocab().items() if body.startswith("[unused")}
-    roles = dict.fromkeys(ends | set(captioner.all_special_ids), generator.eos_token_id)
-    roles |= dict.fromkeys([captioner.bos_token_id, captioner.cls_token_id], generator.bos_token_id)
+    roles = dict.fromkeys(ends | set(captioner.all_special_ids), end)
+    roles |= dict.fromkeys([captioner.bos_token_id, captioner.cls_token_id], begin)
     roles |= {captioner.unk_token_id: targets[NEUTRAL]}
     # Last: in OPT one token begins, ends and is unknown, and a caption can only end in it.
-    roles |= dict.fromkeys(
-        [captioner.eos_token_id, captioner.sep_token_id, captioner.pad_token_id], generator.eos_token_id
-    )
+    roles |= dict.fromkeys([captioner.eos_token_id, captioner.sep_token_id, captioner.pad_token_id], end)
     roles.pop(None, None)
     return roles
 

@@ -229,7 +229,7 @@ def test_nothing_is_unpickled(monkeypatch):
 
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (srsly, "pickle_loads")):
         monkeypatch.setattr(module, name, refuse)
-    assert grammar._language.__wrapped__().pipe_names[-1] == "lemmatizer"
+    assert grammar.english.__wrapped__().pipe_names[-1] == "lemmatizer"
 
 
 @pytest.mark.parametrize(
