@@ -7,13 +7,12 @@ or out-of-date chapter reaches a page.
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -73,16 +72,21 @@ def _execute(name: str, scale: str) -> None:
 
 
 def _execute_together(scale: str, jobs: int) -> None:
-    """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait."""
+    """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait.
+
+    A thread waits for each kernel, so that all kernels come from one server.
+    """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    options = {"mp_context": multiprocessing.get_context("spawn"), "initializer": kernels.start}
-    with environment(OMP_NUM_THREADS=threads), ProcessPoolExecutor(jobs, **options) as pool:
+    with environment(OMP_NUM_THREADS=threads), ThreadPoolExecutor(jobs) as pool:
+        kernels.start()
         futures = [pool.submit(_execute, name, scale) for name in chapters.sources()]
         try:
             for future in futures:
                 future.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):  # the reader's Ctrl-C reaches no thread, and no forked kernel
+                kernels.stop()
             raise
 
 

@@ -81,7 +81,7 @@ def sbert_encoder(
     name = str(get_model_path() if model is None else model)
     options = {"revision": revision, "local_files_only": revision is None}
     try:
-        tokenizer = preprocessing.tokenizer(name, **options)
+        tokenizer = preprocessing.load_tokenizer(name, **options)
         bert = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
         bert = use_onednn(bert.to(device).eval())
     except (OSError, ValueError) as error:  # transformers raises either, by which file is missing

@@ -20,6 +20,7 @@ from dfl_utils.chapter import BuildFailed, Scalar
 
 # Seconds a cell may take before a hanging kernel is taken for dead; the long scales set no limit.
 TIMEOUTS = {"ci": 600, "quick": 1800}
+START_TIMEOUT = 600  # seconds; the first kernels wait until their server has imported the libraries
 PROMPT = "Show the values used for this build"
 
 
@@ -127,7 +128,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
         variables = {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
-        with environment(**variables), tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
             return papermill.execute_notebook(
                 _clean(source),
                 running,
@@ -135,9 +136,11 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
                 engine_name=engine.NAME,
                 kernel_name="python3",
                 language="python",
-                cwd=source.parent,
                 progress_bar=False,
+                folder=source.parent,
+                variables=variables,
                 stderr_file=sys.stderr,
+                start_timeout=START_TIMEOUT,
                 execution_timeout=timeout,
                 # Sockets of the file system: a chapter runs where there is no network at all, not even loopback.
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),

@@ -39,7 +39,7 @@ def truncated(profile: Profile, captions: Sequence[str]) -> int:
     # For a pipeline's tokenizer, which has no config.json, the library would ask the hub, even where all is cached.
     folder = str(checkpoint.snapshot(folder, revision) or folder)
     options = {"revision": revision, "local_files_only": profile.offline}
-    tokenizer = preprocessing.tokenizer(folder, "tokenizer", **options)
+    tokenizer = preprocessing.load_tokenizer(folder, "tokenizer", **options)
     ids = tokenizer(list(captions), verbose=False).input_ids
     return sum(len(row) > tokenizer.model_max_length for row in ids)
 

@@ -2,7 +2,8 @@
 
 Importing torch, transformers, diffusers and matplotlib takes a chapter longer than its work at the smallest scale. The
 server is Python's own forkserver; jupyter_client finds the provisioner by its entry point, and a build asks for it by
-`JUPYTER_DEFAULT_PROVISIONER_NAME`. What a chapter computes is the same: the server has imported, and done nothing else.
+`JUPYTER_DEFAULT_PROVISIONER_NAME`. What a chapter computes is the same: the server has imported and read what `preload`
+names, and done nothing else.
 """
 
 import gc
@@ -12,6 +13,7 @@ import signal
 import sys
 from multiprocessing import forkserver
 from typing import Any
+from weakref import WeakSet
 
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -19,6 +21,9 @@ NAME = "dfl-forked"  # of the entry point in pyproject.toml
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
 PRELOADED = ["dfl_utils.preload"]
+COLLECTION = (700, 10, 10)  # when Python collects garbage, as it is by default
+
+_running: "WeakSet[Forked]" = WeakSet()
 
 
 def available() -> bool:
@@ -41,11 +46,17 @@ def start() -> None:
         forkserver.ensure_running()
 
 
+def stop() -> None:
+    """Kill every forked kernel of this process."""
+    for kernel in list(_running):
+        kernel.kill()
+
+
 def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:
     """Be a kernel, in a process that was just forked."""
     from ipykernel.kernelapp import IPKernelApp
 
-    gc.enable()  # the server works without; see `preload`
+    gc.set_threshold(*COLLECTION)  # the server does without; see `preload`
     os.setsid()  # as a kernel that was launched: signals to its group reach what it starts
     os.environ.clear()
     os.environ.update(environment)
@@ -66,6 +77,7 @@ class Forked:
         multiprocessing.set_forkserver_preload(PRELOADED)
         self.process = multiprocessing.get_context("forkserver").Process(target=serve, args=task)
         self.process.start()
+        _running.add(self)
 
     @property
     def pid(self) -> int:

@@ -76,7 +76,7 @@ class Scorer:
     def _clip_text(self) -> embeddings.TextEncoder:
         model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
         options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
-        tokenizer = preprocessing.tokenizer(folder, **options)
+        tokenizer = preprocessing.load_tokenizer(folder, **options)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
         return embeddings.clip_encoder(use_onednn(model), tokenizer)
 

@@ -1,12 +1,16 @@
 """Executed chapters and the build: nothing unknown runs, nothing failed or stale is rendered."""
 
 import json
+import os
+from datetime import timedelta
+from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils import book, chapter, disclosure, execution
+from dfl_utils import book, chapter, disclosure, engine, execution
 from dfl_utils.chapter import BuildFailed
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
@@ -158,6 +162,39 @@ def test_a_failing_chapter_shows_its_traceback_and_stops_the_build(house, monkey
     assert str(error.value) == sentence
     assert "----> 1 ratio = NUM_IMAGES / 0" in capsys.readouterr().err
     assert not (house.root / "_build/src/one.ipynb").exists()
+
+
+def test_chapters_side_by_side_have_folders_and_variables_of_their_own(house, monkeypatch):
+    # Each waits until the other runs, too.
+    meet = """import os, pathlib, time
+here = pathlib.Path(os.environ["DFL_CHAPTER"])
+here.touch()
+while len([path for path in pathlib.Path(".").iterdir() if path.name in ("one", "two")]) < 2:
+    time.sleep(0.1)
+print(here, pathlib.Path.cwd().name, pathlib.Path(os.environ["DFL_RESULTS"]).name, os.environ["OMP_NUM_THREADS"])"""
+    for name in ("one", "two"):
+        house.chapter(TAGGED, cell(meet), name=name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(book.os, "cpu_count", lambda: 6)
+    before = dict(os.environ), Path.cwd()
+    book._execute_together("ci", 2)
+    assert (dict(os.environ), Path.cwd()) == before
+    for name in ("one", "two"):
+        notebook = nbformat.read(house.root / f"_build/src/{name}.ipynb", as_version=4)
+        assert notebook.cells[-1].outputs[0].text.split() == [name, "book", "ci", "3"]
+
+
+def test_a_running_chapter_is_saved_now_and_then_and_whole_at_its_end(house, monkeypatch):
+    saved = []
+    write = papermill.engines.write_ipynb
+    monkeypatch.setattr(papermill.engines, "write_ipynb", lambda *what: saved.append(1) or write(*what))
+    cells = [cell(f"print({k})") for k in range(8)]
+    house.chapter(TAGGED, *cells)
+    execution.run_chapter("one")
+    assert len(saved) == 2  # at the start and at the end
+    monkeypatch.setattr(engine, "EVERY", timedelta())
+    execution.run_chapter("one")
+    assert len(saved) > 2 + 2 * len(cells)
 
 
 def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils import data
+from dfl_utils import annotations, data
 from dfl_utils import profile as profiles
 
 RED = np.full((4, 5, 3), (200, 10, 10), np.uint8)
@@ -247,6 +247,18 @@ def test_ids_come_from_the_file_names_where_cocoid_is_missing(profile):
     with_ids = karpathy(profile, *coco)
     del coco[0]["cocoid"]
     assert karpathy(profile, *coco) == with_ids and [example.image_id for example in with_ids] == [3, 5]
+
+
+def test_a_file_is_read_once_for_its_splits_and_again_when_it_changes(profile, monkeypatch):
+    read, seen = annotations.read_json, []
+    monkeypatch.setattr(annotations, "read_json", lambda path: seen.append(path.name) or read(path))
+    two = [{"filename": f"{k}.jpg", "cocoid": k, "split": split} for k, split in ((1, "test"), (2, "restval"))]
+    assert [example.image_id for example in karpathy(profile, *two)] == [1]
+    assert [example.image_id for example in data.load(profile, "coco", "train")] == [2]
+    assert len(seen) == 1
+    two[0] |= {"sentences": [{"raw": "a cat on a mat"}]}
+    assert karpathy(profile, *two)[0].references == ("a cat on a mat",)
+    assert len(seen) == 2
 
 
 def test_flickrs_file_has_neither_cocoid_nor_filepath(profile):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from multiprocessing import forkserver
@@ -84,6 +85,32 @@ def test_a_kernel_is_interrupted_and_killed(start):
     assert process.poll() is None
     manager.shutdown_kernel(now=True)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_a_build_that_is_stopped_kills_its_kernels(start):
+    processes = [start()[0].provisioner.process for _ in range(2)]
+    kernels.stop()
+    assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+
+
+def test_the_server_reads_ahead_and_its_kernels_collect_their_own_garbage_alone():
+    # What goes wrong while it reads ahead is kept quiet there: a chapter says it.
+    program = (
+        "import gc, threading\nfrom dfl_utils import preload, preprocessing\nfrozen = gc.get_freeze_count()\n"
+        "seen = len(preprocessing._known)\npreload.read_ahead()\n"
+        "print(gc.get_threshold()[0], frozen > 100_000, seen == len(preprocessing._known) > 2)\n"
+        "print(threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "True", "1"]
+
+
+def test_a_kernel_collects_garbage(start):
+    usual = subprocess.run(
+        [sys.executable, "-c", "import gc; print(*gc.get_threshold())"], capture_output=True, text=True, check=True
+    )
+    _, client = start()
+    assert said(client, "import gc\nprint(*gc.get_threshold())") == usual.stdout
 
 
 def test_nothing_is_forked_beside_a_gpu_or_where_a_reader_says_so(monkeypatch):

@@ -216,7 +216,7 @@ def test_code_is_hashed_once_a_game(played, hall, mini, examples, monkeypatch):
 def test_the_key_of_a_model_names_every_module_that_makes_its_output(role):
     folder = Path(workshop.__file__).parent
     # They find and read files and decide nothing; the number type is in the key by its name.
-    finders = {"checkpoint", "profile", "annotations", "precision"}
+    finders = {"checkpoint", "profile", "annotations", "precision", "preprocessing"}
     beneath = {name for finder in finders for name in provenance.dependencies(folder / f"{finder}.py")}
     needed = {name for own in workshop.CODE[role] for name in provenance.dependencies(folder / f"{own}.py")}
     assert needed - beneath - {f"dfl_utils.{name}" for name in finders} <= {

