@@ -2,12 +2,15 @@
 
 import gc
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 # A collection walks every object of the libraries, half a second each time, in the server and in every kernel. Some
 # library enables the collector, so it is told never to begin.
 gc.set_threshold(0)
+# A build that is stopped while it waits for this ends it without a word.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # What nearly every chapter imports; these bring nearly all that is slow.
 import ipykernel.kernelapp  # noqa: E402, F401
