@@ -76,17 +76,20 @@ def _execute_together(scale: str, jobs: int) -> None:
 
     A thread waits for each kernel, so that all kernels come from one server.
     """
+    from dfl_utils import engine  # papermill takes a moment
+
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     with environment(OMP_NUM_THREADS=threads), ThreadPoolExecutor(jobs) as pool:
         kernels.start()
+        engine.start()
         futures = [pool.submit(_execute, name, scale) for name in chapters.sources()]
         try:
             for future in futures:
                 future.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):  # the reader's Ctrl-C reaches no thread, and no forked kernel
-                kernels.stop()
+            if not isinstance(error, Exception):  # the reader's Ctrl-C reaches neither threads nor kernels
+                engine.stop()
             raise
 
 

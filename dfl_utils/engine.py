@@ -1,15 +1,34 @@
 """papermill's engine, for chapters executed side by side in threads of one process, and saved now and then."""
 
 import os
+import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from weakref import WeakSet
 
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
 
 NAME = "dfl"
 EVERY = timedelta(seconds=10)
+
+_running: WeakSet[PapermillNotebookClient] = WeakSet()
+_stopped = threading.Event()
+
+
+def start() -> None:
+    """Let chapters run, also after a `stop`."""
+    _stopped.clear()
+
+
+def stop() -> None:
+    """Kill the kernels of all chapters that run in this process, and let no other cell begin."""
+    _stopped.set()
+    for client in list(_running):
+        process = getattr(getattr(client.km, "provisioner", None), "process", None)
+        if process is not None:
+            process.kill()
 
 
 class ChapterEngine(Engine):
@@ -35,7 +54,9 @@ class ChapterEngine(Engine):
         """Execute the cells in a kernel of `folder`, whose environment is this process's with `variables` set."""
         save = nb_man.save
 
-        def sometimes(**changes) -> None:
+        def sometimes(**changes) -> None:  # before and after every cell
+            if _stopped.is_set():
+                raise RuntimeError("the build was stopped")
             if nb_man.now() - nb_man.last_save_time >= EVERY:
                 save(**changes)
 
@@ -48,6 +69,7 @@ class ChapterEngine(Engine):
                 startup_timeout=start_timeout,
                 **options,
             )
+            _running.add(client)
             client.execute(cwd=str(folder), env=dict(os.environ) | variables)
         finally:
             nb_man.save = save

@@ -11,10 +11,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from multiprocessing import forkserver
 from typing import Any
-from weakref import WeakSet
 
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -23,9 +21,6 @@ VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
 PRELOADED = ["dfl_utils.preload"]
 COLLECTION = (700, 10, 10)  # when Python collects garbage, as it is by default
-
-_running: "WeakSet[Forked]" = WeakSet()
-_stopped = threading.Event()
 
 
 def available() -> bool:
@@ -43,17 +38,9 @@ def variables() -> dict[str, str]:
 
 def start() -> None:
     """Let the server import while the caller gets ready; without this it starts with the first kernel."""
-    _stopped.clear()
     if available():
         multiprocessing.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
-
-
-def stop() -> None:
-    """Kill every forked kernel of this process, and those that a thread is about to fork."""
-    _stopped.set()
-    for kernel in list(_running):
-        kernel.kill()
 
 
 def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:
@@ -81,9 +68,6 @@ class Forked:
         multiprocessing.set_forkserver_preload(PRELOADED)
         self.process = multiprocessing.get_context("forkserver").Process(target=serve, args=task)
         self.process.start()
-        _running.add(self)
-        if _stopped.is_set():
-            self.kill()
 
     @property
     def pid(self) -> int:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -182,6 +185,28 @@ print(here, pathlib.Path.cwd().name, pathlib.Path(os.environ["DFL_RESULTS"]).nam
     for name in ("one", "two"):
         notebook = nbformat.read(house.root / f"_build/src/{name}.ipynb", as_version=4)
         assert notebook.cells[-1].outputs[0].text.split() == [name, "book", "ci", "3"]
+
+
+def test_a_build_that_is_stopped_stops_its_chapters(house):
+    begin = "import os, pathlib, time\npathlib.Path(os.environ['DFL_CHAPTER']).touch()\ntime.sleep(600)"
+    for name in ("one", "two", "three"):
+        house.chapter(TAGGED, cell(begin), name=name)
+
+    def interrupt():
+        while len([name for name in ("one", "two", "three") if (house.root / "book" / name).exists()]) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, to the main thread
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        book._execute_together("ci", 2)
+    assert time.monotonic() - began < 120 and not list((house.root / "_build").glob("src/*.ipynb"))
+    with pytest.raises(BuildFailed, match="The kernel of chapter one failed .the build was stopped."):
+        execution.run_chapter("one")
+    engine.start()
+    house.chapter(TAGGED, cell("print('again')"), name="one")
+    assert execution.run_chapter("one").is_file()
 
 
 def test_a_running_chapter_is_saved_now_and_then_and_whole_at_its_end(house, monkeypatch):

@@ -87,16 +87,6 @@ def test_a_kernel_is_interrupted_and_killed(start):
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_build_that_is_stopped_kills_its_kernels(start):
-    processes = [start()[0].provisioner.process for _ in range(2)]
-    kernels.stop()
-    assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
-    with pytest.raises(RuntimeError, match="Kernel died"):  # one that a thread was about to start
-        start()
-    kernels.start()
-    assert said(start()[1], "print('again')") == "again\n"
-
-
 def test_the_server_reads_ahead_and_its_kernels_collect_their_own_garbage_alone():
     # What goes wrong while it reads ahead is kept quiet there: a chapter says it.
     program = (
