@@ -28,11 +28,8 @@ def test_a_copy_of_a_folder_shares_its_tokenizer_and_another_does_not(mini, tmp_
 
 
 def test_a_tokenizer_is_what_transformers_reads(mini):
-    for folder in (mini.captioner, mini.clip):
-        shared, own = (
-            preprocessing.load_tokenizer(mini.locate(folder)),
-            AutoTokenizer.from_pretrained(mini.locate(folder)),
-        )
+    for folder in (mini.locate(mini.captioner), mini.locate(mini.clip)):
+        shared, own = preprocessing.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
         assert type(shared) is type(own) and shared.get_vocab() == own.get_vocab()
         assert shared("A red dog").input_ids == own("A red dog").input_ids
 
