@@ -4,13 +4,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
-SCALE ?= quick
+SCALE ?= published
 VENV := .venv
 BIN := $(VENV)/bin
 SUM := $(shell cat pyproject.toml constraints.txt | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
 READY := $(VENV)/.ready-$(SUM)
 
-.PHONY: help env data mini book test lint format check lab clean
+.PHONY: help env data mini book test lint format check golden lab clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
@@ -28,7 +28,7 @@ env: $(READY) ## the Python environment, in .venv
 data: $(READY) ## the embedded world's images and captions, in data/mini/world
 	$(BIN)/dfl data
 
-book: data ## execute the chapters and render the book; SCALE=ci, quick (default), full or paper
+book: data ## the published book; SCALE=ci or quick computes it afresh, full publishes anew, paper: a GPU
 	$(BIN)/dfl book --scale $(SCALE)
 
 test: data ## all tests, on up to four cores
@@ -43,7 +43,11 @@ format: $(READY) ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: $(READY) ## are the published results what the tree would make?
+golden: data ## regenerate results/ci/exhibits.csv, which every change is compared with
+	$(BIN)/dfl book --scale ci --no-html
+	$(BIN)/dfl golden --write
+
+check: $(READY) ## which files have changed since the published results were made?
 	$(BIN)/dfl check
 
 lab: data ## JupyterLab on the chapters

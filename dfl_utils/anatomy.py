@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfl_utils import connection, finetune, finetuned, micro_batches, provenance, teacher_forcing
+from dfl_utils import connection, finetune, micro_batches, teacher_forcing
 from dfl_utils.finetune import ROLES, Recipe
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.losses import LOSSES, Batch, TalkingPair, one_step_image
+from dfl_utils.store import Kind
 
+ANATOMY = Kind("anatomy")
 # Appendix H: whose weights a loss updates.
 REACHES = {
     "caption_loss": ("captioner",),
@@ -70,14 +72,12 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
     if set(recipe.losses) != set(LOSSES):
         raise ValueError(f"A joint step has the losses {', '.join(LOSSES)}, not {', '.join(recipe.losses)} alone.")
     captions = "\n".join(text for example in finetuner.examples for text in example.references)
-    modules = (*finetuned.CODE, "anatomy")
     key = finetuner.images_key(finetuner.examples) | {
         "captions": hashlib.sha256(captions.encode()).hexdigest(),
         "recipe": recipe.key() | {"losses": sorted(LOSSES)},
         "captioner": finetuner.captioner_key(),
         "generator": finetuner.made_by("generator") | {"image_size": finetuner.profile.image_size},
         "map": finetuner.vocabulary_map.fingerprint(),
-        "code": provenance.code_hash(f"dfl_utils.{name}" for name in modules),
     }
 
     def make():
@@ -99,7 +99,7 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
             **{f"picture {name}": image for name, image in _pictures(pair, batch, tensors).items()},
         }, 1
 
-    return _read(finetuner.store.get_or_make("anatomy", key, make))
+    return _read(finetuner.store.get_or_make(ANATOMY, key, make))
 
 
 @torch.no_grad()

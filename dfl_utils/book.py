@@ -18,60 +18,87 @@ from pathlib import Path
 import nbformat
 
 from dfl_utils import chapter as chapters
-from dfl_utils import disclosure, exhibits, kernels, provenance, ranks
+from dfl_utils import disclosure, exhibits, kernels, provenance, published_run, ranks
 from dfl_utils.chapter import BuildFailed
 from dfl_utils.execution import environment, folder, key, run_chapter, state
+from dfl_utils.store import default_root
 
 __all__ = ["BuildFailed", "build", "refuse_stale", "remote_files", "render", "run_chapter"]
 
 # Scales whose numbers are committed, with the profile they belong to; no other scale touches results/.
 PUBLISHED = {"full": "mini"}
+FROM_NOTHING = ("ci", "quick")  # scales that prove the code: of an empty run store, unless told otherwise
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
 MARK = ".rendered"  # in the folder of the pages: what they were rendered from
 
 
-def build(scale: str, html: bool = True, jobs: int = 1) -> Path | None:
+def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: bool = False) -> Path | None:
     """Execute every chapter that changed, publish where the scale does, and render the book.
 
     Every chapter's parameters are checked before the first one runs.
 
     Args:
-        scale: see `params/`.
+        scale: `published` shows the published run, and makes anew what is not found in it; `ci` and `quick` start from
+            an empty run store; `full` and `paper` go on from the usual one, and use nothing that was published.
         html: render the pages.
         jobs: chapters executed at a time. They share the run store, so what one is making another waits for. On a
             CPU two processes of one thread each do more than one of two threads.
+        reuse: at any scale, take what the usual run store and the published run hold.
 
     Returns:
         The path of the book's first page, or None without `html`.
 
     Raises:
-        ValueError: an unknown scale, parameter or page.
+        ValueError: an unknown scale, parameter or page; numbers to publish of a tree with uncommitted changes.
         BuildFailed: a chapter failed, a copy is stale or tells of this machine, or jupyter-book warned.
     """
     for source in chapters.sources().values():
         chapters.at_scale(source, scale)
     _check_pages()
-    results = folder("results") / scale
-    with environment(**kernels.variables()):
+    if scale in PUBLISHED:
+        exhibits.require_clean()
+    results, fresh = folder("results") / scale, scale in FROM_NOTHING and not reuse and ranks.place().world_size == 1
+    with environment(**kernels.variables(), **_stores(scale, reuse, fresh)):
         if jobs > 1:
-            _execute_together(scale, jobs)
+            _execute_together(scale, jobs, fresh)
         else:
             kernels.start()
             for name in chapters.sources():
-                _execute(name, scale)
+                _execute(name, scale, fresh)
     refuse_stale(scale)
     refuse_disclosure(scale)
     if scale in PUBLISHED and ranks.place().rank == 0:
-        print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results))}")
+        print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results, default_root()))}")
     return render(scale) if html else None
 
 
-def _execute(name: str, scale: str) -> None:
+def _stores(scale: str, reuse: bool, fresh: bool) -> dict[str, str]:
+    """Where the chapters of a build look for work that is done."""
+    if fresh:
+        place = folder("store") / scale
+        shutil.rmtree(place, ignore_errors=True)
+        return {"DFL_STORE": str(place), "DFL_PUBLISHED": ""}
+    if scale == "published" or reuse:
+        # Said once, here, and not by every chapter.
+        return {} if os.environ.get("DFL_PUBLISHED") == "" or _has_published() else {"DFL_PUBLISHED": ""}
+    return {"DFL_PUBLISHED": ""}
+
+
+def _has_published() -> bool:
+    try:
+        published_run.PublishedRun(os.environ.get("DFL_PUBLISHED") or published_run.FOLDER)
+    except ValueError as error:
+        print(f"dfl: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _execute(name: str, scale: str, fresh: bool) -> None:
     target, results = folder("src") / f"{name}.ipynb", folder("results") / scale
-    require_pictures(run_chapter(name, scale=scale, target=target, results=results, reuse=True))
+    require_pictures(run_chapter(name, scale=scale, target=target, results=results, reuse=not fresh))
 
 
-def _execute_together(scale: str, jobs: int) -> None:
+def _execute_together(scale: str, jobs: int, fresh: bool) -> None:
     """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait.
 
     A thread waits for each kernel, so that all kernels come from one server.
@@ -82,7 +109,7 @@ def _execute_together(scale: str, jobs: int) -> None:
     with environment(OMP_NUM_THREADS=threads), ThreadPoolExecutor(jobs) as pool:
         kernels.start()
         engine.start()
-        futures = [pool.submit(_execute, name, scale) for name in chapters.sources()]
+        futures = [pool.submit(_execute, name, scale, fresh) for name in chapters.sources()]
         try:
             for future in futures:
                 future.result()
@@ -109,10 +136,14 @@ def require_pictures(copy: Path) -> None:
 def refuse_stale(scale: str) -> None:
     """Raise BuildFailed unless every executed copy is what the tree makes now, and whole."""
     for name, source in chapters.sources().items():
-        fingerprint = key(source, chapters.at_scale(source, scale))
+        fingerprint = key(source, chapters.at_scale(source, scale), scale)
         worth = state(folder("src") / source.name, fingerprint, folder("results") / scale)
         if worth != "fresh":
-            raise BuildFailed(f"Chapter {name} {worth}; run `dfl book --scale {scale}` again.")
+            raise BuildFailed(f"Chapter {name} {worth}; run `{_command(scale)}` again.")
+
+
+def _command(scale: str) -> str:
+    return "dfl book" if scale == "published" else f"dfl book --scale {scale}"
 
 
 def refuse_disclosure(scale: str) -> None:

@@ -1,6 +1,7 @@
 """Sphinx extension of the book: a site that works offline, with each page's own date and the repository's links."""
 
 import importlib.metadata
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.fileutil import copy_asset
 
-from dfl_utils import provenance
+from dfl_utils import exhibits, provenance
 
 # What TeX with CommonHTML output needs; the wheel's other 22 MB are other input and output formats.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
@@ -28,8 +29,26 @@ def link_repository(app: Sphinx, config: Config) -> None:
         buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
         options |= {"repository_url": url, "repository_branch": "main", "path_to_docs": "book"}
         options |= dict.fromkeys(buttons, True) | {"launch_buttons": LAUNCH}
-    commit = provenance.git("rev-parse", "--short", "HEAD") or "none"
-    options["extra_footer"] = f"<p>Built at scale {os.environ.get('DFL_SCALE', 'unknown')} from commit {commit}.</p>"
+    options["extra_footer"] = f"<p>{made_where({'scale': os.environ.get('DFL_SCALE')})}</p>"
+
+
+def made_where(made: dict[str, Any]) -> str:
+    """Where a page's numbers come from, for its footer.
+
+    Args:
+        made: what `execution` noted of the executed chapter: its scale, and how it got its shards.
+    """
+    scale, shards = made.get("scale"), made.get("shards", {})
+    if scale != "published":
+        return f"Computed here at scale {scale or 'unknown'}."
+    if shards.get("made", 0) + shards.get("found", 0):
+        return "Computed here at the published sizes: the published run lacks some of this chapter's work."
+    try:
+        run = exhibits.stamp("mini")
+    except ValueError:
+        return "Computed here at the published sizes."
+    machine = run["machine"]
+    return f"Published run of {run['commit'][:7]}, {run['date']}, {machine['cpu']}, {machine['cores']} cores."
 
 
 def repository_url(origin: str) -> str:
@@ -44,6 +63,10 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
     context["script_files"] = [file for file in scripts if not _is_thebe(file)]
     date = provenance.git("log", "-1", "--format=%cd", "--date=format:%d %B %Y", "--", f"book/{pagename}.*")
     context["last_updated"] = date or None
+    copy = Path(app.srcdir) / f"{pagename}.ipynb"
+    if copy.is_file():
+        made = json.loads(copy.read_text(encoding="utf-8"))["metadata"].get("dfl", {})
+        context["theme_extra_footer"] = f"<p>{made_where(made)}</p>"
 
 
 def _is_thebe(file: Any) -> bool:

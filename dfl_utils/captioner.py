@@ -26,6 +26,7 @@ from dfl_utils.sampling import SeededSampling
 from dfl_utils.sampling import check_sampling as check_sampling  # of the captioner's interface
 
 NEEDS = (checkpoint.TOKENIZER, checkpoint.PROCESSOR)
+VERSION = 1  # of what any captioner says of the same image and files; part of every key that names one
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
 
 

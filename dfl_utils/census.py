@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dfl_utils import alignment, provenance, vocabulary
+from dfl_utils import alignment, vocabulary
 from dfl_utils.alignment import Votes
 from dfl_utils.ranking import Estimate
-from dfl_utils.store import RunStore
+from dfl_utils.store import Kind, RunStore
 from dfl_utils.vocabulary import END, VocabularyMap
 
 BLOCK = 20_000  # captions a shard
-CODE = ("dfl_utils.alignment", "dfl_utils.census")
-MAP_CODE = (*CODE, "dfl_utils.vocabulary", "dfl_utils.synonyms")
+CENSUS, TOKEN_MAP = Kind("census"), Kind("token-map")
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard errors
 
 
@@ -107,7 +106,7 @@ def take(
     if not captions:
         raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
     pair = captioner_tokenizer, generator_tokenizer
-    key = _key(*pair, CODE)
+    key = _key(*pair)
     found = [_block(store, key, *pair, captions[k : k + BLOCK]) for k in range(0, len(captions), BLOCK)]
     cuts = [
         Cuts(
@@ -137,8 +136,8 @@ def learn(
         names = [made.captioner, made.generator, str(made.generator_size)]
         return {"index": made.index.numpy(), "how": list(made.how), "names": names}
 
-    key = _key(*pair, MAP_CODE) | {"captions": _digest("\n".join(captions)), "options": options}
-    found = store.get_or_make("token-map", key, make)
+    key = _key(*pair) | {"captions": _digest("\n".join(captions)), "options": options}
+    found = store.get_or_make(TOKEN_MAP, key, make)
     *prints, size = found["names"]
     return VocabularyMap(torch.from_numpy(found["index"]), tuple(found["how"]), *prints, int(size))
 
@@ -166,10 +165,9 @@ def share(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> Estimate
     return Estimate(100 * value, 100 * low, 100 * high, int(whole.sum()))
 
 
-def _key(captioner, generator, code: Sequence[str]) -> dict:
+def _key(captioner, generator) -> dict:
     return {
         "tokenizers": [_recipe(captioner), _recipe(generator)],
-        "code": provenance.code_hash(code),
         "package": version("tokenizers"),
     }
 
@@ -183,7 +181,7 @@ def _block(store: RunStore, key: dict, captioner, generator, captions: Sequence[
         votes = vars(alignment.align(ours, theirs))
         return content | {name: _rows(counter) for name, counter in votes.items()}, len(captions)
 
-    return store.get_or_make("census", key | {"captions": _digest("\n".join(captions))}, make)
+    return store.get_or_make(CENSUS, key | {"captions": _digest("\n".join(captions))}, make)
 
 
 def _rows(counter: Counter) -> np.ndarray:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from dfl_utils import provenance, syntax
+from dfl_utils import provenance
 
-SCALES = ("ci", "quick", "full", "paper")
+SCALES = ("published", "ci", "quick", "full", "paper")
+DEFAULTS = ("published", "full")  # scales at which every parameter keeps its default
 
 
 class BuildFailed(RuntimeError):
@@ -97,7 +98,15 @@ def parameters(path: Path) -> dict[str, Parameter]:
     text = "".join(tagged[0]["source"])
     lines = text.splitlines()
     found = {}
-    for node in syntax.parse(text, f"The parameters cell of chapter {path.stem}").body:
+    try:
+        assignments = ast.parse(text).body
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise ValueError(
+            f"The parameters cell of chapter {path.stem} is not plain Python at `{line}`: {error.msg}; "
+            "IPython magics do not run."
+        ) from error
+    for node in assignments:
         name, value = _assignment(node, path.stem)
         comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip().lstrip("# ")
         found[name] = Parameter(value, comment)
@@ -141,9 +150,14 @@ def check(path: Path, values: Mapping[str, object], typed: bool = False) -> dict
 
 
 def at_scale(path: Path, scale: str) -> dict[str, Scalar]:
-    """What `params/<scale>.yml` sets for a chapter: its own block, over the `common` names that it has."""
+    """What `params/<scale>.yml` sets for a chapter: its own block, over the `common` names that it has.
+
+    Nothing at the sizes that are published, which are the chapters' own.
+    """
     if scale not in SCALES:
         raise ValueError(f"There is no scale {scale}; choose one of {', '.join(SCALES)}.")
+    if scale in DEFAULTS:
+        return {}
     file = provenance.ROOT / "params" / f"{scale}.yml"
     table = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     for name in table.keys() - {"common"}:

@@ -57,7 +57,14 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     book = add("book", _book, "execute what changed and render the book")
-    book.add_argument("--scale", choices=chapters.SCALES, default="quick", help="parameters of params/SCALE.yml")
+    book.add_argument(
+        "--scale",
+        choices=chapters.SCALES,
+        default="published",
+        help="published (default): show the published run; ci, quick: compute afresh, smaller; full: compute the "
+        "published run anew and publish it; paper: the paper's models and data",
+    )
+    book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold")
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add("run", _run, "execute one chapter")
@@ -65,9 +72,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
     add("chapters", _chapters, "list the chapters and their parameters")
-    add("check", _check, "say which published results the tree would no longer make")
-    carry = add("carry", _carry, "prove that the tree still makes the published numbers, after a change of code")
-    carry.add_argument("--scale", choices=chapters.SCALES[:2], default="ci", help="how much of them (ci)")
+    add("check", _check, "say which files have changed since the commit of the published results")
+    golden = add("golden", _golden, "compare the numbers of a build at scale ci with results/ci/exhibits.csv")
+    golden.add_argument("--write", action="store_true", help="write that file anew in place of comparing")
+    verify = add("verify", _verify, "recompute some published numbers from nothing, and compare")
+    verify.add_argument(
+        "what", nargs="?", metavar="CHAPTER|EXHIBIT", help="of which; of all that fits if none is named"
+    )
+    verify.add_argument("--rows", type=int, metavar="N", help="how many rows are compared (10)")
+    verify.add_argument("--seed", type=int, metavar="S", help="draws rows and shards (today's date)")
+    verify.add_argument("--minutes", type=float, metavar="M", help="how long it may compute, by recorded costs (10)")
     add("data", _data, "write the embedded world's data sets")
     convert = add("convert", _convert, "write a model's pickled weights anew as safetensors")
     convert.add_argument("source", help="folder of one model")
@@ -106,7 +120,8 @@ def _book(arguments: argparse.Namespace) -> None:
     jobs = arguments.jobs or (1 if arguments.scale == "paper" else min(2, os.cpu_count() or 1))
     here = ranks.place()
     jobs = 1 if here.world_size > 1 else jobs  # ranks work on one chapter at a time, together
-    index = book.build(arguments.scale, html=not arguments.no_html and here.rank == 0, jobs=jobs)
+    html = not arguments.no_html and here.rank == 0
+    index = book.build(arguments.scale, html=html, jobs=jobs, reuse=arguments.reuse)
     if index:
         print(f"the book: {index}")
 
@@ -127,20 +142,27 @@ def _chapters(arguments: argparse.Namespace) -> None:
             print(f"  {key} = {parameter.default!r}{comment}")
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> None:
     from dfl_utils import exhibits
 
-    sentences = [sentence for profile in exhibits.published() for sentence in exhibits.stale(profile)]
-    print("\n".join(sentences) or f"up to date: {', '.join(exhibits.published()) or 'nothing is published yet'}")
-    return 1 if sentences else 0
+    sentences = [sentence for profile in exhibits.published() for sentence in exhibits.changed(profile)]
+    known = ", ".join(exhibits.published()) or "nothing is published yet"
+    print("\n".join(sentences) or f"nothing has changed since: {known}")
 
 
-def _carry(arguments: argparse.Namespace) -> None:
-    from dfl_utils import equivalence, exhibits
+def _golden(arguments: argparse.Namespace) -> int:
+    from dfl_utils import golden
 
-    for profile in exhibits.published():
-        carried = equivalence.carry(profile, arguments.scale, min(2, os.cpu_count() or 1))
-        print(f"results/{profile}: {carried['rows']:,} numbers alike ({carried['timed']} measured times left out)")
+    if arguments.write:
+        print(f"written: {golden.write()}")
+        return 0
+    return golden.main()
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from dfl_utils import verify
+
+    return verify.main(arguments.what, arguments.rows, arguments.seed, arguments.minutes)
 
 
 def _data(arguments: argparse.Namespace) -> None:

@@ -9,9 +9,13 @@ from PIL import Image
 from dfl_utils import blocks, similarity
 from dfl_utils.blocks import Block
 from dfl_utils.data import Example
-from dfl_utils.store import Job
-from dfl_utils.workshop import Workshop
+from dfl_utils.store import Job, Kind
+from dfl_utils.workshop import ORIGINALS, Workshop
 
+IMAGES = Kind("images", travels=False)
+SHOWN = Kind("shown-images")  # the drawings of one original that a page shows
+SIMILARITY = {name: Kind(f"{name}-similarity") for name in similarity.ENCODERS}
+READINGS, FEATURES = Kind("readings"), Kind("features")
 READ_BATCH = 32  # drawings that the captioner reads at a time; beam search keeps several sentences of each
 
 
@@ -56,13 +60,22 @@ class Drawings:
             images = self.workshop.generator.draw(*flat)
             return {"images_hat": images.reshape(len(key["captions"]), -1, *images.shape[1:])}, len(images)
 
-        return self.workshop.store.get_or_make("images", key, make)["images_hat"]
+        return self.workshop.store.get_or_make(IMAGES, key, make)["images_hat"]
 
     def load(self, k: int) -> np.ndarray:
         """The N drawings of example k, `(N, H, W, 3)` uint8."""
         k = range(len(self.examples))[k]
         own = [block for block in self.blocks if block.images.start <= k < block.images.stop]
-        return np.concatenate([self.draw(block)[k - block.images.start] for block in own])
+        key = {"drawings": [self.source(block) for block in own], "place": k - own[0].images.start}
+
+        def take():
+            return {"images_hat": np.concatenate([self.draw(block)[key["place"]] for block in own])}
+
+        return self.workshop.store.get_or_make(SHOWN, key, take)["images_hat"]
+
+    def source(self, block: Block) -> dict:
+        """The drawings of a block in the key of what is made from them."""
+        return IMAGES.key(**self.keys[block])
 
     def compare(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Encoder name -> cosine of every drawing with its original, `(images, N)` float32.
@@ -79,7 +92,7 @@ class Drawings:
         shop = self.workshop
         for name in names:  # as in `_fill`: what the originals cost where only cosines were read
             for block in self.blocks:
-                shop.store.count(f"{name}-originals", shop.originals_key(name, self.examples[block.images]))
+                shop.store.count(ORIGINALS[name], shop.originals_key(name, self.examples[block.images]))
         return {name: blocks.join(sims[k :: len(names)], self.num_candidates) for k, name in enumerate(names)}
 
     def describe(self, num_beams: int) -> list[list[str]]:
@@ -95,7 +108,7 @@ class Drawings:
     def _fill(self, jobs: list[Job], what: str, group: int = 1) -> list[dict]:
         contents = self.workshop.fill(jobs, what, group)
         for block in self.blocks:  # the drawings' cost belongs to this run also where only their cosines were read
-            self.workshop.store.count("images", self.keys[block])
+            self.workshop.store.count(IMAGES, self.keys[block])
         return contents
 
     def _comparison(self, name: str, block: Block) -> Job:
@@ -107,8 +120,8 @@ class Drawings:
             hats = shop.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
             return {"sim": similarity.cosine(original, hats.reshape(*images.shape[:2], -1))}, len(hats)
 
-        key = shop.encoder_key(name) | shop.images_key(part) | {"drawings": self.keys[block]}
-        return f"{name}-similarity", key, compare
+        key = shop.encoder_key(name) | shop.images_key(part) | {"drawings": self.source(block)}
+        return SIMILARITY[name], key, compare
 
     def _reading(self, block: Block, num_beams: int) -> Job:
         def describe():
@@ -118,8 +131,8 @@ class Drawings:
             texts = [text for batch in batches for text in self.workshop.captioner.describe(batch, num_beams=num_beams)]
             return {"captions": texts}, len(texts)
 
-        key = self.workshop.captioner_key() | {"num_beams": num_beams, "drawings": self.keys[block]}
-        return "readings", key, describe
+        key = self.workshop.captioner_key() | {"num_beams": num_beams, "drawings": self.source(block)}
+        return READINGS, key, describe
 
     def _measurement(self, block: Block) -> Job:
         def measure():
@@ -127,4 +140,4 @@ class Drawings:
             rows = self.workshop.extractor.features(images.reshape(-1, *images.shape[2:]))
             return {"features": rows.reshape(*images.shape[:2], -1)}, len(rows)
 
-        return "features", self.workshop.extractor_key() | {"drawings": self.keys[block]}, measure
+        return FEATURES, self.workshop.extractor_key() | {"drawings": self.source(block)}, measure

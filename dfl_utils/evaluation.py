@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from dfl_utils import blocks, captioner, fidelity, finetuned, pairs, provenance, quality
+from dfl_utils import blocks, captioner, fidelity, finetuned, pairs, quality
 from dfl_utils.data import Example
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.loops import Game
@@ -19,8 +19,10 @@ from dfl_utils.losses import LOSSES, TalkingPair
 from dfl_utils.profile import Profile
 from dfl_utils.runs import Reconstructions
 from dfl_utils.scores import Scorer
+from dfl_utils.store import Kind
 from dfl_utils.workshop import Workshop
 
+VALIDATION_LOSSES = Kind("validation-losses")
 NUM_BEAMS = 3  # the paper names beam search and not its width
 VALIDATION_BATCH = 8
 
@@ -140,7 +142,6 @@ def validation_losses(
         "captioner": workshop.captioner_key(),
         "generator": workshop.made_by("generator") | {"image_size": profile.image_size},
         "map": finetuner.vocabulary_map.fingerprint(),
-        "code": provenance.code_hash(f"dfl_utils.{name}" for name in finetuned.CODE),
     }
 
     def make():
@@ -155,7 +156,7 @@ def validation_losses(
         values = {name: np.array([losses[name].item() for losses in found], np.float32) for name in LOSSES}
         return values, len(found)
 
-    return finetuner.store.get_or_make("validation-losses", key, make)
+    return finetuner.store.get_or_make(VALIDATION_LOSSES, key, make)
 
 
 def _models(finetuner: Finetuner, profile: Profile) -> tuple[captioner.Captioner, StableDiffusionPipeline]:

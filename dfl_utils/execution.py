@@ -15,8 +15,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from dfl_utils import chapter as chapters
-from dfl_utils import exhibits, provenance, ranks
+from dfl_utils import exhibits, provenance, published_run, ranks
 from dfl_utils.chapter import BuildFailed, Scalar
+from dfl_utils.store import Ledger
 
 # Seconds a cell may take before a hanging kernel is taken for dead; the long scales set no limit.
 TIMEOUTS = {"ci": 600, "quick": 1800}
@@ -42,10 +43,10 @@ def run_chapter(
     Args:
         name: the notebook's name without its suffix.
         parameters: values over those of the scale, checked before anything runs.
-        scale: `params/<scale>.yml` to start from; None starts from the chapter's defaults.
+        scale: see `chapter.at_scale`; None starts from the chapter's defaults.
         target: where the copy goes; default `_build/run/<name>.ipynb`.
         results: folder of the chapter's numbers; default `_build/results/run`.
-        reuse: leave a copy alone that the same source, parameters, code, data and packages made.
+        reuse: leave a copy alone that the same files, parameters and packages made.
 
     Returns:
         The path of the executed copy.
@@ -59,21 +60,27 @@ def run_chapter(
     values |= chapters.check(source, parameters or {})
     target = target or folder("run") / f"{name}.ipynb"
     results = results or folder("results") / "run"
-    made_by = exhibits.made_by(source)
-    fingerprint = key(source, values)
+    fingerprint = key(source, values, scale)
     if reuse and state(target, fingerprint, results) == "fresh":
         print(f"{name}: nothing has changed since it last ran", flush=True)
         return target
     print(f"{name}: running ...", flush=True)
-    for suffix in (".csv", ".json"):
+    for suffix in (".csv", ".json", ".shards"):
         (results / f"{name}{suffix}").unlink(missing_ok=True)
     start = time.monotonic()
     notebook = _execute(source, values, results, TIMEOUTS.get(scale or ""))
     seconds = round(time.monotonic() - start, 1)
-    run = {"scale": scale or "none", "parameters": chapters.effective(source, values), "made_by": made_by}
-    exhibits.record_run(results, name, run)
+    exhibits.record_run(results, name, chapters.effective(source, values))
     saved = sorted(path.name for path in results.glob(f"{name}.*"))
-    notebook.metadata["dfl"] = {"key": fingerprint, "scale": scale, "seconds": seconds, "results": saved}
+    lines = [how for how, _ in Ledger.read(results / f"{name}.shards")]
+    shards = {how: lines.count(how) for how in exhibits.ASKED}
+    notebook.metadata["dfl"] = {
+        "key": fingerprint,
+        "scale": scale,
+        "seconds": seconds,
+        "results": saved,
+        "shards": shards,
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(_presentable(notebook), target)
     (folder("running") / source.name).unlink(missing_ok=True)
@@ -81,12 +88,36 @@ def run_chapter(
     return target
 
 
-def key(source: Path, values: Mapping[str, Scalar]) -> str:
-    """Hash of all that an executed chapter shows: its cells, values, modules, committed data and packages."""
-    cells = [(cell.cell_type, cell.source, cell.metadata) for cell in _clean(source).cells]
-    code = provenance.code_hash(provenance.dependencies(source, presentation=True))
-    parts = [cells, dict(values), code, provenance.data_hash(), provenance.versions()]
+def key(source: Path, values: Mapping[str, Scalar], scale: str | None) -> str:
+    """What an executed chapter was made of, as `make` would ask: values, packages, and the ages of files.
+
+    A copy of another key is executed anew, which costs no model's work where the run store has it.
+    """
+    parts = [dict(values), scale, _age(source), _ages(), provenance.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _ages() -> list[tuple[str, int, int]]:
+    """Of everything that a chapter may read beside itself, but for data that is made here."""
+    root = provenance.ROOT
+    made = [root / "data" / name for name in ("downloads", "mini/world", "mini/training")]
+    package = (root / "dfl_utils").rglob("*.py")
+    data = [path for path in _walk(root / "data", made) if path.is_file()]
+    results = [*(root / "results").glob("*/*.*"), published_run.FOLDER, published_run.FOLDER / published_run.INDEX]
+    return [_age(path) for path in sorted({*package, *data, *results}) if path.exists()]
+
+
+def _walk(folder: Path, leave_out: list[Path]) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path not in leave_out:
+            yield path
+            if path.is_dir():
+                yield from _walk(path, leave_out)
+
+
+def _age(path: Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return path.relative_to(provenance.ROOT).as_posix(), found.st_size, found.st_mtime_ns
 
 
 def state(target: Path, fingerprint: str, results: Path) -> str:
@@ -127,7 +158,9 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
     running = folder("running") / source.name
     running.parent.mkdir(parents=True, exist_ok=True)
     try:
-        variables = {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
+        results.mkdir(parents=True, exist_ok=True)
+        ledger = results / f"{source.stem}.shards"
+        variables = {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem, "DFL_LEDGER": str(ledger)}
         with tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
             return papermill.execute_notebook(
                 _clean(source),

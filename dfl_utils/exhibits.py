@@ -1,19 +1,22 @@
-"""The book's numbers as tidy rows: checked, saved by each chapter, published with a stamp, found stale.
+"""The book's numbers as tidy rows: checked, saved by each chapter, published with a stamp and the shards behind them.
 
-A chapter ends with `save`; `dfl book --scale full` publishes what the chapters saved as `results/<profile>/`,
-with a stamp of the code, data and checkpoints that made it; `stale` compares that stamp with the tree.
+A chapter ends with `save`; `dfl book --scale full` publishes what the chapters saved as `results/<profile>/`, with a
+stamp that names the commit, the machine and the checkpoints. "Made by this code" means a checkout of that commit.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
 
 from dfl_utils import chapter as chapters
-from dfl_utils import provenance
+from dfl_utils import provenance, published_run
+from dfl_utils.store import Ledger
 
 COLUMNS = ("exhibit", "dataset", "split", "method", "x", "metric", "value", "low", "high", "n", "paper")
 EXHIBITS = (
@@ -28,6 +31,16 @@ METRICS = (
 )
 KEY = ["exhibit", "dataset", "split", "method", "metric", "x"]
 NUMBERS = ["x", "value", "low", "high", "n", "paper"]
+# Metrics of exhibit `cost` that are seconds or ratios of seconds: two runs of one code differ in them.
+TIMED = (
+    "seconds a caption",
+    "joint step ratio",
+    "joint step over naive plain steps",
+    "times the original cost, about",
+)
+ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
+TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finetuned models
+SOURCES = ("dfl_utils", "book", "data", "params", "pyproject.toml", "constraints.txt")  # what numbers are made of
 
 
 def folder() -> Path:
@@ -95,37 +108,22 @@ def save(chapter: str, frame: pd.DataFrame, cost: dict[str, float]) -> Path:
         "checkpoints": provenance.checkpoints(),
         "versions": provenance.versions(),
         "machine": provenance.machine(),
+        "exhibits": sorted(set(frame.exhibit)),
     }
     _write_json(record, path.with_suffix(".json"))
     return path
 
 
-def record_run(directory: Path, chapter: str, run: dict) -> None:
-    """Add what the runner knows (`scale`, `parameters`, `made_by`) to the JSON that a chapter saved."""
+def record_run(directory: Path, chapter: str, parameters: dict) -> None:
+    """Add the parameters that the runner gave to the JSON that a chapter saved."""
     path = directory / f"{chapter}.json"
     if path.is_file():
-        _write_json(json.loads(path.read_text(encoding="utf-8")) | {"run": run}, path)
+        record = json.loads(path.read_text(encoding="utf-8")) | {"parameters": parameters}
+        _write_json(record, path)
 
 
-def made_by(source: Path) -> dict:
-    """Hashes of what a chapter's numbers depend on in the tree: its code, the modules and the committed data."""
-    modules = provenance.dependencies(source)
-    data = [provenance.DATA[name] for name in modules if name in provenance.DATA]
-    return {
-        "code": provenance.chapter_hash(source),
-        "modules": {name: provenance.code_hash([name]) for name in modules},
-        "data": {path: provenance.files_hash(provenance.ROOT / path, ("*.csv", "*.json")) for path in data},
-    }
-
-
-def publish(profile: str, scale_dir: Path) -> Path:
-    """Merge what the chapters saved in `scale_dir` into `results/<profile>/`: exhibits.csv, stamp.json, pictures.
-
-    Only chapters of the book that were run by `dfl` count. Rows are sorted and floats have six digits, so that
-    a second run changes few lines.
-
-    Returns:
-        The folder written.
+def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
+    """The rows of all chapters that saved some in a folder, and what each chapter recorded.
 
     Raises:
         ValueError: no chapter saved numbers, one was run by hand, or two saved the same row.
@@ -134,29 +132,80 @@ def publish(profile: str, scale_dir: Path) -> Path:
     for name in chapters.sources():
         if (scale_dir / f"{name}.json").is_file():
             records[name] = json.loads((scale_dir / f"{name}.json").read_text(encoding="utf-8"))
-            if "run" not in records[name]:
+            if "parameters" not in records[name]:
                 raise ValueError(f"Chapter {name} in {scale_dir} was not run by `dfl book`; run that first.")
     if not records:
         raise ValueError(f"No chapter saved numbers in {scale_dir}; there is nothing to publish.")
-    frame = pd.concat([read(scale_dir / f"{name}.csv") for name in records], ignore_index=True)
+    return validate(pd.concat([read(scale_dir / f"{name}.csv") for name in records], ignore_index=True)), records
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Rows sorted, floats with six digits, so that a second run changes few lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_csv(validate(frame), path)
+
+
+def publish(profile: str, scale_dir: Path, store: Path) -> Path:
+    """Merge what the chapters saved in `scale_dir` into `results/<profile>/`: rows, stamp, pictures and shards.
+
+    Args:
+        profile: folder of `results/`.
+        scale_dir: where the chapters saved.
+        store: folder of the run store that they filled.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ValueError: as `merged`; changes that are not committed; a shard that is lost.
+    """
+    require_clean()
+    frame, records = merged(scale_dir)
     target = provenance.ROOT / "results" / profile
     target.mkdir(parents=True, exist_ok=True)
+    ledgers = {name: Ledger.read(scale_dir / f"{name}.shards") for name in chapters.sources()}
+    asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
+    behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
+    published_run.write(target / "store", store, asked, behind)
     for picture in sorted([*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]):
         shutil.copyfile(picture, target / picture.name)
-    _write_csv(validate(frame), target / "exhibits.csv")
+    write(frame, target / "exhibits.csv")
     _write_json(_stamp(profile, records, target / "exhibits.csv"), target / "stamp.json")
     return target
 
 
+def require_clean() -> None:
+    """ValueError where the tree is no commit: a stamp names one."""
+    if changes := provenance.git("status", "--porcelain", "--", ".", ":!results"):
+        name = changes.splitlines()[0].split()[-1]
+        raise ValueError(
+            f"Numbers are published from a commit, and {name} is not committed: commit it, or put it aside."
+        )
+
+
 def _stamp(profile: str, records: dict[str, dict], table: Path) -> dict:
-    package = provenance.ROOT / provenance.PACKAGE
+    last = next(reversed(records.values()))
+    # What a training left lies in the store, and its shard says what it was trained from.
+    used = [one for record in records.values() for one in record["checkpoints"].values()]
+    checkpoints = {one["path"]: one["sha256"] for one in used if not TRAINED.search(one["path"])}
+    frame = read(table)
     return {
         "profile": profile,
         "commit": provenance.git("rev-parse", "HEAD") or "none",
-        "uncommitted_changes": bool(provenance.git("status", "--porcelain", "--", ".", ":!results")),
-        "dfl_utils": provenance.code_hash(provenance.module_name(path) for path in package.rglob("*.py")),
+        "date": date.today().isoformat(),
+        "machine": last["machine"],
+        "versions": last["versions"],
+        "checkpoints": dict(sorted(checkpoints.items())),
         "exhibits": hashlib.sha256(table.read_bytes()).hexdigest(),
-        "chapters": records,
+        "chapters": {
+            name: {
+                "parameters": record["parameters"],
+                "seconds": record["cost"]["seconds"],
+                "model_calls": record["cost"]["model_calls"],
+                "exhibits": [one for one in frame.exhibit.unique() if one in record["exhibits"]],
+            }
+            for name, record in records.items()
+        },
     }
 
 
@@ -165,48 +214,37 @@ def published() -> list[str]:
     return sorted(path.parent.name for path in (provenance.ROOT / "results").glob("*/stamp.json"))
 
 
-def stale(profile: str) -> list[str]:
-    """Compare the stamp of `results/<profile>/` with the tree; empty where every number is still what the tree makes.
+def stamp(profile: str) -> dict:
+    """What `publish` wrote of a profile's numbers.
 
-    Numbers that `equivalence.carry` has proved of a later code are that code's too.
-
-    Returns:
-        One sentence for each chapter made by another code, module, data, parameter or checkpoint, naming them.
+    Raises:
+        ValueError: there is none, or it is damaged.
     """
-    target = provenance.ROOT / "results" / profile
-    stamp = json.loads((target / "stamp.json").read_text(encoding="utf-8"))
-    sentences = []
-    for name, record in stamp["chapters"].items():
-        run = record["run"]
-        carried = record | {"run": run | stamp.get("carried", {"chapters": {}})["chapters"].get(name, {})}
-        source = chapters.sources().get(name)
-        if (changed := _changes(record, source)) and _changes(carried, source):
-            mend = f"run `dfl book --scale {run['scale']}`"
-            sentences.append(f"results/{profile}: chapter {name} was made before {', '.join(changed)} changed; {mend}.")
-    if hashlib.sha256((target / "exhibits.csv").read_bytes()).hexdigest() != stamp["exhibits"]:
-        sentences.append(f"results/{profile}/exhibits.csv is not the file that was stamped; restore it from git.")
+    path = provenance.ROOT / "results" / profile / "stamp.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): `git checkout -- results/{profile}` brings it back."
+        ) from None
+
+
+def changed(profile: str) -> list[str]:
+    """What has changed in the tree since the commit of `results/<profile>/`, one sentence each; never a fault.
+
+    Numbers are the commit's. A later tree makes the same ones unless a version was raised, a model, a data set or a
+    statistic changed: `dfl verify` finds out.
+    """
+    made = stamp(profile)
+    where, commit = f"results/{profile}", made["commit"]
+    if provenance.git("cat-file", "-t", commit) != "commit":
+        return [f"{where}: commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]
+    names = provenance.git("diff", "--name-only", commit, "--", *SOURCES).splitlines()
+    sentences = [f"{where}: {name} has changed since {commit[:12]}" for name in names]
+    table = provenance.ROOT / where / "exhibits.csv"
+    if not table.is_file() or hashlib.sha256(table.read_bytes()).hexdigest() != made["exhibits"]:
+        sentences.append(f"{where}/exhibits.csv is not the file that was stamped; restore it from git.")
     return sentences
-
-
-def _changes(record: dict, source: Path | None) -> list[str]:
-    """What of a published chapter's record is not so in the tree."""
-    if source is None:
-        return ["the table of chapters"]
-    then, now = record["run"]["made_by"], made_by(source)
-    parameters = chapters.effective(source, chapters.at_scale(source, record["run"]["scale"]))
-    changed = ["its code"] if then["code"] != now["code"] else []
-    changed += ["its parameters"] if record["run"]["parameters"] != parameters else []
-    for kind in ("modules", "data"):
-        names = then[kind].keys() | now[kind].keys()
-        changed += sorted(name for name in names if then[kind].get(name) != now[kind].get(name))
-    for checkpoint in record["checkpoints"].values():
-        path = provenance.ROOT / checkpoint["path"]
-        # What came from a hub is not in the tree; what lay in data/ must still be there.
-        if path.is_dir():
-            changed += [checkpoint["path"]] if provenance.checkpoint_hash(path) != checkpoint["sha256"] else []
-        elif checkpoint["path"].startswith("data/"):
-            changed.append(checkpoint["path"])
-    return changed
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from dfl_utils import checkpoint
 from dfl_utils.profile import Profile
 
+VERSION = 1  # of the features that the same image and files give; part of every key that names an extractor
 BATCH = 64  # images a forward pass; Inception sees them at 299 pixels
 # Role -> name in torch-fidelity, its layer for FID and KID, its layer for IS. `logits_unbiased` leaves out the last
 # layer's bias: torch-fidelity's default, and what the first implementation of the score did.

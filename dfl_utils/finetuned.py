@@ -1,7 +1,8 @@
 """What finetuning leaves: a profile whose captioner or generator is the trained one, in the Hugging Face layout.
 
-The trained weights lie in the run store as a shard; the folders that other chapters load are written from it when they
-are first asked for (`dfl_utils.trained_profile`), and are never committed.
+The trained weights lie in the run store as a shard of their own, beside one of the losses and the weights' digests that
+travels with the published run. The folders that other chapters load are written when they are first asked for
+(`dfl_utils.trained_profile`), and are never committed; where the weights have not travelled, they are trained again.
 """
 
 import copy
@@ -9,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,20 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from dfl_utils import captioner, pairs, provenance, ranks, shards, trained_profile
+from dfl_utils import captioner, pairs, provenance, ranks, trained_profile
 from dfl_utils.data import Example
 from dfl_utils.finetune import TRAINED, Finetuning
 from dfl_utils.losses import TalkingPair
 from dfl_utils.profile import Profile
 from dfl_utils.recipe import ROLES, Recipe
-from dfl_utils.store import Job, RunStore
+from dfl_utils.store import Job, Kind, RunStore
 from dfl_utils.trainable import decoder_folder, load_decoder, load_pipeline
 from dfl_utils.trained_profile import TrainedProfile
 from dfl_utils.vocabulary import VocabularyMap
 from dfl_utils.workshop import Workshop
 
-CODE = ("finetune", "recipe", "micro_batches", "losses", "connection", "teacher_forcing", "pairs")
-MAP_CODE = ("vocabulary", "alignment", "synonyms")
+WEIGHTS = Kind("weights", travels=False)
+FINETUNING, VOCABULARY_MAP = Kind("finetuning"), Kind("vocabulary-map")
 
 
 @dataclass(frozen=True)
@@ -77,30 +78,40 @@ class Finetuner(Workshop):
         other._like = self
         return other
 
-    @cached_property
+    @property
     def vocabulary_map(self) -> VocabularyMap:
         """The map of the pair's tokenizers, learned from the examples' captions."""
+        return self._while_same("map", self._checkpoints, self._find_map)
 
+    def _find_map(self) -> VocabularyMap:
         def make():
             texts = [text for example in self.examples for text in example.references]
             model, tokenizer = self._base_models[0], self._base_models[1].tokenizer
             size = model.model.config.text_config.vocab_size
             return VocabularyMap.make(model.processor.tokenizer, tokenizer, texts, vocab_size=size).to_content()
 
-        models = [self.made_by(role)["checkpoint"] for role in ROLES]
-        code = provenance.code_hash(f"dfl_utils.{name}" for name in MAP_CODE)
-        key = {"models": models, "captions": self._examples_key["captions"], "code": code}
-        return VocabularyMap.from_content(self.store.get_or_make("vocabulary-map", key, make))
+        key = {"models": self._checkpoints, "captions": self._examples_key["captions"]}
+        return VocabularyMap.from_content(self.store.get_or_make(VOCABULARY_MAP, key, make))
 
-    @cached_property
+    @property
+    def _checkpoints(self) -> list[str]:
+        return [self._checkpoint(role) for role in ROLES]
+
+    @property
     def _base_models(self) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
         """Loaded once and never trained; a run trains copies, in float32 whatever the profile infers in."""
         if self._like:
             return self._like._base_models
+        return self._while_same("pair", self._checkpoints, self._load_pair)
+
+    def _load_pair(self) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
         return captioner.load(replace(self.profile, dtype="float32")), load_pipeline(self.profile)
 
-    @cached_property
+    @property
     def _latents(self) -> torch.Tensor:
+        return self._while_same("latents", self._checkpoints, self._find_latents)
+
+    def _find_latents(self) -> torch.Tensor:
         model, pipeline = self._base_models
         pairs.check(model, pipeline, self.examples)
         return pairs.latents(self, pipeline, self.examples)
@@ -141,20 +152,35 @@ class Finetuner(Workshop):
         jobs = [self._job(recipe) for recipe in recipes]
         joint = [several and recipe.micro_batches > 1 for recipe in recipes]
         try:
-            alone = iter(self.fill([job for job, j in zip(jobs, joint, strict=True) if not j], "finetuning"))
-            contents = [self._together(job) if j else next(alone) for job, j in zip(jobs, joint, strict=True)]
+            alone = [self._curves(job) for job, j in zip(jobs, joint, strict=True) if not j]
+            found = iter(self.fill(alone, "finetuning"))
+            contents = [self._together(job) if j else next(found) for job, j in zip(jobs, joint, strict=True)]
         finally:
             self._sweep(jobs)
+        for job in jobs:  # its cost belongs to this run also where only its losses were read
+            self.store.count(*job[:2])
         return [
             self._finetuned(recipe, job, content) for recipe, job, content in zip(recipes, jobs, contents, strict=True)
         ]
+
+    def _curves(self, job: Job) -> Job:
+        """What travels of a run: its losses, what it took, and the digests of the weights that it left."""
+
+        def make():
+            content = self.store.get_or_make(*job)
+            roles = sorted({name.split(".")[1] for name in content if name.startswith("weight.")})
+            losses = {name: value for name, value in content.items() if name.startswith("loss.")}
+            seconds, _ = self.store.cost(*job[:2])
+            digests = [_digest(_weights(content, role)) for role in roles]
+            return losses | {"roles": roles, "digests": digests, "seconds": np.array([seconds])}
+
+        return FINETUNING, job[1], make
 
     def _job(self, recipe: Recipe) -> Job:
         key = {
             "recipe": recipe.key(),
             "captioner": self.captioner_key(),
             "generator": self.made_by("generator") | {"image_size": self.profile.image_size},
-            "code": provenance.code_hash(f"dfl_utils.{name}" for name in CODE),
             "examples": self._examples_key,
             "map": self.vocabulary_map.fingerprint(),
         }
@@ -164,52 +190,56 @@ class Finetuner(Workshop):
 
         def make():
             pair, pipeline = self.pair(recipe)
-            folder = self.store.path("finetuning", key).with_suffix(".training")
+            folder = self.store.path(WEIGHTS, key).with_suffix(".training")
             lessons = self.pairs(pair, pipeline, recipe)
             training = Finetuning(folder, pair, lessons, recipe, key, progress=self.progress).run()
             weights = {f"weight.{name}": p.detach().cpu().numpy() for name, p in training.parameters.items()}
             curves = {f"loss.{name}": curve for name, curve in training.curves.items()}
             return weights | curves, recipe.steps, training.seconds
 
-        return "finetuning", key, make
+        return WEIGHTS, key, make
 
     def _together(self, job: Job) -> dict:
-        """The content of a run that all ranks make step by step; rank 0 holds its claim, and alone writes."""
+        """The losses of a run that all ranks make step by step; rank 0 holds the weights' claim, and alone writes."""
         kind, key, make = job
+        losses = self._curves(job)
         ranks.join(self.profile.device == "cpu")
         if ranks.place().rank:
-            found = make() if ranks.told(0)[0] else None
-            return self.store.get_or_make(kind, key, lambda: found or make())  # what rank 0 has written
+            if ranks.told(0)[0]:
+                found = make()
+                self.store.get_or_make(kind, key, lambda: found)  # what rank 0 has written
+            return self.store.get_or_make(*losses)
         asked = []
 
         def make_with_all():
             asked.append(ranks.told(1))
             return make()
 
-        content = self.store.get_or_make(kind, key, make_with_all)
+        content = self.store.get_or_make(FINETUNING, key, self._curves((kind, key, make_with_all))[2])
         if not asked:  # it was there
             ranks.told(0)
         return content
 
     def _sweep(self, jobs: Sequence[Job]) -> None:
-        """Remove the states of runs whose shards are stored, and not before."""
+        """Remove the states of runs whose weights are stored, and not before."""
         for path in (self.store.path(kind, key) for kind, key, _ in jobs):
             if path.exists():
                 shutil.rmtree(path.with_suffix(".training"), ignore_errors=True)
 
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
-        path = self.store.path(*job[:2])
-        folders, writers = {}, {}
-        for role in recipe.train:
-            folders[role] = str(self.store.root / "finetuned" / f"{role}-{path.stem.rpartition('-')[2][:16]}")
-            prefix = f"weight.{role}."
-            own = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
-            writers[folders[role]] = partial(self._write, role, own)
+        stem = self.store.path(*job[:2]).stem
+        folders, contents, writers = {}, {}, {}
+        for role, digest in zip(content["roles"], content["digests"], strict=True):
+            folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
+            folders[role] = folder
+            contents[folder] = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
+            writers[folder] = partial(self._write, role, job)
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
-        trained = TrainedProfile.of(self.profile, folders, writers)
-        return Finetuned(recipe, trained, losses, shards.cost(path)[0])
+        trained = TrainedProfile.of(self.profile, folders, contents, writers)
+        return Finetuned(recipe, trained, losses, float(content["seconds"][0]))
 
-    def _write(self, role: str, weights: dict[str, np.ndarray], place: Path) -> None:
+    def _write(self, role: str, job: Job, place: Path) -> None:
+        weights = _weights(self.store.get_or_make(*job), role)
         model, pipeline = self._base_models
         base = self._base(role)
         if role == "captioner":
@@ -221,6 +251,19 @@ class Finetuner(Workshop):
         model = getattr(self.profile, role)
         folder, revision = self.profile.locate(model), self.profile.revision(model)
         return folder if Path(folder).is_dir() else snapshot_download(folder, revision=revision, local_files_only=True)
+
+
+def _weights(content: dict, role: str) -> dict[str, np.ndarray]:
+    """The trained weights of a role, by their names in its model."""
+    prefix = f"weight.{role}."
+    return {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+
+
+def _digest(weights: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode() + weights[name].tobytes())
+    return digest.hexdigest()
 
 
 def _copied(model: nn.Module, trained: str) -> nn.Module:

@@ -15,7 +15,7 @@ import numpy as np
 from dfl_utils import catalogue, exhibit_work, gpus, provenance, workload
 from dfl_utils.gpus import MEASURED, PAPER, Gpu
 from dfl_utils.profile import Profile
-from dfl_utils.store import RunStore
+from dfl_utils.store import Kind, RunStore
 from dfl_utils.unit_flops import FREE, UnitFlops, judge_of
 from dfl_utils.workload import Work
 from dfl_utils.world_shapes import Shapes
@@ -23,7 +23,7 @@ from dfl_utils.world_shapes import Shapes
 UTILISATION = (0.2, 0.5)  # of the peak: an assumption, no measurement of ours
 TRAINING = ("finetuning", "anatomy", "validation-losses", "latents")
 SAID_OR_DRAWN = ("captions", "descriptions", "readings", "likelihood", "images")
-CODE = ("unit_flops", "world_shapes", "workload", "losses", "connection", "published")
+UNIT_FLOPS = Kind("unit-flops")
 FEATURES, EMBEDDING, TEXT, NUMBER = 4 * (2048 + 1008), 4 * 768, 100, 8  # bytes; of a text about
 
 
@@ -122,14 +122,13 @@ class Forecast:
         def count():
             return {"flops": np.array([self.units.of(work)])}
 
-        return float(self.store.get_or_make("unit-flops", key, count)["flops"][0])
+        return float(self.store.get_or_make(UNIT_FLOPS, key, count)["flops"][0])
 
     @cached_property
     def _key(self) -> dict:
         world = self.world
         named = [world.captioners, world.generators, world.clip, world.dino, world.dino_size, world.tiny_decoder]
-        code = provenance.code_hash(f"dfl_utils.{name}" for name in CODE)
-        return {"models": list(map(repr, named)), "code": code, "packages": provenance.model_packages()}
+        return {"models": list(map(repr, named)), "packages": provenance.model_packages()}
 
     def _row(self, name: str, exhibit: str, works: list[Work]) -> Row:
         calls = workload.calls(works)

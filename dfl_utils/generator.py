@@ -24,6 +24,7 @@ from dfl_utils.profile import Profile
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `truncated` counts them
 
+VERSION = 1  # of what any generator draws of the same text, seed and files; part of every key that names one
 CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
 # Published with Stable Diffusion, used by nobody here and not fetched.

@@ -15,8 +15,11 @@ from dfl_utils.data import Example
 from dfl_utils.drawings import Drawings
 from dfl_utils.profile import Profile
 from dfl_utils.runs import Readings, Reconstructions
-from dfl_utils.store import Job, RunStore
+from dfl_utils.store import Job, Kind, RunStore
 from dfl_utils.workshop import Workshop, read
+
+CAPTIONS, DESCRIPTIONS, LIKELIHOOD = Kind("captions"), Kind("descriptions"), Kind("likelihood")
+ORIGINAL_FEATURES = Kind("original-features")
 
 
 class Game(Workshop):
@@ -70,7 +73,7 @@ class Game(Workshop):
                 rows = self.captioner.sample(read(part), own, **options)
                 return {"captions": [text for row in rows for text in row]}, sum(map(len, rows))
 
-            return "captions", self.captioner_key() | options | {"streams": own} | self.images_key(part), make
+            return CAPTIONS, self.captioner_key() | options | {"streams": own} | self.images_key(part), make
 
         contents = self.fill([job(block) for block in blocks.cut(len(examples), num_candidates)], "captions")
         return blocks.join_texts([content["captions"] for content in contents], num_candidates)
@@ -90,7 +93,7 @@ class Game(Workshop):
             def make():
                 return {"captions": self.captioner.describe(read(part), num_beams=num_beams)}, len(part)
 
-            return "descriptions", self.captioner_key() | {"num_beams": num_beams} | self.images_key(part), make
+            return DESCRIPTIONS, self.captioner_key() | {"num_beams": num_beams} | self.images_key(part), make
 
         contents = self.fill([job(block) for block in blocks.cut(len(examples))], "descriptions")
         return [text for content in contents for text in content["captions"]]
@@ -110,7 +113,7 @@ class Game(Workshop):
             def make():
                 return {"log_likelihood": self.captioner.log_likelihood(read(part), texts)}, sum(map(len, texts))
 
-            return "likelihood", self.captioner_key() | {"captions": texts} | self.images_key(part), make
+            return LIKELIHOOD, self.captioner_key() | {"captions": texts} | self.images_key(part), make
 
         contents = self.fill([job(block) for block in blocks.cut(len(examples), count)], "likelihood")
         return blocks.join([content["log_likelihood"] for content in contents], count)
@@ -193,7 +196,7 @@ class Game(Workshop):
             def make():
                 return {"features": self.extractor.features(read(part))}, len(part)
 
-            return "original-features", self.extractor_key() | self.images_key(part), make
+            return ORIGINAL_FEATURES, self.extractor_key() | self.images_key(part), make
 
         contents = self.fill([job(block) for block in blocks.cut(len(examples))], "features")
         return np.concatenate([content["features"] for content in contents])

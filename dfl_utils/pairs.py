@@ -13,9 +13,10 @@ from dfl_utils import blocks, teacher_forcing
 from dfl_utils.captioner import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.data import Example
 from dfl_utils.losses import Batch
-from dfl_utils.store import Job
+from dfl_utils.store import Job, Kind
 from dfl_utils.workshop import Workshop, read
 
+LATENTS = Kind("latents", travels=False)
 LATENT_BLOCK = 256  # images a shard of latents
 ENCODE_BATCH = 32
 WHOLE = slice(None)
@@ -41,7 +42,7 @@ def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Seq
             return {"latents": torch.cat(found).contiguous().float().cpu().numpy()}, len(part)
 
         key = workshop.made_by("generator") | {"image_size": size} | workshop.images_key(part)
-        return "latents", key, make
+        return LATENTS, key, make
 
     jobs = [job(examples[start : start + LATENT_BLOCK]) for start in range(0, len(examples), LATENT_BLOCK)]
     return torch.from_numpy(np.concatenate([content["latents"] for content in workshop.fill(jobs, "latents")]))

@@ -60,8 +60,6 @@ def read_ahead() -> None:
     data.load(mini, "coco", "train")
     for model in (mini.captioner, mini.generator, mini.clip, mini.dino, mini.probe):
         provenance.checkpoint_hash(Path(mini.locate(model)).resolve())
-    for names in (*workshop.CODE.values(), finetuned.CODE):
-        provenance.code_hash(f"dfl_utils.{name}" for name in names)
 
 
 with suppress(Exception):

@@ -107,6 +107,10 @@ class Profile:
             raise FileNotFoundError(f"No model folder {model}: restore it from git, or rebuild it by `make mini`.")
         return model
 
+    def trained(self, model: str) -> str | None:
+        """What stands for a model in keys where it was finetuned here; None of any other. See `TrainedProfile`."""
+        return None
+
     def dataset_root(self, dataset: str) -> Path:
         """Folder of `coco` or `nocaps`: its own root, else the one of that name in `data_root`."""
         own = {"coco": self.coco_root, "nocaps": self.nocaps_root}.get(dataset)

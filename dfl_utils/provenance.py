@@ -1,14 +1,11 @@
-"""What made a number: hashes of code, data and checkpoints, package versions, the machine.
+"""What made a number: the contents of data and checkpoints, package versions, the machine.
 
-Code is hashed as its syntax tree without docstrings, so wording never makes a result stale, and a chapter
-depends on those modules alone that it imports, directly or through others.
+No source is hashed: what the code decides is said by the versions of the kinds of shard (`dfl_utils.store.Kind`) and of
+the models' askers, and by the commit that a stamp names.
 """
 
-import ast
 import hashlib
 import importlib.metadata
-import importlib.util
-import json
 import os
 import platform
 import re
@@ -17,22 +14,9 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from dfl_utils import syntax
-
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "dfl_utils"
-ENTRY_POINT = rf"{PACKAGE}(\.\w+)+:\w+"
-# Modules that show or record a number and never change it: touching them must not make a result stale.
-RECORDERS = (
-    *("plots", "curves", "diagrams", "book", "bookext", "chapter", "cli", "execution", "exhibits"),
-    *("provenance", "equivalence", "syntax", "disclosure", "kernels"),
-    *("doctor", "inventory", "machine", "catalogue", "web_files", "fetch", "hub", "download", "archives"),
-)
-BYSTANDERS = frozenset(f"{PACKAGE}.{name}" for name in RECORDERS)
-# Committed data that a module reads; they are hashed with the chapters that import it.
-DATA = {f"{PACKAGE}.paper": "data/paper", f"{PACKAGE}.gpus": "data/gpu"}
-# Folders of data/mini that are made here and never committed.
-GENERATED = ("world", "training")
+# Files of a checkpoint that nothing here opens: other formats of its weights, and its card.
+NEVER_READ = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.md", "*.png", "*.jpg")
 KEY_PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors"),
     *("numpy", "scipy", "pandas", "pillow", "matplotlib"),
@@ -45,145 +29,22 @@ MODEL_PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "pillow") 
 used: dict[str, dict] = {}
 
 
-# --- code -------------------------------------------------------------------------------------------------
-def code(path: Path) -> str:
-    """The Python source of a module (.py), or of a chapter (.ipynb) its code cells joined by blank lines."""
-    if path.suffix != ".ipynb":
-        return path.read_text(encoding="utf-8")
-    return "\n\n".join("".join(cell["source"]) for cell in _cells(path))
-
-
-def chapter_hash(path: Path) -> str:
-    """Hash of a chapter's code cells, without those that only draw.
-
-    A cell only draws when it has `mystnb` figure or image metadata and assigns no name that the rest reads.
-    """
-    cells = [(cell, syntax.parse("".join(cell["source"]), path.stem)) for cell in _cells(path)]
-    counted = [tree for cell, tree in cells if not draws(cell)]
-    drawn = [tree for cell, tree in cells if draws(cell)]
-    while needed := [tree for tree in drawn if syntax.assigned(tree) & set().union(*map(syntax.read, counted))]:
-        counted += needed
-        drawn = [tree for tree in drawn if tree not in needed]
-    return _hash_trees([(path.stem, tree) for _, tree in cells if tree in counted])
-
-
-def code_hash(modules: Iterable[str]) -> str:
-    """Hash of modules by their syntax trees: docstrings, comments and layout do not count."""
-    return _hash([(name, _dump(_file(name).read_text(encoding="utf-8"), name)) for name in sorted(modules)])
-
-
-def dependencies(source: str | Path, presentation: bool = False) -> list[str]:
-    """The package's modules that a chapter, module or piece of source imports, directly or through others.
+# --- data and checkpoints ---------------------------------------------------------------------------------
+def files_hash(folder: Path, patterns: Iterable[str] = ("*",), leave_out: Iterable[str] = ()) -> str:
+    """Hash over the sorted relative names and the bytes of a folder's files, subfolders included.
 
     Args:
-        source: path of a .py or .ipynb file, or Python source with absolute imports.
-        presentation: keep the modules that cannot change a number (`BYSTANDERS`).
-
-    Returns:
-        Sorted dotted names. A module given as `source` is not part of its own list unless something imports it.
+        folder: of which hidden files and those below hidden folders do not count.
+        patterns: names that count.
+        leave_out: names of these that do not.
     """
-    importer = None
-    if isinstance(source, Path):
-        importer = module_name(source)
-        source = code(source)
-    found: set[str] = set()
-    queue = [(source, importer)]
-    while queue:
-        text, importer = queue.pop()
-        new = _imports(text, importer) - found
-        if not presentation:
-            new -= BYSTANDERS
-        found |= new
-        queue += [(_file(name).read_text(encoding="utf-8"), name) for name in new]
-    return sorted(found)
-
-
-def _cells(path: Path) -> list[dict]:
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path} is not a notebook; restore it from git.") from error
-    return [cell for cell in cells if cell["cell_type"] == "code"]
-
-
-def draws(cell: dict) -> bool:
-    """Whether a notebook cell is marked as a figure, by `mystnb` metadata `figure` or `image`."""
-    return bool({"figure", "image"} & cell.get("metadata", {}).get("mystnb", {}).keys())
-
-
-def _hash_trees(trees: Iterable[tuple[str, ast.Module]]) -> str:
-    return _hash([(name, ast.dump(syntax.without_docstrings(tree))) for name, tree in trees])
-
-
-@cache  # the keys of a run store name the same few modules hundreds of times
-def _dump(text: str, name: str) -> str:
-    return ast.dump(syntax.without_docstrings(syntax.parse(text, name)))
-
-
-def _hash(dumps: Iterable[tuple[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for name, dump in dumps:
-        digest.update(f"{name}\n{dump}\n".encode())
-    return digest.hexdigest()
-
-
-def _imports(text: str, importer: str | None) -> set[str]:
-    """Modules that one source imports or names as `module:function`; `importer` resolves relative imports."""
-    package = importer
-    if importer and _file(importer).name != "__init__.py":
-        package = importer.rpartition(".")[0]
-    return {name for name in _named(text, importer or "the chapter", package) if _file(name).is_file()}
-
-
-@cache  # every chapter comes to nearly every module
-def _named(text: str, name: str, package: str | None) -> frozenset[str]:
-    """What `_imports` looks for, whether there is such a file or not."""
-    names: set[str] = set()
-    for node in ast.walk(syntax.parse(text, name)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level and package:
-                base = importlib.util.resolve_name("." * node.level + base, package)
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and re.fullmatch(ENTRY_POINT, str(node.value)):
-            names.add(node.value.partition(":")[0])
-    # `import a.b.c` also runs the __init__ of a and of a.b; what is no file was an attribute of its module.
-    parents = {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
-    return frozenset(name for name in parents if name.split(".")[0] == PACKAGE)
-
-
-def _file(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def module_name(path: Path) -> str | None:
-    """Dotted name of a file of the package; None for any other file."""
-    path = path.resolve()
-    if path.suffix != ".py" or not path.is_relative_to(ROOT / PACKAGE):
-        return None
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-# --- data and checkpoints ---------------------------------------------------------------------------------
-def files_hash(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
-    """Hash over the sorted relative names and the bytes of a folder's files, subfolders included."""
-    paths = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    paths = found - hidden - {path for path in found if any(map(path.match, leave_out))}
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
         digest.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())
     return digest.hexdigest()
-
-
-def data_hash() -> str:
-    """Hash of the committed data: the paper's numbers, a GPU's, the small checkpoints and their cards."""
-    mini = [path for path in (ROOT / "data" / "mini").glob("*") if path.name not in GENERATED]
-    parts = sorted([ROOT / "data" / "gpu", ROOT / "data" / "paper", *mini])
-    hashes = [(part.name, files_hash(part) if part.is_dir() else file_hash(part)) for part in parts if part.exists()]
-    return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -198,12 +59,15 @@ def _file_hash(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@cache
 def checkpoint_hash(folder: Path) -> str:
-    """Hash of a checkpoint's *.safetensors and *.json, remembered for the life of the process."""
+    """Hash of a checkpoint's names and bytes, all that a library may read of it: looked at anew each time.
+
+    Raises:
+        FileNotFoundError: a folder without *.safetensors.
+    """
     if not any(folder.rglob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no *.safetensors; restore it from git or rebuild it by `make mini`.")
-    return files_hash(folder, ("*.safetensors", "*.json"))
+    return files_hash(folder, leave_out=NEVER_READ)
 
 
 def register(name: str, folder: str | Path, how: str = "loaded", revision: str | None = None) -> None:

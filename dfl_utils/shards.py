@@ -83,14 +83,14 @@ def read(path: Path) -> tuple[Content, dict[str, str]]:
     return {name: content[name] for name in json.loads(metadata.pop("names"))}, metadata
 
 
-def cost(path: Path) -> tuple[float, int]:
-    """Seconds and model calls of a shard's first making, without reading its content; 0 where there is no shard.
+def cost(path: Path) -> tuple[float, int] | None:
+    """Seconds and model calls of a shard's first making, without reading its content; None where there is no shard.
 
     Raises:
         Broken: its header is damaged.
     """
     if not path.exists():
-        return 0.0, 0
+        return None
     try:
         with safe_open(path, "np") as shard:
             metadata = shard.metadata() or {}

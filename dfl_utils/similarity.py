@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, CLIPModel, ViTModel
 from dfl_utils import checkpoint
 from dfl_utils.profile import Profile
 
+VERSION = 1  # of the embeddings that the same image and files give; part of every key that names an encoder
 EMBED_BATCH = 128  # images a forward pass, and their pixels: DINO at 384 px reads 2,305 tokens an image
 EMBED_PIXELS = EMBED_BATCH * 224**2
 

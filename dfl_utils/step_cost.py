@@ -20,17 +20,19 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfl_utils import finetuned, full_size, pairs, provenance
+from dfl_utils import full_size, pairs, provenance
 from dfl_utils.captioner import Captioner
 from dfl_utils.finetune import Recipe
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.losses import LOSSES, Batch
 from dfl_utils.shape_counter import ShapeCounter
 from dfl_utils.step_ways import DEPENDS, STEPS, Step, Way, ways
+from dfl_utils.store import Kind
 from dfl_utils.vocabulary import VocabularyMap
 from dfl_utils.workshop import read
 
-CODE = ("step_cost", "step_ways", "step_meter", "shape_counter", "full_size", *finetuned.CODE)
+LOSSES_OF_WAYS, FLOPS, PUBLISHED_FLOPS = Kind("step-losses"), Kind("step-flops"), Kind("step-flops-published")
+SECONDS = Kind("step-seconds")
 SEED = 0  # of the batch's timesteps and noise
 
 
@@ -148,17 +150,17 @@ class StepCost:
         def measured():
             return {"losses": self.bench.losses(self.ways)}, len(self.ways)
 
-        return self.finetuner.store.get_or_make("step-losses", self._key(), measured)["losses"]
+        return self.finetuner.store.get_or_make(LOSSES_OF_WAYS, self._key(), measured)["losses"]
 
     def flops(self) -> Costs:
         """FLOPs of a step of the profile's models."""
-        return self._kept("step-flops", lambda: self.bench.flops(self.ways))
+        return self._kept(FLOPS, lambda: self.bench.flops(self.ways))
 
     def seconds(self, rounds: int) -> Costs:
         """Seconds of a step of the profile's models, as they were when this was first asked; `rounds` at least 1."""
         if rounds < 1:
             raise ValueError(f"rounds is {rounds}: measure at least one.")
-        return self._kept("step-seconds", lambda: self.bench.seconds(self.ways, rounds), rounds=rounds)
+        return self._kept(SECONDS, lambda: self.bench.seconds(self.ways, rounds), rounds=rounds)
 
     def published_flops(self) -> Costs:
         """FLOPs of a step at the sizes of the paper's models, whose weights are not needed for it; see `full_size`.
@@ -173,7 +175,7 @@ class StepCost:
             batch, images = full_size.batch(own.batch.caption)
             return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact, ShapeCounter())
 
-        return self._kept("step-flops-published", count)
+        return self._kept(PUBLISHED_FLOPS, count)
 
     @cached_property
     def bench(self) -> Bench:
@@ -189,7 +191,7 @@ class StepCost:
         lessons = pairs.Pairs(pair.captioner, pipeline, self.examples, latents)
         return Bench(*models, lessons.make(self.examples, latents, SEED), images)
 
-    def _kept(self, kind: str, make: Callable[[], np.ndarray], **asked: int) -> Costs:
+    def _kept(self, kind: Kind, make: Callable[[], np.ndarray], **asked: int) -> Costs:
         def measured():
             spent = make()
             return {"spent": spent, "noted": [date.today().isoformat(), _machine()]}, spent[..., 0, 0].size
@@ -207,7 +209,6 @@ class StepCost:
             "decoder": provenance.checkpoint_hash(tiny) if tiny and tiny.is_dir() else tiny and str(tiny),
             "captions": [example.references[0] for example in self.examples],
             "map": finetuner.vocabulary_map.fingerprint(),
-            "code": provenance.code_hash(f"dfl_utils.{name}" for name in CODE),
         }
         return own | finetuner.images_key(self.examples)
 

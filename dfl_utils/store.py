@@ -1,7 +1,8 @@
 """The run store: captions, reconstructions, embeddings and scores as shards, addressed by what made them.
 
 A shard (`dfl_utils.shards`) is one file named by its kind and the SHA-256 of its key; one that is not whole is made
-anew. Processes and machines that share a folder claim shards (`dfl_utils.claims`), so that each is made once.
+anew. Processes and machines that share a folder claim shards (`dfl_utils.claims`), so that each is made once. Beside
+the folder that a run writes lies the published run (`dfl_utils.published_run`), which is only read.
 """
 
 import contextlib
@@ -17,12 +18,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfl_utils import shards
+from dfl_utils import published_run, shards
 from dfl_utils.claims import claim
+from dfl_utils.published_run import PublishedRun
 from dfl_utils.shards import Content
 
 Make = Callable[[], Content | tuple[Content, int] | tuple[Content, int, float]]
-Job = tuple[str, Mapping[str, Any], Make]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What shards of one kind hold, declared once, beside what makes them.
+
+    Attributes:
+        name: letters, digits, `-` and `_`; part of the file name.
+        version: part of every key. Whoever changes what the maker puts out raises it (CONTRIBUTING says when).
+        travels: whether the published run takes such shards along.
+
+    Raises:
+        ValueError: a name that is no plain word, a version that is no whole number, or another declaration of the name.
+    """
+
+    name: str
+    version: int = 1
+    travels: bool = True
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"{self.name!r} names no kind of shard: use letters, digits, '-' and '_'.")
+        if type(self.version) is not int or self.version < 1:
+            raise ValueError(f"Kind {self.name} has the version {self.version!r}: count from 1.")
+        if KINDS.setdefault(self.name, self) != self:
+            raise ValueError(f"Kind {self.name} is declared twice: give one of the two another name.")
+
+    def key(self, **parts: Any) -> dict[str, Any]:
+        """The whole key of a shard: kind and version beside the parts that it depends on."""
+        return {"kind": self.name, "version": self.version, **parts}
+
+    def stem(self, key: Mapping[str, Any]) -> str:
+        """A shard's file name without its ending.
+
+        Raises:
+            ValueError: a key that is not JSON.
+        """
+        return f"{self.name}-{hashlib.sha256(_canonical(self.key(**key)).encode()).hexdigest()}"
+
+
+KINDS: dict[str, Kind] = {}  # every kind that is declared, by name
+Job = tuple[Kind, Mapping[str, Any], Make]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +84,33 @@ class Spent:
     loaded: int = 0
 
 
+class Ledger:
+    """A file with a line for each shard that a process asked for: how it was got, and its name.
+
+    `made`, `found` (in the run store) and `published` shards were asked for by a chapter, `inner` ones by the making of
+    others, `counted` ones for what they once cost.
+
+    Args:
+        path: appended to; None keeps no ledger.
+    """
+
+    def __init__(self, path: Path | str | None):
+        self.path, self._noted = Path(path) if path else None, set()
+
+    def note(self, how: str, stem: str) -> None:
+        if self.path is not None and (how, stem) not in self._noted:
+            self._noted.add((how, stem))
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{how} {stem}\n")
+
+    @staticmethod
+    def read(path: Path) -> list[tuple[str, str]]:
+        """`(how, stem)` of every line; none where there is no file."""
+        if not path.is_file():
+            return []
+        return [tuple(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def default_root() -> Path:
     """`$DFL_STORE`, or `.store` at the root of the repository."""
     return Path(os.environ.get("DFL_STORE") or Path(__file__).resolve().parents[1] / ".store")
@@ -51,6 +121,8 @@ class RunStore:
 
     Args:
         root: the folder, made if missing; `default_root()` if None.
+        published: a run to read from beside it; the book's own where neither is given, if `DFL_PUBLISHED` does not name
+            another folder, or none (empty).
 
     Attributes:
         spent: kind -> `Spent`, over the shards that this object has made or loaded. Seconds and calls are those of the
@@ -60,10 +132,13 @@ class RunStore:
         OSError: the folder cannot be written, said before any work is done.
     """
 
-    def __init__(self, root: Path | str | None = None):
+    def __init__(self, root: Path | str | None = None, published: PublishedRun | None = None):
         self.root = Path(root) if root is not None else default_root()
+        self.published = published if published or root is not None else published_run.opened()
+        self.ledger = Ledger(os.environ.get("DFL_LEDGER"))
+        self._depth = 0  # makes in hand, one inside the other
         self.spent: dict[str, Spent] = {}
-        self._counted: set[Path] = set()
+        self._counted: set[str] = set()
         self._patient = True  # waits for what another process is making
         self._aside = 0.0  # seconds that the make in hand passed inside the store, on shards of their own
         try:
@@ -77,24 +152,22 @@ class RunStore:
                 with claim(left, wait=False) or contextlib.nullcontext():
                     pass
 
-    def path(self, kind: str, key: Mapping[str, Any]) -> Path:
+    def path(self, kind: Kind, key: Mapping[str, Any]) -> Path:
         """Where the shard of that kind and key lies, or would lie.
 
         Raises:
-            ValueError: a kind that is no plain word, or a key that is not JSON.
+            ValueError: a key that is not JSON.
         """
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", kind):
-            raise ValueError(f"{kind!r} names no kind of shard: use letters, digits, '-' and '_'.")
-        return self.root / f"{kind}-{hashlib.sha256(_canonical(key).encode()).hexdigest()}.safetensors"
+        return self.root / f"{kind.stem(key)}.safetensors"
 
-    def get_or_make(self, kind: str, key: Mapping[str, Any], make: Make) -> Content:
+    def get_or_make(self, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
         """The content of a shard: loaded if it is there and whole, else made and stored.
 
         Another process that is making the same shard is waited for.
 
         Args:
-            kind: what is in it, e.g. `captions`; part of the file name.
-            key: all that the content depends on, as JSON (1 and 1.0 are different keys).
+            kind: what is in it; its name and version are part of the key.
+            key: all else that the content depends on, as JSON (1 and 1.0 are different keys).
             make: returns arrays (bool, integer, float) and lists of str by name, or `(content, model calls)`, or with
                 a third: the seconds that an attempt which broke off had spent on it.
 
@@ -104,7 +177,7 @@ class RunStore:
         """
         content = self._attempt(kind, key, make, wait=self._patient)
         if content is None:
-            raise Busy(f"{kind} is being made by another process.")  # caught by the `fill` that does not wait
+            raise Busy(f"{kind.name} is being made by another process.")  # caught by the `fill` that does not wait
         return content
 
     def fill(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Content]]:
@@ -139,29 +212,41 @@ class RunStore:
         finally:
             self._patient = patient
 
-    def count(self, kind: str, key: Mapping[str, Any]) -> None:
+    def cost(self, kind: Kind, key: Mapping[str, Any]) -> tuple[float, int] | None:
+        """Seconds and model calls of a shard's first making, here or in the published run; None of an unknown one.
+
+        Raises:
+            shards.Broken: its header is damaged.
+        """
+        path = self.path(kind, key)
+        return shards.cost(path) or (self.published and self.published.cost(path.stem))
+
+    def count(self, kind: Kind, key: Mapping[str, Any]) -> None:
         """Add to `spent` what a shard cost that others were made from, although nobody needs its content now.
 
         A lost or damaged one counts for nothing until it is made again.
         """
         path = self.path(kind, key)
-        if path.exists():
-            with contextlib.suppress(shards.Broken):
-                self._count(path, kind, *shards.cost(path), made=0)
+        with contextlib.suppress(shards.Broken):
+            if cost := self.cost(kind, key):
+                self._count(path, kind, *cost, made=0)
+                self.ledger.note("counted", path.stem)
 
-    def _attempt(self, kind: str, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
+    def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
         """As `get_or_make`; None if another process is making the shard and is not waited for."""
         began, path = time.perf_counter(), self.path(kind, key)
         try:
             # Looked at again under the claim: whoever held it before may have made the shard.
             with contextlib.suppress(FileNotFoundError, shards.Broken):
-                return self._load(path, kind, key)
+                return self._load(path, kind, key, "found")
+            if (content := self._from_published(path, kind, key)) is not None:
+                return content
             held = claim(path.with_suffix(".claim"), wait)
             if held is None:
                 return None
             with held:
                 try:
-                    return self._load(path, kind, key)
+                    return self._load(path, kind, key, "found")
                 except FileNotFoundError:
                     pass
                 except shards.Broken as broken:
@@ -170,31 +255,48 @@ class RunStore:
         finally:
             self._aside += time.perf_counter() - began
 
-    def _make(self, path: Path, kind: str, key: Mapping[str, Any], make: Make) -> Content:
+    def _from_published(self, path: Path, kind: Kind, key: Mapping[str, Any]) -> Content | None:
+        """The shard from the published run; None where it has none, or one that is not whole."""
+        if self.published is None or (self._depth and not self.published.inner):
+            return None
+        place = self.published.path(path.stem)
+        try:
+            return self._load(place, kind, key, "published")
+        except FileNotFoundError:
+            return None
+        except shards.Broken as broken:
+            _log.warning("%s is not whole (%s): its work is done anew; %s.", place, broken, published_run.MEND)
+            return None
+
+    def _make(self, path: Path, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
         outer, self._aside, began = self._aside, 0.0, time.perf_counter()
+        self._depth += 1
         try:
             made = make()
             seconds = round(time.perf_counter() - began - self._aside, 3)
         finally:
             self._aside = outer
+            self._depth -= 1
         content, calls, *earlier = made if isinstance(made, tuple) else (made, 0)
         seconds += sum(earlier)
-        metadata = {"key": _canonical(key), "seconds": str(seconds), "calls": str(int(calls))}
+        metadata = {"key": _canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
         content = shards.write(path, content, metadata)
         self._count(path, kind, seconds, calls, made=1)
+        self.ledger.note("inner" if self._depth else "made", path.stem)
         return content
 
-    def _load(self, path: Path, kind: str, key: Mapping[str, Any]) -> Content:
+    def _load(self, path: Path, kind: Kind, key: Mapping[str, Any], how: str) -> Content:
         content, metadata = shards.read(path)
-        if metadata.get("key") != _canonical(key):  # a file that was renamed, or copied to the wrong place
+        if metadata.get("key") != _canonical(kind.key(**key)):  # renamed, or copied to the wrong place
             raise shards.Broken("it is the shard of another key")
         self._count(path, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
+        self.ledger.note("inner" if self._depth else how, path.stem)
         return content
 
-    def _count(self, path: Path, kind: str, seconds: float, calls: int, made: int) -> None:
-        if path not in self._counted:
-            self._counted.add(path)
-            spent = self.spent.setdefault(kind, Spent())
+    def _count(self, path: Path, kind: Kind, seconds: float, calls: int, made: int) -> None:
+        if path.stem not in self._counted:
+            self._counted.add(path.stem)
+            spent = self.spent.setdefault(kind.name, Spent())
             spent.seconds += seconds
             spent.calls += calls
             spent.made += made

@@ -7,12 +7,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from dfl_utils import blocks, provenance
+from dfl_utils import blocks
 from dfl_utils.generator import Generator
-from dfl_utils.store import Job
+from dfl_utils.store import Job, Kind
 from dfl_utils.workshop import Workshop
 
-CODE = ("dfl_utils.token_drawings",)
+TOKEN_IMAGES, SHOWN = Kind("token-images", travels=False), Kind("shown-token-images")
 
 
 def prompt_ids(tokenizer, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -48,27 +48,57 @@ def draw(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]
     Raises:
         ValueError: no rows, other than one seed a row, a row that is too long, a generator of another kind.
     """
-    if not rows or len(rows) != len(seeds):
-        raise ValueError(f"{len(rows)} prompts and {len(seeds)} seeds: give one seed for each prompt.")
-    profile = workshop.profile
-    common = workshop.made_by("generator") | {
-        "drawn by": provenance.code_hash(CODE),
-        "num_inference_steps": profile.num_inference_steps,
-        "guidance_scale": profile.guidance_scale,
-        "image_size": profile.image_size,
-    }
+    found = workshop.fill(_jobs(workshop, rows, seeds), "drawings")
+    return np.concatenate([content["images_hat"] for content in found])
+
+
+def _jobs(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Job]:
+    whole = key(workshop, rows, seeds)
+    del whole["kind"], whole["version"]  # the store adds them
 
     def job(start: int) -> Job:
-        part = [list(map(int, row)) for row in rows[start : start + blocks.SHARD_IMAGES]]
-        own = list(seeds[start : start + blocks.SHARD_IMAGES])
+        part, own = (whole[name][start : start + blocks.SHARD_IMAGES] for name in ("tokens", "seeds"))
 
         def make():
             return {"images_hat": _draw(workshop.generator, part, own)}, len(part)
 
-        return "token-images", common | {"tokens": part, "seeds": own}, make
+        return TOKEN_IMAGES, whole | {"tokens": part, "seeds": own}, make
 
-    found = workshop.fill([job(k) for k in range(0, len(rows), blocks.SHARD_IMAGES)], "drawings")
-    return np.concatenate([content["images_hat"] for content in found])
+    return [job(k) for k in range(0, len(rows), blocks.SHARD_IMAGES)]
+
+
+def show(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int], places: Sequence[int]) -> np.ndarray:
+    """Those of the images of `draw` that a page shows, `(places, H, W, 3)` uint8."""
+    places = list(places)
+
+    def take():
+        return {"images_hat": draw(workshop, rows, seeds)[places]}
+
+    for kind, drawings, _ in _jobs(
+        workshop, rows, seeds
+    ):  # their cost belongs to this run also where they are not read
+        workshop.store.count(kind, drawings)
+    asked = {"drawings": key(workshop, rows, seeds), "places": places}
+    return workshop.store.get_or_make(SHOWN, asked, take)["images_hat"]
+
+
+def key(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict:
+    """What the images of `draw` depend on, for the keys of what is made from them.
+
+    Raises:
+        ValueError: no rows, or other than one seed a row.
+    """
+    if not rows or len(rows) != len(seeds):
+        raise ValueError(f"{len(rows)} prompts and {len(seeds)} seeds: give one seed for each prompt.")
+    profile = workshop.profile
+    return TOKEN_IMAGES.key(
+        **workshop.made_by("generator"),
+        num_inference_steps=profile.num_inference_steps,
+        guidance_scale=profile.guidance_scale,
+        image_size=profile.image_size,
+        tokens=[list(map(int, row)) for row in rows],
+        seeds=list(seeds),
+    )
 
 
 @torch.no_grad()

@@ -23,16 +23,24 @@ class TrainedProfile(Profile):
     """A profile some of whose models are folders that can be written.
 
     Attributes:
+        contents: folder -> what stands for it in keys: what it was trained from, and the digest of its weights.
         writers: folder -> what writes it into a place that is moved there afterwards.
     """
 
+    contents: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     writers: Mapping[str, Writer] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, base: Profile, folders: Mapping[str, str], writers: Mapping[str, Writer]) -> "TrainedProfile":
+    def of(
+        cls, base: Profile, folders: Mapping[str, str], contents: Mapping[str, str], writers: Mapping[str, Writer]
+    ) -> "TrainedProfile":
         """`base` with other models: role -> folder."""
-        same = {one.name: getattr(base, one.name) for one in fields(base) if one.name != "writers"}
-        return cls(**same | folders, writers=getattr(base, "writers", {}) | writers)
+        same = {one.name: getattr(base, one.name) for one in fields(base) if one.name not in ("contents", "writers")}
+        own = {"contents": contents, "writers": writers}
+        return cls(**same | folders, **{name: getattr(base, name, {}) | value for name, value in own.items()})
+
+    def trained(self, model: str) -> str | None:
+        return self.contents.get(model)
 
     def locate(self, model: str) -> str:
         """As `Profile.locate`; a folder of `writers` that is not there is written first."""

@@ -1,11 +1,11 @@
 """The models of a profile beside the store of what they made: a model is loaded when a shard is missing, not before.
 
-A shard's key names everything that it depends on: checkpoint, images, seeds, settings, packages, code of its module.
+A shard's key names everything that it depends on: checkpoint, images, seeds, settings, packages, and the versions of
+its kind and of how a model is asked.
 """
 
 import hashlib
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,16 +16,15 @@ from tqdm import tqdm
 from dfl_utils import captioner, data, fidelity, generator, provenance, ranks, similarity
 from dfl_utils.data import Example
 from dfl_utils.profile import Profile
-from dfl_utils.store import Job, RunStore
+from dfl_utils.store import Job, Kind, RunStore
 
-# The modules that decide what comes out of a model; not those that find its files.
-CODE = {
-    "captioner": ("captioner", "own_captioner", "sampling"),
-    "generator": ("generator", "onednn"),
-    "clip": ("similarity",),
-    "dino": ("similarity",),
-    "probe": ("fidelity",),
-    "inception": ("fidelity",),
+ORIGINALS = {name: Kind(f"{name}-originals") for name in similarity.ENCODERS}
+# How each model is asked, counted from 1: raised when other words, pixels or numbers come out of the same files.
+ASKED = {
+    "captioner": captioner.VERSION,
+    "generator": generator.VERSION,
+    **dict.fromkeys(similarity.ENCODERS, similarity.VERSION),
+    **dict.fromkeys(("probe", "inception"), fidelity.VERSION),
 }
 # What a profile says of encoders and extractor.
 JUDGING = ("clip", "dino", "dino_size", "probe", "inception", "image_size", "device")
@@ -59,39 +58,44 @@ class Workshop:
         self._judges = judges
         ranks.use_device(profile.device)
         self.profile, self.store, self.progress = profile, store, progress
-        self._encoders: dict[str, similarity.ImageEncoder] = {}
-        self._made_by: dict[str, dict] = {}
-        self._content: dict[Path, str] = {}
+        self._loaded: dict[str, tuple[object, object]] = {}
 
-    @cached_property
+    @property
     def captioner(self) -> captioner.Captioner:
-        return captioner.load(self.profile)
+        return self._model("captioner", captioner.load)
 
-    @cached_property
+    @property
     def generator(self) -> generator.Generator:
-        return generator.Generator.load(self.profile)
+        return self._model("generator", generator.Generator.load)
 
-    @cached_property
+    @property
     def extractor(self) -> fidelity.Extractor:
-        return self._judges.extractor if self._judges else fidelity.load(self.profile)
+        return (self._judges or self)._model(fidelity.role(self.profile), fidelity.load)
 
     def encoder(self, name: str) -> similarity.ImageEncoder:
-        if self._judges:
-            return self._judges.encoder(name)
-        if name not in self._encoders:
-            self._encoders[name] = similarity.ENCODERS[name](self.profile)
-        return self._encoders[name]
+        return (self._judges or self)._model(name, similarity.ENCODERS[name])
+
+    def _model(self, role: str, load: Callable[[Profile], object]):
+        """A model, loaded once, and anew when its files have changed: a key names the files as they are now."""
+        return self._while_same(role, [self._checkpoint(role)], lambda: load(self.profile))
+
+    def _while_same(self, name: str, depends: object, make: Callable[[], object]):
+        """What `make` gave when it was first asked with these dependencies."""
+        if name not in self._loaded or self._loaded[name][0] != depends:
+            self._loaded[name] = depends, make()
+        return self._loaded[name][1]
 
     def made_by(self, role: str) -> dict:
-        """The part of a key that names the checkpoint, code and packages behind a shard; the stamp gets them too."""
-        if role not in self._made_by:
-            self._made_by[role] = {
-                "checkpoint": self._checkpoint(role),
-                "code": provenance.code_hash(f"dfl_utils.{name}" for name in CODE[role]),
-                "packages": provenance.model_packages(),
-                "device": self.profile.device,
-            } | self._unusual(role)
-        return self._made_by[role]
+        """The part of a key that names the checkpoint behind a shard, how it is asked, and the packages that decide.
+
+        The stamp gets them too.
+        """
+        return {
+            "checkpoint": self._checkpoint(role),
+            "asked": ASKED[role],
+            "packages": provenance.model_packages(),
+            "device": self.profile.device,
+        } | self._unusual(role)
 
     def _unusual(self, role: str) -> dict:
         found = {name: getattr(self.profile, name) for name in USUAL.get(role, {})}
@@ -100,9 +104,12 @@ class Workshop:
     def _checkpoint(self, role: str) -> str:
         """The hash of a model's folder or file.
 
-        A hub id that is not fetched yet is its name and commit, torch-fidelity's own file its name.
+        A hub id that is not fetched yet is its name and commit, torch-fidelity's own file its name. A trained model is
+        what it was trained from and its weights' digest, whether its folder was written or not.
         """
         model = getattr(self.profile, role)
+        if trained := self.profile.trained(model):
+            return trained
         if role != "inception":
             place = self.profile.locate(model)
             commit = self.profile.revision(model)
@@ -124,10 +131,8 @@ class Workshop:
         return self.made_by(fidelity.role(self.profile)) | own
 
     def images_key(self, examples: Sequence[Example]) -> dict:
-        """SHA-256 of each image file, read once: a key that knows a replaced image."""
-        for path in {example.path for example in examples} - self._content.keys():
-            self._content[path] = _hash(path)
-        return {"images": [self._content[example.path] for example in examples]}
+        """SHA-256 of each image file, read once while it stays as it is: a key that knows a replaced image."""
+        return {"images": [_hash(example.path) for example in examples]}
 
     def fill(self, jobs: Sequence[Job], what: str, group: int = 1) -> list[dict]:
         """The jobs' contents in their order; this rank's and those that no other process is making are made first.
@@ -155,7 +160,7 @@ class Workshop:
             return {"embeddings": self.encoder(name).embed(read(examples))}, len(examples)
 
         key = self.originals_key(name, examples)
-        return self.store.get_or_make(f"{name}-originals", key, embed)["embeddings"]
+        return self.store.get_or_make(ORIGINALS[name], key, embed)["embeddings"]
 
 
 def read(examples: Sequence[Example]) -> list[Image.Image]:
@@ -164,4 +169,7 @@ def read(examples: Sequence[Example]) -> list[Image.Image]:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(data.read_bytes(path)).hexdigest()
+    try:
+        return provenance.file_hash(path)
+    except OSError:
+        return hashlib.sha256(data.read_bytes(path)).hexdigest()  # it says what is wrong with the file

@@ -1,0 +1,100 @@
+"""Rows compared with rows: a build at scale ci with the committed ones, recomputed numbers with the published.
+
+Two machines round differently. What a number may differ by is said here, once for each metric, with the reason.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dfl_utils import exhibits, provenance
+
+GOLDEN = Path("results") / "ci" / "exhibits.csv"
+COMPARED = ("value", "low", "high")
+EXACT = 1e-6  # relative: six digits are written
+MOST = 20  # lines that a table of differences has
+
+
+def tolerance(metric: str) -> tuple[float, float]:
+    """Absolute and relative difference that a metric's numbers may have between two machines."""
+    return 0.0, EXACT
+
+
+def differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of both, side by side; measured times are left out.
+
+    Args:
+        before, after: rows, see `exhibits.validate`.
+
+    Returns:
+        Columns `exhibits.KEY`, `what` (value, low or high; n or paper where these differ; `row` where one side lacks
+        it), `old`, `new`, `difference` and `agrees`.
+    """
+    sides = [frame[~(frame.exhibit.eq("cost") & frame.metric.isin(exhibits.TIMED))] for frame in (before, after)]
+    both = sides[0].merge(sides[1], on=exhibits.KEY, how="outer", suffixes=("_old", "_new"), indicator=True)
+    lines = []
+    for row in both.to_dict("records"):
+        key = {name: row[name] for name in exhibits.KEY}
+        if row["_merge"] != "both":
+            gone = row["_merge"] == "left_only"
+            old, new = (row["value_old"], np.nan) if gone else (np.nan, row["value_new"])
+            lines.append(key | {"what": "row", "old": old, "new": new, "difference": np.nan, "agrees": False})
+            continue
+        absolute, relative = tolerance(row["metric"])
+        for what in (*COMPARED, "n", "paper"):
+            old, new = row[f"{what}_old"], row[f"{what}_new"]
+            if pd.isna(old) and pd.isna(new):
+                continue
+            exact = what not in COMPARED
+            agrees = old == new if exact else bool(np.isclose(new, old, rtol=relative, atol=absolute))
+            if not exact or not agrees:
+                lines.append(key | {"what": what, "old": old, "new": new, "difference": new - old, "agrees": agrees})
+    return pd.DataFrame(lines, columns=[*exhibits.KEY, "what", "old", "new", "difference", "agrees"])
+
+
+def shown(lines: pd.DataFrame, most: int = MOST) -> str:
+    """A table of at most `most` lines, the heading among them; what does not fit is counted in the last."""
+    lines = lines.assign(x=lines.x.map(lambda x: "" if pd.isna(x) else f"{x:g}"))
+    for name in ("old", "new", "difference"):
+        lines[name] = lines[name].map(lambda value: "" if pd.isna(value) else f"{value:.6g}")
+    rows = lines.drop(columns="agrees").to_string(index=False).splitlines()
+    if len(rows) > most:
+        rows = [*rows[: most - 1], f"... and {len(rows) - most + 1} more"]
+    return "\n".join(rows)
+
+
+def built() -> pd.DataFrame:
+    """The rows of the last build at scale ci.
+
+    Raises:
+        ValueError: there was none.
+    """
+    folder = provenance.ROOT / "_build" / "results" / "ci"
+    try:
+        return exhibits.merged(folder)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no whole build at scale ci ({error}): run `dfl book --scale ci` first.") from None
+
+
+def write() -> str:
+    """Take the last build's rows for the committed ones."""
+    exhibits.write(built(), provenance.ROOT / GOLDEN)
+    return GOLDEN.as_posix()
+
+
+def main() -> int:
+    """Compare the last build with the committed rows, and print what differs; 1 if anything does."""
+    path = provenance.ROOT / GOLDEN
+    if not path.is_file():
+        raise ValueError(f"There is no {GOLDEN.as_posix()}: `make golden` writes it.")
+    lines = differences(exhibits.read(path), built())
+    wrong = lines[~lines.agrees]
+    if len(wrong):
+        print(shown(wrong))
+        print(
+            f"{len(wrong)} of {len(lines)} numbers differ from {GOLDEN.as_posix()}; `make golden` takes the new ones."
+        )
+        return 1
+    print(f"{len(lines)} numbers are those of {GOLDEN.as_posix()}")
+    return 0
