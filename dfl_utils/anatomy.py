@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfl_utils import connection, finetune, micro_batches, teacher_forcing
+from dfl_utils import connection, finetune, micro_batches, pairs, teacher_forcing
 from dfl_utils.finetune import ROLES, Recipe
 from dfl_utils.finetuned import Finetuner
 from dfl_utils.losses import LOSSES, Batch, TalkingPair, one_step_image
 from dfl_utils.store import Kind
 
-ANATOMY = Kind("anatomy")
+ANATOMY = Kind("anatomy", made_from=(pairs.LATENTS,))
 # Appendix H: whose weights a loss updates.
 REACHES = {
     "caption_loss": ("captioner",),

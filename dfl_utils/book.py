@@ -86,7 +86,7 @@ def _stores(scale: str, reuse: bool, fresh: bool) -> dict[str, str]:
 
 def _has_published() -> bool:
     try:
-        published_run.PublishedRun(os.environ.get("DFL_PUBLISHED") or published_run.FOLDER)
+        published_run.PublishedRun(os.environ.get("DFL_PUBLISHED") or published_run.place())
     except ValueError as error:
         print(f"dfl: {error}", file=sys.stderr, flush=True)
         return False

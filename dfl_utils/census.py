@@ -21,7 +21,8 @@ from dfl_utils.store import Kind, RunStore
 from dfl_utils.vocabulary import END, VocabularyMap
 
 BLOCK = 20_000  # captions a shard
-CENSUS, TOKEN_MAP = Kind("census"), Kind("token-map")
+CENSUS = Kind("census")
+TOKEN_MAP = Kind("token-map", made_from=(CENSUS,))
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard errors
 
 

@@ -14,7 +14,7 @@ from dfl_utils.workshop import ORIGINALS, Workshop
 
 IMAGES = Kind("images", travels=False)
 SHOWN = Kind("shown-images")  # the drawings of one original that a page shows
-SIMILARITY = {name: Kind(f"{name}-similarity") for name in similarity.ENCODERS}
+SIMILARITY = {name: Kind(f"{name}-similarity", made_from=(ORIGINALS[name],)) for name in similarity.ENCODERS}
 READINGS, FEATURES = Kind("readings"), Kind("features")
 READ_BATCH = 32  # drawings that the captioner reads at a time; beam search keeps several sentences of each
 

@@ -22,7 +22,7 @@ from dfl_utils.scores import Scorer
 from dfl_utils.store import Kind
 from dfl_utils.workshop import Workshop
 
-VALIDATION_LOSSES = Kind("validation-losses")
+VALIDATION_LOSSES = Kind("validation-losses", made_from=(pairs.LATENTS,))
 NUM_BEAMS = 3  # the paper names beam search and not its width
 VALIDATION_BATCH = 8
 

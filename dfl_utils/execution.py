@@ -99,20 +99,14 @@ def key(source: Path, values: Mapping[str, Scalar], scale: str | None) -> str:
 
 def _ages() -> list[tuple[str, int, int]]:
     """Of everything that a chapter may read beside itself, but for data that is made here."""
-    root = provenance.ROOT
-    made = [root / "data" / name for name in ("downloads", "mini/world", "mini/training")]
+    root, made = provenance.ROOT, {"downloads", "world", "training"}
+    data = []
+    for folder, inner, names in os.walk(root / "data"):
+        inner[:] = [name for name in inner if name not in made]
+        data += [Path(folder, name) for name in names]
     package = (root / "dfl_utils").rglob("*.py")
-    data = [path for path in _walk(root / "data", made) if path.is_file()]
-    results = [*(root / "results").glob("*/*.*"), published_run.FOLDER, published_run.FOLDER / published_run.INDEX]
+    results = [*(root / "results").glob("*/*.*"), published_run.place(), published_run.place() / published_run.INDEX]
     return [_age(path) for path in sorted({*package, *data, *results}) if path.exists()]
-
-
-def _walk(folder: Path, leave_out: list[Path]) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path not in leave_out:
-            yield path
-            if path.is_dir():
-                yield from _walk(path, leave_out)
 
 
 def _age(path: Path) -> tuple[str, int, int]:

@@ -31,8 +31,9 @@ from dfl_utils.trained_profile import TrainedProfile
 from dfl_utils.vocabulary import VocabularyMap
 from dfl_utils.workshop import Workshop
 
-WEIGHTS = Kind("weights", travels=False)
-FINETUNING, VOCABULARY_MAP = Kind("finetuning"), Kind("vocabulary-map")
+WEIGHTS = Kind("weights", travels=False, made_from=(pairs.LATENTS,))
+FINETUNING = Kind("finetuning", made_from=(WEIGHTS,))
+VOCABULARY_MAP = Kind("vocabulary-map")
 
 
 @dataclass(frozen=True)

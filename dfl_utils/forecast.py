@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -127,8 +128,13 @@ class Forecast:
     @cached_property
     def _key(self) -> dict:
         world = self.world
-        named = [world.captioners, world.generators, world.clip, world.dino, world.dino_size, world.tiny_decoder]
-        return {"models": list(map(repr, named)), "packages": provenance.model_packages()}
+        named = {
+            "captioners": {name: _identity(model) for name, (model, _) in world.captioners.items()},
+            "generators": {name: [_identity(model), *rest] for name, (model, *rest) in world.generators.items()},
+            "judges": [_identity(world.clip), _identity(world.dino), world.dino_size],
+            "tiny decoder": world.tiny_decoder and _identity(world.tiny_decoder),
+        }
+        return {"models": named, "packages": provenance.model_packages()}
 
     def _row(self, name: str, exhibit: str, works: list[Work]) -> Row:
         calls = workload.calls(works)
@@ -211,6 +217,11 @@ def number(value: float, largest: float | None = None) -> str:
     """A number in as many digits as it, or the largest beside it, is worth."""
     size = value if largest is None else largest
     return f"{value:,.{0 if size >= 20 else 1 if size >= 0.2 else 3}f}"
+
+
+def _identity(model: str) -> str:
+    """A model in a key: the content of its folder, or its id on the hub."""
+    return provenance.checkpoint_hash(Path(model)) if Path(model).is_dir() else model
 
 
 def _unit(work: Work) -> Work:

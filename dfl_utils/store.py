@@ -34,6 +34,8 @@ class Kind:
         name: letters, digits, `-` and `_`; part of the file name.
         version: part of every key. Whoever changes what the maker puts out raises it (CONTRIBUTING says when).
         travels: whether the published run takes such shards along.
+        made_from: kinds whose shards its maker reads without naming their keys in its own: their versions are part of
+            the key, too.
 
     Raises:
         ValueError: a name that is no plain word, a version that is no whole number, or another declaration of the name.
@@ -42,6 +44,7 @@ class Kind:
     name: str
     version: int = 1
     travels: bool = True
+    made_from: tuple["Kind", ...] = ()
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -52,8 +55,15 @@ class Kind:
             raise ValueError(f"Kind {self.name} is declared twice: give one of the two another name.")
 
     def key(self, **parts: Any) -> dict[str, Any]:
-        """The whole key of a shard: kind and version beside the parts that it depends on."""
-        return {"kind": self.name, "version": self.version, **parts}
+        """The whole key of a shard: kind and versions beside the parts that it depends on."""
+        behind = {kind.name: kind.version for kind in self._behind()}
+        own = {"kind": self.name, "version": self.version}
+        return own | ({"made from": behind} if behind else {}) | parts
+
+    def _behind(self) -> Iterator["Kind"]:
+        for kind in self.made_from:
+            yield kind
+            yield from kind._behind()
 
     def stem(self, key: Mapping[str, Any]) -> str:
         """A shard's file name without its ending.
@@ -61,7 +71,7 @@ class Kind:
         Raises:
             ValueError: a key that is not JSON.
         """
-        return f"{self.name}-{hashlib.sha256(_canonical(self.key(**key)).encode()).hexdigest()}"
+        return f"{self.name}-{hashlib.sha256(canonical(self.key(**key)).encode()).hexdigest()}"
 
 
 KINDS: dict[str, Kind] = {}  # every kind that is declared, by name
@@ -137,6 +147,7 @@ class RunStore:
         self.published = published if published or root is not None else published_run.opened()
         self.ledger = Ledger(os.environ.get("DFL_LEDGER"))
         self._depth = 0  # makes in hand, one inside the other
+        self._only = _listed(os.environ.get("DFL_ONLY"))
         self.spent: dict[str, Spent] = {}
         self._counted: set[str] = set()
         self._patient = True  # waits for what another process is making
@@ -241,6 +252,11 @@ class RunStore:
                 return self._load(path, kind, key, "found")
             if (content := self._from_published(path, kind, key)) is not None:
                 return content
+            if self._only is not None and not self._depth and path.stem not in self._only:
+                raise ValueError(
+                    f"{path.stem} is not in the published run: a version, a model, an input, a parameter or a package "
+                    "has changed since."
+                )
             held = claim(path.with_suffix(".claim"), wait)
             if held is None:
                 return None
@@ -279,7 +295,7 @@ class RunStore:
             self._depth -= 1
         content, calls, *earlier = made if isinstance(made, tuple) else (made, 0)
         seconds += sum(earlier)
-        metadata = {"key": _canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
+        metadata = {"key": canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
         content = shards.write(path, content, metadata)
         self._count(path, kind, seconds, calls, made=1)
         self.ledger.note("inner" if self._depth else "made", path.stem)
@@ -287,7 +303,7 @@ class RunStore:
 
     def _load(self, path: Path, kind: Kind, key: Mapping[str, Any], how: str) -> Content:
         content, metadata = shards.read(path)
-        if metadata.get("key") != _canonical(kind.key(**key)):  # renamed, or copied to the wrong place
+        if metadata.get("key") != canonical(kind.key(**key)):  # renamed, or copied to the wrong place
             raise shards.Broken("it is the shard of another key")
         self._count(path, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
         self.ledger.note("inner" if self._depth else how, path.stem)
@@ -303,7 +319,13 @@ class RunStore:
             spent.loaded += 1 - made
 
 
-def _canonical(key: Mapping[str, Any]) -> str:
+def _listed(path: str | None) -> frozenset[str] | None:
+    """The shards that a chapter may make where `DFL_ONLY` names a file of them; None: any."""
+    return frozenset(Path(path).read_text(encoding="utf-8").split()) if path else None
+
+
+def canonical(key: Mapping[str, Any]) -> str:
+    """A key as the text that is hashed; ValueError where it is not JSON."""
     try:
         return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -1,0 +1,242 @@
+"""Published numbers recomputed from nothing, a random few at a time, and held against what was published.
+
+A chapter is executed with the published run but for some of its shards, drawn at random: these are made anew, with all
+that they are made from, in a run store of their own, and compared. The rows that the chapter then saves are compared
+with the published ones. So every statistic of a row is done again, and the models' work behind it for some images.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dfl_utils import chapter as chapters
+from dfl_utils import exhibits, golden, kernels, provenance, published_run, shards
+from dfl_utils.chapter import BuildFailed
+from dfl_utils.execution import environment, folder, run_chapter
+from dfl_utils.finetuned import FINETUNING, WEIGHTS
+from dfl_utils.published_run import PublishedRun, kind_of
+from dfl_utils.store import canonical
+
+PROFILE = "mini"
+ROWS, MINUTES = 10, 10.0
+OVERHEAD = 40.0  # seconds that a chapter takes beside its models' work, about
+CHAPTERS = 3  # at most, where none is named
+TIMES = ("step-seconds",)  # kinds of shard that hold a day's measurements
+OWN = ("seconds", "noted", "digests")  # contents of one day, and of the last bits of one machine
+TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
+
+
+def main(
+    what: str | None = None, rows: int | None = None, seed: int | None = None, minutes: float | None = None
+) -> int:
+    """Verify, print what was found, and say by 0 or 1 whether all of it agrees.
+
+    Args:
+        what: a chapter or an exhibit; None: some that fit.
+        rows: how many rows are compared.
+        seed: draws rows, chapters and shards.
+        minutes: how long the recomputing may take, by the costs that were recorded when the shards were made.
+
+    Raises:
+        ValueError: an unknown name, numbers out of range, no published run, a model that is not there.
+    """
+    rows, minutes = ROWS if rows is None else rows, MINUTES if minutes is None else minutes
+    seed = date.today().toordinal() if seed is None else seed
+    if rows < 1 or minutes <= 0 or seed < 0:
+        raise ValueError(
+            f"--rows {rows}, --minutes {minutes:g}, --seed {seed}: give at least 1 row, some time, a seed."
+        )
+    stamp = exhibits.stamp(PROFILE)
+    run = PublishedRun(published_run.place())
+    _require_models(stamp)
+    random = np.random.default_rng(seed)
+    names = _chapters(stamp, what, random, minutes)
+    print(f"verifying {', '.join(names)}: {rows} rows, {minutes:g} minutes, seed {seed}", flush=True)
+    published = exhibits.read(provenance.ROOT / "results" / PROFILE / "exhibits.csv")
+    wanted = published if what is None or what in stamp["chapters"] else published[published.exhibit == what]
+    place = folder("verify")
+    shutil.rmtree(place, ignore_errors=True)
+    found, compared = [], []
+    try:
+        for name in names:
+            chosen = _choose(run, name, random, 60 * minutes / len(names) - OVERHEAD)
+            frame = _recompute(run, name, stamp["chapters"][name]["parameters"], chosen, place / name)
+            compared += [_compare(run, stem, place / name / "store") for stem in chosen]
+            found.append(frame)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    lines = _rows(wanted, pd.concat(found, ignore_index=True), names, stamp, rows, random)
+    return _report(lines, pd.DataFrame(compared, columns=["shard", "made in, s", "largest difference", "agrees"]))
+
+
+def _require_models(stamp: dict) -> None:
+    for path in stamp["checkpoints"]:
+        if path.startswith("data/") and not (provenance.ROOT / path).is_dir():
+            raise ValueError(f"{path} is not there, and recomputing needs it: `git checkout -- {path}` brings it back.")
+
+
+def _chapters(stamp: dict, what: str | None, random: np.random.Generator, minutes: float) -> list[str]:
+    """The chapters to execute: that of a name, or some that are drawn."""
+    known = stamp["chapters"]
+    if what is None:
+        count = int(np.clip(60 * minutes / (4 * OVERHEAD), 1, CHAPTERS))
+        return [str(name) for name in random.permutation(list(known))[:count]]
+    names = [what] if what in known else [name for name, record in known.items() if what in record["exhibits"]]
+    if not names:
+        exhibit_names = sorted({one for record in known.values() for one in record["exhibits"]})
+        raise ValueError(f"There is no chapter or exhibit {what}: choose one of {', '.join([*known, *exhibit_names])}.")
+    return names
+
+
+def _choose(run: PublishedRun, name: str, random: np.random.Generator, seconds: float) -> list[str]:
+    """Shards of a chapter, drawn at random, that can be made from nothing in so many seconds."""
+    pool = [stem for stem in run.chapters.get(name, []) if kind_of(stem) not in TIMES]
+    chosen, behind = [], {}
+    for k in random.permutation(len(pool)):
+        needed = behind | costs(run, pool[k])
+        if sum(needed.values()) <= seconds:
+            chosen.append(pool[k])
+            behind = needed
+    print(
+        f"{name}: {len(chosen)} of {len(pool)} shards made anew, {sum(behind.values()):.0f} s by their records",
+        flush=True,
+    )
+    return chosen
+
+
+def costs(run: PublishedRun, stem: str) -> dict[str, float]:
+    """Seconds of a shard's making and of those that its key names, such as the drawings that it was measured on."""
+    path = run.path(stem)
+    try:
+        key = json.loads(shards.metadata(path)["key"])
+    except (FileNotFoundError, shards.Broken, KeyError):
+        return {stem: 0.0}
+    stems = {stem, *_named(key)}
+    if key["kind"] == FINETUNING.name:  # the weights behind it are of the same parts
+        parts = {name: value for name, value in key.items() if name not in ("kind", "version", "made from")}
+        stems.add(WEIGHTS.stem(parts))
+    return {one: (run.cost(one) or (0.0, 0))[0] for one in stems}
+
+
+def _named(part: object) -> Iterator[str]:
+    """The shards that are named inside a key."""
+    if isinstance(part, dict):
+        if "kind" in part and "version" in part:
+            yield _stem(part)
+        part = list(part.values())
+    if isinstance(part, list):
+        for one in part:
+            yield from _named(one)
+    if isinstance(part, str):
+        yield from TRAINED.findall(part)
+
+
+def _stem(key: dict) -> str:
+    return f"{key['kind']}-{hashlib.sha256(canonical(key).encode()).hexdigest()}"
+
+
+def _recompute(run: PublishedRun, name: str, parameters: dict, chosen: Sequence[str], place: Path) -> pd.DataFrame:
+    """The rows that a chapter saves when the chosen shards are not there.
+
+    Raises:
+        BuildFailed: the chapter failed, or asks for other shards than were published.
+    """
+    rest, only = place / "published", place / "only.txt"
+    rest.mkdir(parents=True)
+    for stem in set(run.chapters.get(name, [])) - set(chosen):
+        (rest / f"{stem}.safetensors").symlink_to(run.path(stem))
+    shutil.copyfile(run.folder / published_run.INDEX, rest / published_run.INDEX)
+    only.write_text("\n".join(chosen), encoding="utf-8")
+    variables = {
+        "DFL_STORE": str(place / "store"),
+        "DFL_PUBLISHED": str(rest),
+        "DFL_PUBLISHED_INNER": "0",
+        "DFL_ONLY": str(only),
+        "OMP_NUM_THREADS": "1",  # as the published run was made
+    }
+    values = chapters.check(chapters.find(name), parameters)
+    with environment(**kernels.variables(), **variables):
+        kernels.start()
+        run_chapter(name, values, target=place / f"{name}.ipynb", results=place / "results")
+    return exhibits.read(place / "results" / f"{name}.csv")
+
+
+def _compare(run: PublishedRun, stem: str, store: Path) -> tuple[str, float, float, bool]:
+    """A shard's name, seconds, largest difference (of texts, the share that differ), and whether it agrees."""
+    name, seconds = f"{kind_of(stem)} {stem.rpartition('-')[2][:8]}", (run.cost(stem) or (0.0, 0))[0]
+    try:
+        published, _ = shards.read(run.path(stem))
+        recomputed, _ = shards.read(store / f"{stem}.safetensors")
+    except (FileNotFoundError, shards.Broken):
+        return name, seconds, np.nan, False
+    return name, seconds, *alike(published, recomputed)
+
+
+def alike(published: shards.Content, recomputed: shards.Content) -> tuple[float, bool]:
+    """Largest difference of two contents, and whether it is within what machines differ by.
+
+    Texts agree where at most `golden.TEXTS` of them differ, whole numbers where at most that share does; other numbers
+    within `golden.NUMBERS` of the largest.
+    """
+    if published.keys() != recomputed.keys():
+        return np.nan, False
+    largest, agrees = 0.0, True
+    for name in published.keys() - set(OWN):
+        old, new = published[name], recomputed[name]
+        if isinstance(old, list) or isinstance(new, list):
+            if type(old) is not type(new) or len(old) != len(new):
+                return np.nan, False
+            apart, limit = np.mean([a != b for a, b in zip(old, new, strict=True)] or [0.0]), golden.TEXTS
+        elif old.shape != new.shape or old.dtype.kind != new.dtype.kind:
+            return np.nan, False
+        elif old.dtype.kind in "biu":
+            apart, limit = (old != new).mean() if old.size else 0.0, golden.TEXTS
+        else:
+            apart, limit = _distance(old, new), golden.NUMBERS * max(1.0, float(np.nanmax(np.abs(old), initial=0.0)))
+        largest, agrees = max(largest, float(apart)), agrees and bool(apart <= limit)
+    return largest, agrees
+
+
+def _distance(old: np.ndarray, new: np.ndarray) -> float:
+    if not np.array_equal(np.isnan(old), np.isnan(new)):
+        return np.inf
+    return float(np.nanmax(np.abs(new.astype(np.float64) - old), initial=0.0))
+
+
+def _rows(
+    published: pd.DataFrame, recomputed: pd.DataFrame, names: list[str], stamp: dict, count: int, random
+) -> pd.DataFrame:
+    """Some published rows of those chapters beside what was recomputed."""
+    own = recomputed[exhibits.KEY].drop_duplicates()
+    mine = {one for name in names for one in stamp["chapters"][name]["exhibits"]}
+    others = {one for name, record in stamp["chapters"].items() if name not in names for one in record["exhibits"]}
+    theirs = published[published.exhibit.isin(mine)].merge(own, on=exhibits.KEY, how="left", indicator=True)
+    # A row of an exhibit that other chapters make, too, is theirs where these made none.
+    theirs = theirs[theirs["_merge"].eq("both") | ~theirs.exhibit.isin(others)].drop(columns="_merge")
+    if theirs.empty:
+        raise BuildFailed("The chapters make none of the published rows.")
+    chosen = theirs.iloc[np.sort(random.permutation(len(theirs))[:count])]
+    fresh = recomputed.merge(chosen[exhibits.KEY], on=exhibits.KEY)
+    return golden.differences(chosen, fresh)
+
+
+def _report(lines: pd.DataFrame, compared: pd.DataFrame) -> int:
+    """Print both tables; 1 where anything does not agree."""
+    words = {True: "yes", False: "no"}
+    shown = lines.assign(agrees=lines.agrees.map(words)).rename(columns={"old": "published", "new": "recomputed"})
+    print(shown.to_string(index=False, na_rep="", float_format="{:.6g}".format))
+    if len(compared):
+        print(compared.assign(agrees=compared.agrees.map(words)).to_string(index=False, float_format="{:.3g}".format))
+    wrong = int((~lines.agrees).sum()), int((~compared.agrees.astype(bool)).sum())
+    print(
+        f"{len(lines)} numbers of {len(lines.drop_duplicates(exhibits.KEY))} rows, {wrong[0]} apart; "
+        f"{len(compared)} shards, {wrong[1]} apart"
+    )
+    return 1 if any(wrong) else 0

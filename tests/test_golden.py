@@ -1,0 +1,101 @@
+"""Golden rows: every number that is no time is compared, within what its metric may differ by."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfl_utils import cli, exhibits, golden
+
+
+def rows(*changes, **columns):
+    row = dict(
+        zip(exhibits.COLUMNS, ("table1", "nocaps", "overall", "clip", np.nan, "CIDEr", 10, 9, 11, 4, 7), strict=True)
+    )
+    return exhibits.validate(pd.DataFrame([row | columns | change for change in changes or ({},)]))
+
+
+def test_equal_rows_agree():
+    lines = golden.differences(rows(), rows())
+    assert list(lines.what) == ["value", "low", "high"] and lines.agrees.all() and (lines.difference == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"value": 10.9}, "value"), ({"low": 2}, "low"), ({"high": 19}, "high"), ({"n": 5}, "n"), ({"paper": 8}, "paper")],
+)
+def test_a_changed_number_is_named(change, what):
+    lines = golden.differences(rows(), rows(change))
+    (wrong,) = lines[~lines.agrees].to_dict("records")
+    assert wrong["what"] == what and wrong["new"] == next(iter(change.values()))
+    assert wrong["difference"] == pytest.approx(wrong["new"] - wrong["old"])
+
+
+def test_an_interval_that_is_lost_is_named():
+    lines = golden.differences(rows(), rows({"low": np.nan, "high": np.nan}))
+    assert set(lines[~lines.agrees].what) == {"low", "high"}
+
+
+def test_rows_of_one_side_are_named():
+    both = rows({}, {"method": "dino"})
+    for before, after, method in ((both, rows(), "dino"), (rows(), both, "dino")):
+        lines = golden.differences(before, after)
+        assert lines[~lines.agrees][["method", "what"]].values.tolist() == [[method, "row"]]
+
+
+def test_curves_are_compared_at_each_x():
+    curve = rows({"exhibit": "figure3", "x": 0.0}, {"exhibit": "figure3", "x": 1.0, "value": 10.5})
+    other = rows({"exhibit": "figure3", "x": 0.0}, {"exhibit": "figure3", "x": 1.0, "value": 9.5})
+    lines = golden.differences(curve, other)
+    assert lines[~lines.agrees].x.tolist() == [1.0]
+
+
+def test_times_are_left_out():
+    timed = {"exhibit": "cost", "metric": exhibits.TIMED[0], "dataset": "", "split": ""}
+    assert golden.differences(rows(timed), rows(timed | {"value": 10.5})).empty
+    counted = timed | {"metric": "joint step flop ratio"}
+    assert not golden.differences(rows(counted), rows(counted | {"value": 10.5})).agrees.all()
+
+
+def test_counts_of_words_are_exact_and_readings_of_drawings_are_not():
+    for metric in ("CIDEr", "SPICE-like", "WMD", "B@4", "tokens"):
+        assert golden.tolerance(metric) == golden.tolerance(metric, "clip gain") == (golden.ZERO, golden.EXACT)
+    fid = {"metric": "FID", "value": 600.0, "low": 599.0, "high": 601.0}
+    assert golden.differences(rows(fid), rows(fid | {"value": 600.3})).agrees.all()
+    assert not golden.differences(rows(fid), rows(fid | {"value": 600.4})).agrees.all()
+    gain = fid | {"method": "clip gain"}
+    assert not golden.differences(rows(gain), rows(gain | {"value": 600.4})).agrees.all()
+
+
+@pytest.mark.parametrize("method", ["clip", "clip gain", "ours over frozen start"])
+@pytest.mark.parametrize("metric", [*exhibits.METRICS, "caption_loss", "something else"])
+def test_no_tolerance_hides_a_change_of_two_in_a_thousand(metric, method):
+    """Of numbers of the size that they have in the book."""
+    absolute, relative = golden.tolerance(metric, method)
+    size = {"FID": 400, "KID": 250, "CLIP": 100, "DINO": 100, "IS": 10, "caption_loss": 1}.get(metric, 1)
+    assert 0 <= absolute + relative * size <= 2e-3 * size
+
+
+def test_a_table_of_differences_is_short():
+    many = [{"method": f"m{k:02}"} for k in range(40)]
+    lines = golden.differences(rows(*many), rows(*[one | {"value": 10.9} for one in many]))
+    text = golden.shown(lines[~lines.agrees])
+    assert len(text.splitlines()) == golden.MOST and text.endswith("... and 22 more")
+    assert "10.9" in text and "m00" in text
+
+
+def test_the_command_compares_and_writes(house, monkeypatch, capsys):
+    monkeypatch.setattr(golden, "built", lambda: rows())
+    assert cli.main(["golden"]) == 2  # there is nothing to compare with
+    assert "`make golden` writes it" in capsys.readouterr().err
+    assert cli.main(["golden", "--write"]) == 0
+    assert cli.main(["golden"]) == 0
+    monkeypatch.setattr(golden, "built", lambda: rows({"value": 10.9}))
+    capsys.readouterr()
+    assert cli.main(["golden"]) == 1
+    said = capsys.readouterr().out
+    assert "10.9" in said and "1 of 3 numbers differ from results/ci/exhibits.csv" in said
+
+
+def test_without_a_build_there_is_nothing_to_compare(house, capsys):
+    assert cli.main(["golden", "--write"]) == 2
+    assert "run `dfl book --scale ci` first" in capsys.readouterr().err

@@ -1,0 +1,414 @@
+"""Keys of shards: they change with all that a content depends on, with nothing else, and not with wording of code."""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfl_utils import (
+    anatomy,
+    census,
+    evaluation,
+    fidelity,
+    forecast,
+    pairs,
+    profile,
+    provenance,
+    step_cost,
+    store,
+    token_drawings,
+    workshop,
+)
+from dfl_utils.data import Example
+from dfl_utils.drawings import Drawings
+from dfl_utils.finetune import Recipe
+from dfl_utils.finetuned import Finetuner
+from dfl_utils.loops import Game
+from dfl_utils.preprocessing import load_tokenizer
+from dfl_utils.scores import Scorer
+from dfl_utils.step_cost import StepCost
+from dfl_utils.store import KINDS, Kind, RunStore
+from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.workload import Work
+
+ROLES = {"captioner": "blip-base", "generator": "stable-diffusion", "clip": "clip", "dino": "dino", "probe": "probe"}
+ROLES |= {"tiny_decoder": "taesd"}
+RECIPE = Recipe(steps=2, batch_size=1, decoder="tiny")
+
+
+class Asked(Exception):
+    """The key of the shard that was wanted."""
+
+
+class Listening(RunStore):
+    """Says which key the shard of a kind has in place of making it; of other kinds what `given` holds."""
+
+    wanted, given = "", {}
+
+    def _attempt(self, kind, key, make, wait):
+        if kind.name == self.wanted:
+            raise Asked(store.canonical(kind.key(**key)))
+        return self.given[kind.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What a run is of: models, one image with a reference, and a candidate caption of it."""
+
+    profile: profile.Profile
+    folder: Path
+    image: Path
+    caption: str = "a red dog"
+    candidate: str = "a blue cup"
+    seed: int = 0
+    top_p: float = 0.9
+    num_beams: int = 3
+    recipe: Recipe = RECIPE
+    rounds: int = 1
+    scale: str = "ci"
+
+    def examples(self):
+        return [Example(7, self.image, (self.caption,))]
+
+    def store(self, kind):
+        listening = Listening(self.folder / "store")
+        listening.wanted = kind
+        return listening
+
+
+def game(world, kind):
+    return Game(world.profile, world.store(kind), progress=False)
+
+
+def drawings(world, kind):
+    found = Drawings(game(world, kind), world.examples(), [[world.candidate]], [[world.seed]])
+    return found, found.blocks[0]
+
+
+def finetuner(world, kind):
+    made = Finetuner(world.profile, world.store(kind), world.examples(), progress=False)
+    if kind != "vocabulary-map":
+        identity = VocabularyMap(*MAP)
+        made._while_same("map", made._checkpoints, lambda: identity)
+    return made
+
+
+def tokenizers(world):
+    return load_tokenizer(world.profile.captioner), load_tokenizer(world.profile.generator, "tokenizer")
+
+
+def scored(metric):
+    def ask(world, kind):
+        made = Scorer(world.profile, world.store(kind), world.examples())
+        made._scored(metric, [[world.candidate]], [[world.caption]])
+
+    return ask
+
+
+def centres(metric):
+    return lambda world, kind: Scorer(world.profile, world.store(kind), world.examples())._centres(
+        metric, [[world.caption]]
+    )
+
+
+def weights(world, kind):
+    declared, key, _ = finetuner(world, kind)._job(world.recipe)
+    raise Asked(store.canonical(declared.key(**key)))
+
+
+def latents(world, kind):
+    pairs.latents(game(world, kind), SimpleNamespace(vae=None), world.examples())
+
+
+def priced(world, kind):
+    work = Work("images", "", 1, 1, "stable-diffusion", 50, 64)
+    forecast.Forecast(world.profile, world.store(kind), world.scale).flops(work)
+
+
+def cost_of(ask):
+    return lambda world, kind: ask(StepCost(finetuner(world, kind), batch_size=1), world)
+
+
+DRAWN = {"generator", "candidate", "seed", "steps", "guidance", "size"}
+SAID = {"captioner", "vocab", "prompt", "words"}
+LEARNED = {"captioner", "vocab", "generator", "image", "caption", "prompt", "words", "size"}
+STEP = LEARNED | {"tiny_decoder"}
+# Kind -> how it is asked for, and the changes that change its key.
+KEYS = {
+    "captions": (
+        lambda w, k: game(w, k).sample_captions(w.examples(), 1, top_p=w.top_p, seed=w.seed),
+        SAID | {"image", "top_p", "seed"},
+    ),
+    "descriptions": (lambda w, k: game(w, k).describe(w.examples(), w.num_beams), SAID | {"image", "num_beams"}),
+    "likelihood": (
+        lambda w, k: game(w, k).log_likelihood(w.examples(), [[w.candidate]]),
+        SAID | {"image", "candidate"},
+    ),
+    "original-features": (lambda w, k: game(w, k).original_features(w.examples()), {"probe", "image", "size"}),
+    "clip-originals": (lambda w, k: game(w, k).originals("clip", w.examples()), {"clip", "image"}),
+    "dino-originals": (lambda w, k: game(w, k).originals("dino", w.examples()), {"dino", "dino_size", "image"}),
+    "images": (lambda w, k: (lambda d, b: d.draw(b))(*drawings(w, k)), DRAWN),
+    "shown-images": (lambda w, k: drawings(w, k)[0].load(0), DRAWN),
+    "clip-similarity": (lambda w, k: drawings(w, k)[0].compare(["clip"]), DRAWN | {"clip", "image"}),
+    "dino-similarity": (lambda w, k: drawings(w, k)[0].compare(["dino"]), DRAWN | {"dino", "dino_size", "image"}),
+    "readings": (lambda w, k: drawings(w, k)[0].describe(w.num_beams), DRAWN | SAID | {"num_beams"}),
+    "features": (lambda w, k: drawings(w, k)[0].features(), DRAWN | {"probe"}),
+    "token-images": (
+        lambda w, k: token_drawings.draw(game(w, k), [[len(w.candidate)]], [w.seed]),
+        DRAWN,
+    ),
+    "shown-token-images": (
+        lambda w, k: token_drawings.show(game(w, k), [[len(w.candidate)]], [w.seed], [0]),
+        DRAWN,
+    ),
+    "latents": (latents, {"generator", "image", "size"}),
+    "vocabulary-map": (lambda w, k: finetuner(w, k).vocabulary_map, {"captioner", "vocab", "generator", "caption"}),
+    "weights": (weights, STEP | {"recipe"}),
+    "finetuning": (lambda w, k: finetuner(w, k).run([w.recipe]), STEP | {"recipe"}),
+    "anatomy": (lambda w, k: anatomy.dissect(finetuner(w, k), w.recipe), LEARNED | {"recipe"}),
+    "validation-losses": (
+        lambda w, k: evaluation.validation_losses(finetuner(w, k), w.profile, w.examples(), w.seed),
+        LEARNED | {"seed"},
+    ),
+    "step-losses": (cost_of(lambda c, w: c.losses()), STEP),
+    "step-flops": (cost_of(lambda c, w: c.flops()), STEP),
+    "step-flops-published": (cost_of(lambda c, w: c.published_flops()), STEP),
+    "step-seconds": (cost_of(lambda c, w: c.seconds(w.rounds)), STEP | {"rounds"}),
+    "unit-flops": (priced, {"clip", "dino", "dino_size", "tiny_decoder"}),
+    "census": (lambda w, k: census.take(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
+    "token-map": (lambda w, k: census.learn(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
+    "clip-score": (
+        lambda w, k: Scorer(w.profile, w.store(k), w.examples()).clip_score(w.examples(), [[w.candidate]]),
+        {"clip", "image", "candidate"},
+    ),
+    "cider-frequencies": (lambda w, k: Scorer(w.profile, w.store(k), w.examples())._cider, {"caption"}),
+    "clip-text-references": (centres("CLIP-text"), {"clip", "caption"}),
+    "sbert-references": (centres("SBERT"), {"caption"}),
+    "quality-clip-text": (scored("CLIP-text"), {"clip", "caption", "candidate"}),
+    "quality-wmd": (scored("WMD"), {"caption", "candidate", "vectors"}),
+    **{
+        f"quality-{metric.lower()}": (scored(metric), {"caption", "candidate"})
+        for metric in ("CIDEr", "SBERT", "SPICE-like", "METEOR", "SPICE")
+    },
+}
+
+
+def with_profile(**values):
+    return lambda world: dataclasses.replace(world, profile=dataclasses.replace(world.profile, **values))
+
+
+def with_vectors(world):
+    path = world.folder / "vectors.txt"
+    path.write_text("1 1\nred 1.0\n")
+    return with_profile(word_vectors=path)(world)
+
+
+CHANGES = {
+    "candidate": lambda w: dataclasses.replace(w, candidate="a blue cup and a dog"),
+    "caption": lambda w: dataclasses.replace(w, caption="a red dog on a hill"),
+    "seed": lambda w: dataclasses.replace(w, seed=1),
+    "top_p": lambda w: dataclasses.replace(w, top_p=0.5),
+    "num_beams": lambda w: dataclasses.replace(w, num_beams=1),
+    "recipe": lambda w: dataclasses.replace(w, recipe=dataclasses.replace(RECIPE, lr=1e-3)),
+    "rounds": lambda w: dataclasses.replace(w, rounds=2),
+    "steps": with_profile(num_inference_steps=3),
+    "guidance": with_profile(guidance_scale=2.0),
+    "size": with_profile(image_size=32),
+    "dino_size": with_profile(dino_size=32),
+    "prompt": with_profile(captioner_prompt="this is"),
+    "words": with_profile(max_words=9),
+    "vectors": with_vectors,
+}
+
+
+def own_kinds():
+    """The kinds that the package declares; a chapter's own are made in a notebook's kernel."""
+    return sorted(name for name in KINDS if not name.startswith("test-"))
+
+
+def make_world(folder):
+    base = profile.PROFILES["mini"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in set(ROLES.values()):
+        if not (folder / name).is_dir():
+            shutil.copytree(profile.MINI / name, folder / name)
+    image = folder / "7.png"
+    Image.fromarray(np.full((8, 8, 3), 40, np.uint8)).save(image)
+    models = {role: str(folder / name) for role, name in ROLES.items()}
+    return World(dataclasses.replace(base, **models), folder, image)
+
+
+def key(world, kind):
+    """The key of a shard of that kind; nothing is made."""
+    with pytest.raises(Asked) as caught:
+        KEYS[kind][0](world, kind)
+    return str(caught.value)
+
+
+MAP = ()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = make_world(tmp_path_factory.mktemp("world"))
+    _learn(made)
+    return made
+
+
+def _learn(made):
+    global MAP
+    learned = VocabularyMap.make(*tokenizers(made))
+    MAP = learned.index, learned.how, learned.captioner, learned.generator, learned.generator_size
+
+
+def test_every_kind_of_the_package_is_tested_here():
+    assert set(KEYS) == set(own_kinds())
+
+
+@pytest.mark.parametrize("kind", sorted(KEYS))
+def test_a_key_changes_with_what_its_content_depends_on_and_with_nothing_else(world, kind):
+    before = key(world, kind)
+    assert key(world, kind) == before
+    changed = {name for name, change in CHANGES.items() if key(change(world), kind) != before}
+    assert changed == KEYS[kind][1] & CHANGES.keys()
+
+
+@pytest.mark.parametrize("role", [*ROLES, "vocab", "image"])
+def test_a_changed_file_changes_the_keys_of_what_is_made_from_it(world, role):
+    before = {kind: key(world, kind) for kind in KEYS}
+    path = {"image": world.image, "vocab": Path(world.profile.captioner, "tokenizer.json")}.get(role)
+    if path is None:
+        folder = Path(getattr(world.profile, role))
+        path = folder / ("unet/config.json" if role == "generator" else "config.json")
+    content = path.read_bytes()
+    if role == "image":
+        Image.fromarray(np.full((8, 8, 3), 41, np.uint8)).save(path)
+    elif role == "vocab":  # another word in the place of one
+        path.write_text(re.sub(r'"dog":', '"dogg":', content.decode(), count=1))
+    else:
+        path.write_bytes(content + b"\n")
+    try:
+        changed = {kind for kind in KEYS if key(world, kind) != before[kind]}
+    finally:
+        path.write_bytes(content)
+    # A word of the tokenizer is part of the captioner, whoever asks it.
+    assert changed == {kind for kind, (_, depends) in KEYS.items() if role in depends}
+
+
+@pytest.mark.parametrize("kind", sorted(KEYS))
+def test_a_raised_version_is_another_key(world, kind, monkeypatch):
+    before, declared = key(world, kind), KINDS[kind]
+    try:
+        object.__setattr__(declared, "version", 2)
+        assert json.loads(key(world, kind)) == json.loads(before) | {"version": 2}
+    finally:
+        object.__setattr__(declared, "version", 1)
+
+
+@pytest.mark.parametrize("role", ["captioner", "generator", "clip", "dino", "probe"])
+def test_another_way_of_asking_a_model_changes_what_its_file_changes(world, role, monkeypatch):
+    before = {kind: key(world, kind) for kind in KEYS}
+    monkeypatch.setitem(workshop.ASKED, role, 2)
+    changed = {kind for kind in KEYS if key(world, kind) != before[kind]}
+    apart = {"vocabulary-map", "unit-flops"}  # of tokenizers and shapes alone
+    assert changed == {kind for kind, (_, depends) in KEYS.items() if role in depends} - apart
+
+
+MADE_FROM = {
+    "images": {"shown-images", "clip-similarity", "dino-similarity", "readings", "features"},
+    "token-images": {"shown-token-images"},
+    "clip-originals": {"clip-similarity", "clip-score"},
+    "dino-originals": {"dino-similarity"},
+    "latents": {"weights", "finetuning", "validation-losses", "anatomy"},
+    "weights": {"finetuning"},
+    "census": {"token-map"},
+    "cider-frequencies": {"quality-cider"},
+    "clip-text-references": {"quality-clip-text"},
+    "sbert-references": {"quality-sbert"},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MADE_FROM))
+def test_what_is_made_from_a_shard_changes_with_its_version(world, kind):
+    before = {name: key(world, name) for name in KEYS}
+    try:
+        object.__setattr__(KINDS[kind], "version", 2)
+        changed = {name for name in KEYS if key(world, name) != before[name]}
+    finally:
+        object.__setattr__(KINDS[kind], "version", 1)
+    assert changed == {kind} | MADE_FROM[kind]
+
+
+def test_a_package_that_decides_the_output_changes_the_key(world, monkeypatch):
+    before = key(world, "captions"), key(world, "quality-sbert")
+    versions = provenance.model_packages() | {"torch": "0.0"}
+    monkeypatch.setattr(provenance, "model_packages", lambda: versions)
+    assert key(world, "captions") != before[0]
+    assert key(world, "quality-sbert") == before[1]  # it names its own
+
+
+def test_moved_and_reworded_code_changes_no_key(world, tmp_path):
+    """The package with other comments and docstrings, renamed locals and a module in another place."""
+    root = tmp_path / "house"
+    shutil.copytree(provenance.ROOT / "dfl_utils", root / "dfl_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "data").symlink_to(provenance.ROOT / "data")
+    for path in (root / "dfl_utils").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                node.body[0] = ast.Expr(ast.Constant("Said otherwise."))
+        path.write_text(ast.unparse(tree) + "\n\ndef added():\n    return 1\n", encoding="utf-8")
+    package = root / "dfl_utils"
+    (package / "workshop.py").rename(package / "atelier.py")
+    (package / "workshop.py").write_text("import sys\nfrom dfl_utils import atelier\nsys.modules[__name__] = atelier\n")
+    program = (
+        "import json, sys, pathlib, test_kinds as t; w = t.make_world(pathlib.Path(sys.argv[1])); t._learn(w); "
+        "assert t.workshop.__name__ == 'dfl_utils.atelier'; print(json.dumps({k: t.key(w, k) for k in t.KEYS}))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
+    command = [sys.executable, "-c", program, str(world.folder)]
+    done = subprocess.run(command, cwd=root, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {kind: key(world, kind) for kind in KEYS}
+
+
+def test_nothing_in_the_package_reads_its_own_source():
+    for path in (provenance.ROOT / "dfl_utils").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"getsource|ast\.dump|code_hash|__file__\)\.read", text), path
+
+
+def test_a_kind_is_declared_once():
+    Kind("test-once", 3)
+    assert Kind("test-once", 3) == KINDS["test-once"]  # a cell that is run again
+    with pytest.raises(ValueError, match="Kind test-once is declared twice"):
+        Kind("test-once", 4)
+    with pytest.raises(ValueError, match="names no kind of shard"):
+        Kind("no word")
+    for version in (0, True, 1.0):
+        with pytest.raises(ValueError, match="count from 1"):
+            Kind("test-version", version)
+
+
+def test_a_key_without_a_kind_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="is not plain JSON"):
+        Kind("test-key").stem({"a": np.float32(1)})
+
+
+def test_only_what_a_page_shows_travels_of_drawings_and_no_weights():
+    assert {name for name in own_kinds() if not KINDS[name].travels} == {"images", "token-images", "latents", "weights"}
+
+
+def test_the_roles_of_a_key_are_those_of_the_profile():
+    assert set(workshop.ASKED) == {"captioner", "generator", "clip", "dino", "probe", "inception"}
+    assert fidelity.role(profile.PROFILES["paper"]) == "inception" and step_cost.SEED == 0

@@ -1,0 +1,207 @@
+"""The published run: read beside the run store, never written, and nothing in it taken for whole that is not."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from dfl_utils import book, exhibits, provenance, published_run, shards
+from dfl_utils.published_run import INDEX, PublishedRun
+from dfl_utils.store import Kind, Ledger, RunStore
+
+SEEN = Kind("test-seen")
+DRAWN = Kind("test-drawn", travels=False)
+KEY = {"image": 1}
+
+
+def never():
+    raise AssertionError("the shard was there")
+
+
+def content(value=1.0):
+    return {"x": np.array([value])}
+
+
+@pytest.fixture
+def filled(tmp_path, monkeypatch):
+    """A run store where a chapter asked for one shard that was made from another, and its ledger."""
+    monkeypatch.setenv("DFL_LEDGER", str(tmp_path / "one.shards"))
+    store = RunStore(tmp_path / "store")
+
+    def look():
+        store.get_or_make(DRAWN, KEY, lambda: (content(2.0), 5))
+        return content(), 3
+
+    store.get_or_make(SEEN, KEY, look)
+    store.count(DRAWN, KEY)
+    monkeypatch.delenv("DFL_LEDGER")
+    return store, Ledger.read(tmp_path / "one.shards")
+
+
+@pytest.fixture
+def run(filled, tmp_path):
+    store, lines = filled
+    asked = [stem for how, stem in lines if how == "made"]
+    behind = [stem for how, stem in lines if how != "made"]
+    published_run.write(tmp_path / "published", store.root, {"one": asked}, behind)
+    return PublishedRun(tmp_path / "published")
+
+
+def test_a_ledger_says_what_a_chapter_asked_for_and_what_that_was_made_from(filled):
+    store, lines = filled
+    assert lines == [("inner", DRAWN.stem(KEY)), ("made", SEEN.stem(KEY)), ("counted", DRAWN.stem(KEY))]
+
+
+def test_what_was_asked_for_travels_and_the_rest_leaves_its_cost(run, filled):
+    assert run.stems == {SEEN.stem(KEY)}
+    assert run.chapters == {"one": [SEEN.stem(KEY)]}
+    assert run.cost(DRAWN.stem(KEY))[1] == 5 and run.cost(SEEN.stem(KEY))[1] == 3
+    assert run.cost("test-seen-" + 64 * "0") is None
+    assert {path.suffix for path in run.folder.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_published_shard_is_found_and_nothing_is_written(run, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    store = RunStore(tmp_path / "new", run)
+    assert store.get_or_make(SEEN, KEY, never)["x"] == 1.0
+    store.count(DRAWN, KEY)
+    assert store.spent["test-drawn"].calls == 5 and store.spent["test-seen"].made == 0
+    assert not list((tmp_path / "new").iterdir())
+    assert {path: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"image": 2}, {"image": 1, "more": 0}])
+def test_a_changed_key_is_not_found_and_the_work_is_done(run, tmp_path, change):
+    store = RunStore(tmp_path / "new", run)
+    assert store.get_or_make(SEEN, change, lambda: content(9.0))["x"] == 9.0
+    assert store.spent["test-seen"].made == 1
+
+
+def test_a_raised_version_is_not_found(run, tmp_path):
+    try:
+        object.__setattr__(SEEN, "version", 2)
+        assert RunStore(tmp_path / "new", run).get_or_make(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
+    finally:
+        object.__setattr__(SEEN, "version", 1)
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def renamed(path):
+    other = Kind("test-other")
+    shards.write(path, content(7.0), {"key": json.dumps(other.key(image=1)), "seconds": "0", "calls": "0"})
+
+
+@pytest.mark.parametrize("harm", [damaged, truncated, renamed])
+def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
+    path = run.path(SEEN.stem(KEY))
+    harm(path)
+    harmed = path.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        assert RunStore(tmp_path / "new", run).get_or_make(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in said and "done anew" in said and "git checkout -- results/mini/store" in said
+    assert path.read_bytes() == harmed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"has no .*index\.json: all work is done anew; `git checkout -- results/mini/store` brings it back"),
+        ("{", r"index\.json of the published run is damaged"),
+        ('{"layout": 1}', r"index\.json of the published run is damaged"),
+        ("[]", r"index\.json of the published run is damaged"),
+        ('{"layout": 0, "chapters": {}, "left_out": {}}', r"is of layout 0, and this code reads layout 1"),
+    ],
+)
+def test_a_run_that_cannot_be_used_is_said_in_one_sentence(run, text, said, monkeypatch, caplog, capsys):
+    index = run.folder / INDEX
+    index.unlink() if text is None else index.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        PublishedRun(run.folder)
+    monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
+    assert published_run.opened() is None
+    assert len(caplog.records) == 1
+    assert book._stores("published", reuse=False, fresh=False) == {"DFL_PUBLISHED": ""}  # said once for all chapters
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_build_that_proves_the_code_uses_neither_published_nor_old_work(run, house, monkeypatch):
+    monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
+    assert book._stores("published", reuse=False, fresh=False) == {}
+    assert book._stores("ci", reuse=True, fresh=False) == {}
+    old = house.write("_build/store/ci/old.safetensors", "")
+    assert book._stores("ci", reuse=False, fresh=True) == {"DFL_STORE": str(old.parent), "DFL_PUBLISHED": ""}
+    assert not old.exists()
+    assert book._stores("full", reuse=False, fresh=False) == {"DFL_PUBLISHED": ""}
+
+
+def test_what_a_shard_is_made_from_can_be_kept_from_coming_out_of_it(run, tmp_path):
+    store = RunStore(tmp_path / "new", PublishedRun(run.folder, inner=False))
+
+    def look():
+        return store.get_or_make(SEEN, KEY, lambda: content(9.0))
+
+    assert store.get_or_make(Kind("test-whole"), {}, look)["x"] == 9.0
+    assert RunStore(tmp_path / "other", PublishedRun(run.folder, inner=False)).get_or_make(SEEN, KEY, never)["x"] == 1.0
+
+
+def test_only_the_listed_shards_are_made(run, tmp_path, monkeypatch):
+    (tmp_path / "only.txt").write_text(SEEN.stem({"image": 2}))
+    monkeypatch.setenv("DFL_ONLY", str(tmp_path / "only.txt"))
+    store = RunStore(tmp_path / "new", run)
+    assert store.get_or_make(SEEN, {"image": 2}, lambda: content(9.0))["x"] == 9.0
+    with pytest.raises(ValueError, match="is not in the published run: a version, a model"):
+        store.get_or_make(SEEN, {"image": 3}, never)
+
+
+def test_writing_leaves_the_old_run_where_a_shard_is_lost(run, filled):
+    store, _ = filled
+    store.path(SEEN, KEY).unlink()
+    with pytest.raises(ValueError, match=f"lost {SEEN.stem(KEY)}"):
+        published_run.write(run.folder, store.root, {"one": [SEEN.stem(KEY)]}, [])
+    assert PublishedRun(run.folder).stems == {SEEN.stem(KEY)}
+    assert not list(run.folder.parent.glob("*.part"))
+
+
+def test_an_own_folder_has_no_published_run_beside_it(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
+    assert RunStore(tmp_path / "own").published is None
+    monkeypatch.setenv("DFL_STORE", str(tmp_path / "usual"))
+    assert RunStore().published.folder == run.folder
+    monkeypatch.setenv("DFL_PUBLISHED", "")
+    assert RunStore().published is None
+
+
+# --- the committed one ------------------------------------------------------------------------------------
+def committed():
+    return PublishedRun(published_run.place())
+
+
+def test_the_committed_run_is_whole_and_small_and_tells_of_no_machine():
+    run, total = committed(), 0
+    here = str(provenance.ROOT).encode()
+    for path in sorted(run.folder.iterdir()):
+        data = path.read_bytes()
+        total += len(data)
+        assert here not in data, path
+        if path.name != INDEX:
+            shards.read(path)
+    assert 0 < total <= 40e6
+    assert run.stems == {stem for stems in run.chapters.values() for stem in stems}
+
+
+def test_the_committed_run_holds_no_weights_and_only_drawings_that_are_shown():
+    kinds = {published_run.kind_of(stem) for stem in committed().stems}
+    assert not kinds & {"images", "token-images", "latents", "weights"}
+
+
+def test_the_committed_run_is_of_the_stamped_chapters():
+    assert committed().chapters.keys() >= exhibits.stamp("mini")["chapters"].keys()

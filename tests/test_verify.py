@@ -1,0 +1,196 @@
+"""`dfl verify`: what is published is found to be so, and a wrong row, a wrong shard or another key is found out."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import House, cell
+
+from dfl_utils import cli, execution, exhibits, provenance, published_run, shards, verify
+from dfl_utils.published_run import PublishedRun
+
+WORK = """import numpy as np
+import pandas as pd
+from dfl_utils import exhibits
+from dfl_utils.store import Kind, RunStore
+
+DRAWN, SEEN = Kind("test-drawings", travels=False), Kind("test-looks", version=VERSION)
+store = RunStore()
+
+
+def draw(k):
+    return {"x": np.random.default_rng([SEED, k]).normal(size=50)}, 50
+
+
+def look(k):
+    x = store.get_or_make(DRAWN, {"image": k}, lambda: draw(k))["x"]
+    return {"mean": np.array([x.mean()]), "words": [f"about {x.mean():.1f}"]}, 1
+
+
+seen = [store.get_or_make(SEEN, {"drawings": DRAWN.key(image=k)}, lambda k=k: look(k)) for k in range(NUM_IMAGES)]
+means = np.array([one["mean"][0] for one in seen])
+row = ["table1", "nocaps", "overall", "", np.nan, "CIDEr", 0.0, np.nan, np.nan, NUM_IMAGES, np.nan]
+frame = pd.DataFrame([row] * 2, columns=exhibits.COLUMNS).assign(
+    method=["mean", "spread"], value=[means.mean(), means.std()]
+)
+exhibits.save("one", frame, {"seconds": 1.0, "model_calls": 51 * NUM_IMAGES})"""
+
+
+def chapter(house, parameters="NUM_IMAGES = 4\nSEED = 0\nVERSION = 1"):
+    house.chapter(cell("# One", "markdown"), cell(parameters, tags=["parameters"]), cell(WORK))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A small repository with one published chapter."""
+    root = tmp_path_factory.mktemp("house")
+    house = House(root)
+    with pytest.MonkeyPatch.context() as patch:
+        _enter(patch, root)
+        patch.setenv("DFL_STORE", str(root / ".store"))
+        chapter(house)
+        results = execution.folder("results") / "full"
+        execution.run_chapter("one", scale="full", results=results)
+        exhibits.publish("mini", results, root / ".store")
+    return root
+
+
+def _enter(patch, root):
+    patch.setattr(provenance, "ROOT", root)
+    patch.setattr(provenance, "used", {})
+    patch.setenv("DFL_FORK", "0")
+
+
+@pytest.fixture
+def house(published, tmp_path, monkeypatch):
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / ".store")
+    _enter(monkeypatch, tmp_path)
+    return tmp_path
+
+
+def changed_shard(path, change):
+    content, metadata = shards.read(path)
+    shards.write(path, change(content), metadata)
+
+
+def test_published_numbers_are_found_again(house, capsys):
+    assert cli.main(["verify", "table1", "--seed", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "one: 4 of 4 shards made anew" in said and "seed 1" in said
+    assert "2 numbers of 2 rows, 0 apart; 4 shards, 0 apart" in said
+    assert said.count(" yes") == 6 and "published" in said and "recomputed" in said
+    assert not (house / "_build" / "verify").exists() and not (house / ".store").exists()
+
+
+def test_a_wrong_row_is_found_out(house, capsys):
+    table = house / "results" / "mini" / "exhibits.csv"
+    frame = exhibits.read(table)
+    frame.loc[frame.method == "spread", "value"] *= 1.01
+    exhibits.write(frame, table)
+    assert cli.main(["verify", "one"]) == 1
+    assert "2 numbers of 2 rows, 1 apart; 4 shards, 0 apart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content | {"mean": content["mean"] + 0.02},
+        lambda content: content | {"words": ["something else"]},
+        lambda content: {"mean": content["mean"]},
+    ],
+)
+def test_a_wrong_shard_is_found_out(house, capsys, change):
+    run = PublishedRun(published_run.place())
+    changed_shard(run.path(run.chapters["one"][2]), change)
+    assert cli.main(["verify", "one"]) == 1
+    assert "4 shards, 1 apart" in capsys.readouterr().out
+
+
+def test_a_row_of_no_shard_that_is_drawn_is_computed_from_the_published_ones(house, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "costs", lambda run, stem: {stem: 1e9})
+    assert cli.main(["verify", "one", "--rows", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "0 of 4 shards made anew" in said and "1 numbers of 1 rows, 0 apart; 0 shards, 0 apart" in said
+
+
+def test_a_raised_version_is_said_and_nothing_is_computed(house, capsys):
+    small = House(house)
+    chapter(small, "NUM_IMAGES = 4\nSEED = 0\nVERSION = 2")
+    stamp = house / "results" / "mini" / "stamp.json"
+    made = json.loads(stamp.read_text())
+    made["chapters"]["one"]["parameters"]["VERSION"] = 2
+    stamp.write_text(json.dumps(made))
+    assert cli.main(["verify", "one"]) == 1
+    assert "is not in the published run: a version, a model" in capsys.readouterr().err
+
+
+def test_what_a_shard_costs_holds_what_it_is_made_from(house):
+    run = PublishedRun(published_run.place())
+    stem = run.chapters["one"][0]
+    found = verify.costs(run, stem)
+    assert stem in found and len(found) == 2 and any(name.startswith("test-drawings-") for name in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table9"], "There is no chapter or exhibit table9: choose one of one, table1"),
+        (["one", "--rows", "0"], "give at least 1 row"),
+        (["one", "--minutes", "0"], "give at least 1 row, some time"),
+        (["one", "--seed", "-1"], "a seed"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(house, capsys, words, said):
+    assert cli.main(["verify", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_the_models_or_the_run_it_says_what_is_missing(house, capsys):
+    stamp = house / "results" / "mini" / "stamp.json"
+    made = json.loads(stamp.read_text())
+    stamp.write_text(json.dumps(made | {"checkpoints": {"data/mini/clip": "0"}}))
+    assert cli.main(["verify", "one"]) == 2
+    assert "data/mini/clip is not there, and recomputing needs it" in capsys.readouterr().err
+    stamp.write_text(json.dumps(made))
+    shutil.rmtree(published_run.place())
+    assert cli.main(["verify", "one"]) == 2
+    assert "git checkout -- results/mini/store" in capsys.readouterr().err
+    stamp.unlink()
+    assert cli.main(["verify", "one"]) == 2
+    assert "git checkout -- results/mini" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "agrees"),
+    [
+        ({"x": np.array([1.0, np.nan])}, {"x": np.array([1.0, np.nan])}, True),
+        ({"x": np.array([1.0, np.nan])}, {"x": np.array([np.nan, 1.0])}, False),
+        ({"x": np.array([100.0])}, {"x": np.array([100.2])}, True),
+        ({"x": np.array([1.0])}, {"x": np.array([1.2])}, False),
+        ({"x": np.zeros(2)}, {"x": np.zeros(3)}, False),
+        ({"x": np.zeros(2, np.uint8)}, {"x": np.zeros(2)}, False),
+        ({"x": np.zeros(1000, np.uint8)}, {"x": np.eye(1, 1000, dtype=np.uint8)[0]}, True),
+        ({"x": np.zeros(10, np.uint8)}, {"x": np.eye(1, 10, dtype=np.uint8)[0]}, False),
+        ({"x": ["a"] * 100}, {"x": ["a"] * 99 + ["b"]}, True),
+        ({"x": ["a", "b"]}, {"x": ["a", "c"]}, False),
+        ({"x": ["a"]}, {"x": np.zeros(1)}, False),
+        ({"x": [], "seconds": np.ones(1)}, {"x": [], "seconds": np.zeros(1)}, True),
+    ],
+)
+def test_contents_are_alike_within_what_machines_differ_by(old, new, agrees):
+    assert verify.alike(old, new)[1] == agrees
+
+
+def test_rows_are_drawn_by_the_seed():
+    rows = [f"m{k}" for k in range(30)]
+    values = {name: [np.nan] for name in exhibits.COLUMNS}
+    frame = pd.concat([pd.DataFrame(values | {"method": [name]}) for name in rows])
+    frame = exhibits.validate(
+        frame.assign(exhibit="table1", dataset="coco", split="test", metric="CIDEr", value=1, n=1)
+    )
+    stamp = {"chapters": {"one": {"exhibits": ["table1"]}}}
+    drawn = [verify._rows(frame, frame, ["one"], stamp, 5, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert list(drawn[0].method) == list(drawn[1].method) != list(drawn[2].method) and len(drawn[0]) == 5
