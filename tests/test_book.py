@@ -13,7 +13,7 @@ import papermill
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils import book, chapter, disclosure, engine, execution
+from dfl_utils import book, bookext, chapter, disclosure, engine, execution, provenance
 from dfl_utils.chapter import BuildFailed
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
@@ -71,7 +71,7 @@ def test_parameters_are_read_with_their_comments(house):
 def test_a_scale_sets_a_chapters_own_block_over_the_common_one(house):
     house.write("params/ci.yml", "common: {PROFILE: paper, NUM_IMAGES: 8, OTHER: 1}\none: {NUM_IMAGES: 2}\n")
     assert chapter.at_scale(chapter.find("one"), "ci") == {"PROFILE": "paper", "NUM_IMAGES": 2}
-    with pytest.raises(ValueError, match="There is no scale huge; choose one of ci, quick, full, paper"):
+    with pytest.raises(ValueError, match="There is no scale huge; choose one of published, ci, quick, full, paper"):
         chapter.at_scale(chapter.find("one"), "huge")
     house.write("params/ci.yml", "two: {NUM_IMAGES: 2}\n")
     with pytest.raises(ValueError, match=r"params/ci\.yml sets parameters of two, which is no chapter"):
@@ -87,9 +87,9 @@ def test_an_executed_copy_shows_its_values_and_no_path_of_this_machine(house, ca
     assert work.outputs[0].text == "4 blue\n"
     assert "noise" in capsys.readouterr().err and save.outputs == []
     assert str(house.root) not in copy.read_text()
-    run = json.loads((house.root / "_build/results/run/one.json").read_text())["run"]
-    assert run["scale"] == "ci" and run["parameters"] == {"NUM_IMAGES": 2, "TOP_P": 0.5, "PROFILE": "mini"}
-    assert set(run["made_by"]["modules"]) == {"dfl_utils", "dfl_utils.loops", "dfl_utils.scores"}
+    record = json.loads((house.root / "_build/results/run/one.json").read_text())
+    assert record["parameters"] == {"NUM_IMAGES": 2, "TOP_P": 0.5, "PROFILE": "mini"}
+    assert notebook.metadata.dfl.scale == "ci" and set(notebook.metadata.dfl.shards.values()) == {0}
 
 
 @pytest.fixture
@@ -115,16 +115,9 @@ def runs(house, monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("dfl_utils/scores.py", "def same(x):\n    'As it is.'\n    return x\n"),
-        ("dfl_utils/unused.py", "X = 1\n"),
-        ("README.md", "words"),
-    ],
-)
-def test_a_chapter_is_not_run_again_for_what_it_does_not_use(house, runs, file, text):
-    house.write(file, text)
+@pytest.mark.parametrize("file", ["README.md", "data/mini/world/captions.json", "tests/test_one.py", "_build/x.py"])
+def test_a_chapter_is_not_run_again_for_what_it_cannot_read(house, runs, file):
+    house.write(file, "words")
     house.run()
     book.refuse_stale("ci")
     assert runs == [{"NUM_IMAGES": 2, "PROFILE": "mini"}]
@@ -136,6 +129,7 @@ def test_a_chapter_is_not_run_again_for_what_it_does_not_use(house, runs, file, 
         ("dfl_utils/plots.py", "COLOUR = 'red'\n", "has changed since it last ran"),
         ("params/ci.yml", "one: {NUM_IMAGES: 1}\n", "has changed since it last ran"),
         ("data/mini/clip/config.json", "{}", "has changed since it last ran"),
+        ("results/mini/store/index.json", "{}", "has changed since it last ran"),
         ("_build/results/ci/one.json", None, "has lost the numbers that it saved"),
         ("_build/src/one.ipynb", None, "has not been run"),
     ],
@@ -180,7 +174,7 @@ print(here, pathlib.Path.cwd().name, pathlib.Path(os.environ["DFL_RESULTS"]).nam
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(book.os, "cpu_count", lambda: 6)
     before = dict(os.environ), Path.cwd()
-    book._execute_together("ci", 2)
+    book._execute_together("ci", 2, fresh=True)
     assert (dict(os.environ), Path.cwd()) == before
     for name in ("one", "two"):
         notebook = nbformat.read(house.root / f"_build/src/{name}.ipynb", as_version=4)
@@ -200,7 +194,7 @@ def test_a_build_that_is_stopped_stops_its_chapters(house):
     threading.Thread(target=interrupt, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        book._execute_together("ci", 2)
+        book._execute_together("ci", 2, fresh=True)
     assert time.monotonic() - began < 120 and not list((house.root / "_build").glob("src/*.ipynb"))
     with pytest.raises(BuildFailed, match="The kernel of chapter one failed .the build was stopped."):
         execution.run_chapter("one")
@@ -233,25 +227,57 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
         book.build("ci")
 
 
-@pytest.mark.parametrize(("scale", "published"), [("ci", []), ("quick", []), ("full", ["mini"]), ("paper", [])])
+@pytest.mark.parametrize(
+    ("scale", "published"), [("published", []), ("ci", []), ("quick", []), ("full", ["mini"]), ("paper", [])]
+)
 def test_only_the_full_scale_publishes(house, monkeypatch, scale, published):
     seen = []
     monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: None)
     monkeypatch.setattr(book, "require_pictures", lambda copy: None)
     monkeypatch.setattr(book, "refuse_stale", lambda scale: None)
-    monkeypatch.setattr(book.exhibits, "publish", lambda profile, path: seen.append(profile) or house.root)
+    monkeypatch.setattr(book.exhibits, "publish", lambda profile, path, store: seen.append(profile) or house.root)
     assert book.build(scale, html=False) is None
     assert seen == published
 
 
 def test_traces_of_an_earlier_run_do_not_reach_a_new_one(house):
     fossil = cell("# Parameters\nNUM_IMAGES = 1", tags=["injected-parameters"])
-    plain = house.chapter(TAGGED, cell("x = 1"))
-    before = execution.key(plain, {})
+    before = execution._clean(house.chapter(TAGGED, cell("x = 1")))
     run = cell("x = 1", papermill={"status": "completed"}) | {"execution_count": 7}
-    assert execution.key(house.chapter(TAGGED, run, papermill={"parameters": {"NUM_IMAGES": 1}}), {}) == before
-    assert execution.key(house.chapter(TAGGED, fossil, run), {}) == before
-    assert execution.key(plain, {"NUM_IMAGES": 1}) != before
+    assert execution._clean(house.chapter(TAGGED, fossil, run, papermill={"parameters": {"NUM_IMAGES": 1}})) == before
+
+
+def test_a_chapter_of_other_values_or_of_another_scale_is_another(house):
+    plain = house.chapter(TAGGED, cell("x = 1"))
+    keys = {
+        execution.key(plain, values, scale) for values in ({}, {"NUM_IMAGES": 1}) for scale in ("ci", "quick", None)
+    }
+    assert len(keys) == 6 and execution.key(plain, {}, "ci") in keys
+
+
+def test_a_full_build_wants_a_commit(house, monkeypatch):
+    monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: pytest.fail("ran a chapter"))
+    monkeypatch.setattr(provenance, "git", lambda *words: " M book/one.ipynb" if words[0] == "status" else "")
+    with pytest.raises(ValueError, match=r"published from a commit, and book/one\.ipynb is not committed"):
+        book.build("full")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"scale": "ci"}, "Computed here at scale ci."),
+        ({"scale": "published", "shards": {"published": 3}}, "Published run of 0123456, 2026-11-27, A CPU, 2 cores."),
+        (
+            {"scale": "published", "shards": {"published": 3, "made": 1}},
+            "Computed here at the published sizes: the published run lacks some of this chapter's work.",
+        ),
+        ({}, "Computed here at scale unknown."),
+    ],
+)
+def test_a_page_says_where_its_numbers_were_made(house, made, said):
+    stamp = {"commit": "0123456789", "date": "2026-11-27", "machine": {"cpu": "A CPU", "cores": 2}}
+    house.write("results/mini/stamp.json", json.dumps(stamp))
+    assert bookext.made_where(made) == said
 
 
 def test_a_picture_needs_an_alt_text(house):

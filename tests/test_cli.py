@@ -55,7 +55,7 @@ def test_run_passes_typed_values_and_prints_where_the_copy_is(house, capsys, mon
     ],
 )
 def test_errors_end_in_one_line(monkeypatch, capsys, error, status, line):
-    def fail(scale, html, jobs):
+    def fail(scale, html, jobs, reuse):
         raise error
 
     monkeypatch.setattr("dfl_utils.book.build", fail)
@@ -64,25 +64,27 @@ def test_errors_end_in_one_line(monkeypatch, capsys, error, status, line):
 
 
 def test_book_says_where_the_book_is(monkeypatch, capsys):
-    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html, jobs: f"{scale}/index.html" if html else None)
+    monkeypatch.setattr(
+        "dfl_utils.book.build", lambda scale, html, jobs, reuse: f"{scale}/index.html" if html else None
+    )
     assert cli.main(["book"]) == 0
     assert cli.main(["book", "--scale", "ci", "--no-html"]) == 0
-    assert capsys.readouterr().out == "the book: quick/index.html\n"
+    assert capsys.readouterr().out == "the book: published/index.html\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html, jobs: {}[scale])
+    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html, jobs, reuse: {}[scale])
     with pytest.raises(KeyError):
         cli.main(["book"])
 
 
-def test_check_lists_what_is_stale(house, capsys, monkeypatch):
+def test_check_lists_what_has_changed_and_is_never_red(house, capsys, monkeypatch):
     assert cli.main(["check"]) == 0
-    assert capsys.readouterr().out == "up to date: nothing is published yet\n"
+    assert capsys.readouterr().out == "nothing has changed since: nothing is published yet\n"
     monkeypatch.setattr(exhibits, "published", lambda: ["mini"])
-    monkeypatch.setattr(exhibits, "stale", lambda profile: [f"results/{profile}: chapter one."])
-    assert cli.main(["check"]) == 1
-    assert capsys.readouterr().out == "results/mini: chapter one.\n"
+    monkeypatch.setattr(exhibits, "changed", lambda profile: [f"results/{profile}: a.py has changed."])
+    assert cli.main(["check"]) == 0
+    assert capsys.readouterr().out == "results/mini: a.py has changed.\n"
 
 
 def test_data_and_quality_call_the_embedded_world(house, monkeypatch):

@@ -1,6 +1,7 @@
-"""Exhibit rows, their publication and the test of whether a publication is still the tree's."""
+"""Exhibit rows, their publication, and what is said of a tree that has changed since."""
 
 import json
+import subprocess
 
 import pandas as pd
 import pytest
@@ -51,96 +52,108 @@ def test_free_rows_need_no_data_set():
 
 @pytest.fixture
 def saved(house, monkeypatch):
-    """A chapter that saved two rows at scale full, as the runner leaves it."""
+    """A chapter that saved two rows at scale full, as the runner leaves it, in a repository with one commit."""
     directory = house.root / "_build/results/full"
     monkeypatch.setenv("DFL_RESULTS", str(directory))
     house.write("data/mini/clip/model.safetensors", "weights")
-    house.write("data/paper/table1.csv", "1")
-    house.write("dfl_utils/paper.py", "TABLE = 1\n")
-    house.write("dfl_utils/scores.py", "from dfl_utils import paper\n\n\ndef same(x):\n    return x\n")
-    provenance.checkpoint_hash.cache_clear()
+    house.write(".gitignore", "/_build/\n/.store/\n")
+    git(house, "init", "--quiet")
+    commit(house)
     provenance.register("clip", house.root / "data/mini/clip")
     exhibits.save("one", rows({"x": 10}, {"x": 2, "paper": 0.741}), {"seconds": 12.34, "model_calls": 7})
     source = chapter.find("one")
-    parameters = chapter.effective(source, chapter.at_scale(source, "full"))
-    run = {"scale": "full", "parameters": parameters, "made_by": exhibits.made_by(source)}
-    exhibits.record_run(directory, "one", run)
+    exhibits.record_run(directory, "one", chapter.effective(source, chapter.at_scale(source, "full")))
     return directory
 
 
+def git(house, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+    return subprocess.check_output(["git", *identity, *words], cwd=house.root, text=True).strip()
+
+
+def commit(house):
+    git(house, "add", "--all")
+    git(house, "commit", "--quiet", "--message", "Change")
+    return git(house, "rev-parse", "HEAD")
+
+
 def test_publish_writes_sorted_rows_and_a_stamp(house, saved):
-    target = exhibits.publish("mini", saved)
+    target = exhibits.publish("mini", saved, house.root / ".store")
     assert (target / "exhibits.csv").read_text() == (
         "exhibit,dataset,split,method,x,metric,value,low,high,n,paper\n"
         "figure3,nocaps,overall,dino,2,CIDEr,0.5,0.4,0.625,300,0.741\n"
         "figure3,nocaps,overall,dino,10,CIDEr,0.5,0.4,0.625,300,\n"
     )
     stamp = json.loads((target / "stamp.json").read_text())
-    record = stamp["chapters"]["one"]
-    assert record["run"]["parameters"] == {"NUM_IMAGES": 3, "TOP_P": 0.9, "PROFILE": "mini"}
-    assert record["cost"] == {"seconds": 12.3, "model_calls": 7}
-    assert record["checkpoints"]["clip"]["path"] == "data/mini/clip"
-    assert record["checkpoints"]["clip"]["how"] == "loaded"
-    assert {"commit", "dfl_utils", "exhibits"} <= stamp.keys() and {"versions", "machine"} <= record.keys()
+    assert stamp["chapters"]["one"] == {
+        "parameters": {"NUM_IMAGES": 3, "TOP_P": 0.9, "PROFILE": "mini"},
+        "seconds": 12.3,
+        "model_calls": 7,
+        "exhibits": ["figure3"],
+    }
+    assert stamp["checkpoints"] == {"data/mini/clip": provenance.checkpoint_hash(house.root / "data/mini/clip")}
+    assert stamp["commit"] == git(house, "rev-parse", "HEAD")
+    assert stamp.keys() == {
+        *("profile", "commit", "date", "machine", "versions", "checkpoints", "exhibits", "chapters")
+    }
+    assert (target / "store" / "index.json").is_file()
 
 
 def test_a_second_publication_of_the_same_run_changes_nothing(house, saved):
-    target = exhibits.publish("mini", saved)
+    target = exhibits.publish("mini", saved, house.root / ".store")
     before = [(target / name).read_bytes() for name in ("exhibits.csv", "stamp.json")]
-    exhibits.publish("mini", saved)
+    exhibits.publish("mini", saved, house.root / ".store")
     assert [(target / name).read_bytes() for name in ("exhibits.csv", "stamp.json")] == before
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "named"),
-    [
-        ("dfl_utils/scores.py", "from dfl_utils import paper\n\n\ndef same(x):\n    return -x\n", "dfl_utils.scores"),
-        ("data/paper/table1.csv", "2", "data/paper"),
-        ("data/mini/clip/model.safetensors", "other weights", "data/mini/clip"),
-        ("params/full.yml", "one: {NUM_IMAGES: 4}\n", "its parameters"),
-    ],
-)
-def test_what_a_number_depends_on_makes_it_stale(house, saved, file, text, named):
-    exhibits.publish("mini", saved)
-    assert exhibits.stale("mini") == []
-    house.write(file, text)
-    provenance.checkpoint_hash.cache_clear()
-    assert exhibits.stale("mini") == [
-        f"results/mini: chapter one was made before {named} changed; run `dfl book --scale full`."
+def test_a_tree_with_changes_publishes_nothing(house, saved):
+    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
+    with pytest.raises(ValueError, match=r"published from a commit, and dfl_utils/scores\.py is not committed"):
+        exhibits.publish("mini", saved, house.root / ".store")
+    assert not (house.root / "results").exists()
+
+
+def test_what_has_changed_since_is_listed_by_its_name(house, saved):
+    exhibits.publish("mini", saved, house.root / ".store")
+    made = git(house, "rev-parse", "HEAD")[:12]
+    commit(house)  # results alone are no change
+    assert exhibits.changed("mini") == []
+    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
+    house.write("data/mini/clip/model.safetensors", "other weights")
+    house.write("README.md", "words")
+    assert exhibits.changed("mini") == [
+        f"results/mini: {name} has changed since {made}"
+        for name in ("data/mini/clip/model.safetensors", "dfl_utils/scores.py")
     ]
 
 
-def test_presentation_and_wording_make_nothing_stale(house, saved):
-    exhibits.publish("mini", saved)
-    house.write("dfl_utils/plots.py", "COLOUR = 'red'\n")
-    house.write(
-        "dfl_utils/scores.py", 'from dfl_utils import paper\n\n\ndef same(x):\n    """As it is."""\n    return x\n'
-    )
-    house.write("data/mini/clip/README.md", "a card")
-    assert exhibits.stale("mini") == []
-
-
-def test_a_lost_checkpoint_an_edited_chapter_and_an_edited_table_are_stale(house, saved):
-    target = exhibits.publish("mini", saved)
-    (house.root / "data/mini/clip/model.safetensors").unlink()
-    (house.root / "data/mini/clip").rmdir()
-    notebook = house.root / "book/one.ipynb"
-    notebook.write_text(notebook.read_text().replace("loops.double(NUM_IMAGES)", "loops.double(0)"))
+def test_an_edited_table_is_said(house, saved):
+    target = exhibits.publish("mini", saved, house.root / ".store")
     (target / "exhibits.csv").write_text((target / "exhibits.csv").read_text().replace("0.5", "0.6"))
-    assert exhibits.stale("mini") == [
-        "results/mini: chapter one was made before its code, data/mini/clip changed; run `dfl book --scale full`.",
-        "results/mini/exhibits.csv is not the file that was stamped; restore it from git.",
+    said = "results/mini/exhibits.csv is not the file that was stamped; restore it from git."
+    assert exhibits.changed("mini") == [said]
+
+
+def test_a_clone_without_the_commit_says_so(house, saved):
+    target = exhibits.publish("mini", saved, house.root / ".store")
+    stamp = json.loads((target / "stamp.json").read_text())
+    (target / "stamp.json").write_text(json.dumps(stamp | {"commit": 40 * "a"}))
+    assert exhibits.changed("mini") == [
+        "results/mini: commit aaaaaaaaaaaa is not in this clone; `git fetch --unshallow` brings the history."
     ]
+    (target / "stamp.json").write_text("{")
+    with pytest.raises(ValueError, match=r"stamp\.json cannot be read .*`git checkout -- results/mini` brings it back"):
+        exhibits.changed("mini")
 
 
 def test_numbers_of_a_hand_run_are_not_published(house, saved):
     record = json.loads((saved / "one.json").read_text())
-    del record["run"]
+    del record["parameters"]
     (saved / "one.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="Chapter one .* was not run by `dfl book`"):
-        exhibits.publish("mini", saved)
+        exhibits.publish("mini", saved, house.root / ".store")
     with pytest.raises(ValueError, match="No chapter saved numbers"):
-        exhibits.publish("mini", house.root / "_build/results/ci")
+        exhibits.publish("mini", house.root / "_build/results/ci", house.root / ".store")
 
 
 def test_a_cost_needs_seconds_and_calls(house):

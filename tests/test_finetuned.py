@@ -140,18 +140,21 @@ def test_a_role_that_was_not_trained_stays_the_base(runs, mini):
 
 
 def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
-    """By what loads a model, and by what hashes it for a key; also of a profile that was changed meanwhile."""
+    """By what loads a model, not by what names it in a key; also of a profile that was changed meanwhile."""
     joint, aside = runs[0], make(root).run([JOINT])[0].profile
     folders = [Path(getattr(joint.profile, role)) for role in ("captioner", "generator")]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     changed = replace(aside, num_inference_steps=1)
     assert not any(folder.exists() for folder in folders)
-    Workshop(changed, RunStore(root), progress=False).captioner_key()
+    key = Workshop(changed, RunStore(root), progress=False).captioner_key()
+    assert " trained as weights-" in key["checkpoint"] and not any(folder.exists() for folder in folders)
+    assert changed.locate(changed.captioner) == changed.captioner
     assert [folder.exists() for folder in folders] == [True, False]
     assert changed.locate(mini.clip) == mini.clip and not folders[1].exists()
     sent = copy.copy(changed)  # as to another process
     assert all(folder.exists() for folder in folders) and sent == changed and not sent.writers
+    assert Workshop(sent, RunStore(root), progress=False).captioner_key() == key
 
 
 def test_the_game_loads_what_finetuning_left(runs):
@@ -185,7 +188,27 @@ def test_another_recipe_seed_model_or_set_is_another_run(make, root, mini, examp
     fewer = replace(examples[0], references=examples[0].references[:1])
     for other in (make(root, chosen=examples[:5]), make(root, chosen=[fewer, *examples[1:]]), make(root, other_prompt)):
         keys.append(other._job(JOINT)[1])
-    assert len({str(finetuner.store.path("finetuning", key)) for key in keys}) == len(keys)
+    assert len({str(finetuner.store.path(finetuned.WEIGHTS, key)) for key in keys}) == len(keys)
+
+
+def test_losses_that_travelled_name_what_was_trained_and_weights_are_trained_again_where_they_are_asked_for(
+    runs, make, root, tmp_path, monkeypatch
+):
+    """As in a clone: of a run it finds the losses and the digests, and not the weights."""
+    elsewhere = make(tmp_path / "clone")
+    for job in map(elsewhere._job, (JOINT, ALONE)):
+        losses = elsewhere._curves(job)
+        shutil.copy(make(root).store.path(*losses[:2]), elsewhere.store.path(*losses[:2]))
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
+        again = elsewhere.run([JOINT, ALONE])
+        keys = [Workshop(run.profile, elsewhere.store, progress=False).captioner_key() for run in (*runs, *again)]
+        assert keys[:2] == keys[2:] and keys[0] != keys[1]
+        assert [run.seconds for run in again] == [run.seconds for run in runs]
+        with pytest.raises(pytest.fail.Exception):
+            again[1].profile.locate(again[1].profile.generator)
+    folder = Path(located(again[1], "generator"))
+    assert provenance.files_hash(folder) == provenance.files_hash(Path(located(runs[1], "generator")))
 
 
 def test_a_lost_folder_is_written_again_from_its_shard(runs, make, root, tmp_path, monkeypatch):

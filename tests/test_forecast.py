@@ -26,9 +26,9 @@ def made(tmp_path, monkeypatch):
 # --- how many calls ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [name for name in exhibit_work.CHAPTERS if name != "tokenizer"])
 def test_a_chapter_asks_the_models_as_often_as_its_published_run_recorded(name):
-    run = STAMP[name]["run"]["parameters"]
+    run = STAMP[name]["parameters"]
     works = [work for part in exhibit_work.exhibits(name, **run).values() for work in part]
-    assert workload.recorded(works) == STAMP[name]["cost"]["model_calls"]
+    assert workload.recorded(works) == STAMP[name]["model_calls"]
 
 
 def test_every_chapter_that_asks_a_model_is_counted():

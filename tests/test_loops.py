@@ -1,16 +1,16 @@
 """The games through the store: resume, no model work on a second run, independence of the run's size."""
 
 import contextlib
+import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils import blocks, data, fidelity, profile, provenance, similarity, workshop
+from dfl_utils import blocks, data, fidelity, profile, similarity, workshop
 from dfl_utils.claims import claim
-from dfl_utils.drawings import Drawings
+from dfl_utils.drawings import IMAGES, Drawings
 from dfl_utils.loops import Game
 from dfl_utils.store import RunStore
 
@@ -41,9 +41,9 @@ def game(hall, tmp_path):
 
 def borrow(hall, root, models=None):
     game = Game(models or hall.profile, RunStore(root), progress=False)
-    game._encoders = hall._encoders
     for name in ("captioner", "generator", "extractor"):
-        game.__dict__[name] = getattr(hall, name)
+        getattr(hall, name)  # loaded
+    game._loaded = hall._loaded
     return game
 
 
@@ -84,6 +84,7 @@ def test_a_second_run_does_no_model_work(played, hall, mini, examples):
     for name, sim in run.sim_image.items():
         np.testing.assert_array_equal(again.sim_image[name], sim)
         np.testing.assert_array_equal(other_again.sim_image[name], other.sim_image[name])
+    run.load_images(3)  # what a page shows is kept by itself
     np.testing.assert_array_equal(again.load_images(3), run.load_images(3))
     assert store.spent["images"].calls == 36 + 6 and store.spent["captions"].calls == 36  # the first run's cost
     second = [idle.describe(examples), idle.log_likelihood(examples, captions), idle.original_features(examples)]
@@ -202,26 +203,14 @@ def test_a_file_of_inception_weights_is_known_by_its_bytes(mini, tmp_path):
     assert keys[2]["checkpoint"] in fidelity.URL_INCEPTION_V3
 
 
-def test_code_is_hashed_once_a_game(played, hall, mini, examples, monkeypatch):
-    hashed = []
-    monkeypatch.setattr(provenance, "code_hash", lambda modules: hashed.append(sorted(modules)) or "0")
-    game = Idle(mini, RunStore(hall.store.root), progress=False)
-    for _ in range(3):
-        for role in ("captioner", "generator", "clip", "dino", "probe"):
-            game.made_by(role)
-    assert len(hashed) == 5
-
-
-@pytest.mark.parametrize("role", workshop.CODE)
-def test_the_key_of_a_model_names_every_module_that_makes_its_output(role):
-    folder = Path(workshop.__file__).parent
-    # They find and read files and decide nothing; the number type is in the key by its name.
-    finders = {"checkpoint", "profile", "annotations", "precision", "preprocessing"}
-    beneath = {name for finder in finders for name in provenance.dependencies(folder / f"{finder}.py")}
-    needed = {name for own in workshop.CODE[role] for name in provenance.dependencies(folder / f"{own}.py")}
-    assert needed - beneath - {f"dfl_utils.{name}" for name in finders} <= {
-        f"dfl_utils.{name}" for name in workshop.CODE[role]
-    }
+def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, monkeypatch):
+    """As in a notebook that stays open: neither an old key nor an old model answers for the new files."""
+    folder = shutil.copytree(mini.clip, tmp_path / "clip")
+    game = Game(replace(mini, clip=str(folder)), RunStore(tmp_path / "store"), progress=False)
+    key, model = game.encoder_key("clip"), game.encoder("clip")
+    assert game.encoder("clip") is model
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert game.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
 
 
 def test_one_candidate_is_enough(game, examples):
@@ -295,7 +284,7 @@ def test_what_another_process_is_drawing_is_put_aside(game, examples, monkeypatc
     run = Drawings(game, examples[:3], captions, [[1], [2], [3]])
     drawn, make = [], Drawings.draw
     taken = contextlib.ExitStack()
-    taken.enter_context(claim(game.store.path("images", run.keys[run.blocks[0]]).with_suffix(".claim")))
+    taken.enter_context(claim(game.store.path(IMAGES, run.keys[run.blocks[0]]).with_suffix(".claim")))
 
     def draw(self, block):
         found = make(self, block)

@@ -3,6 +3,7 @@
 import ast
 import base64
 import io
+import json
 import os
 import shutil
 import stat
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import dfl_utils
-from dfl_utils import archives, book, provenance, syntax
+from dfl_utils import archives, book, provenance
 from dfl_utils.chapter import BuildFailed
 from dfl_utils.disclosure import Inspector, pages
 
@@ -44,10 +45,17 @@ class Call:
         self.passes_on = around.name if own and own.arg in spread else None  # what its callers say
 
 
+def code(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code")
+
+
 def calls() -> list[Call]:
     found = []
     for path in SOURCES:
-        tree = syntax.parse(provenance.code(path), path.stem)
+        tree = ast.parse(code(path))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         inner = {id(node): function for function in functions for node in ast.walk(function)}
         found += [Call(node, inner.get(id(node), tree), path) for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -17,8 +17,9 @@ import safetensors.numpy
 from dfl_utils import claims, shards
 from dfl_utils import store as stores
 from dfl_utils.claims import claim
-from dfl_utils.store import RunStore, Spent
+from dfl_utils.store import Kind, RunStore, Spent
 
+LOOP, INNER, OUTER, OTHER = Kind("test-loop"), Kind("test-inner"), Kind("test-outer"), Kind("test-other")
 RNG = np.random.default_rng(0)
 CONTENT = {
     "image_hat": RNG.integers(0, 256, (2, 3, 4, 3), np.uint8),
@@ -47,11 +48,11 @@ def same(a, b):
 
 
 def test_contents_come_back_exactly(tmp_path):
-    made = RunStore(tmp_path).get_or_make("loop", {"a": 1}, lambda: CONTENT)
+    made = RunStore(tmp_path).get_or_make(LOOP, {"a": 1}, lambda: CONTENT)
     same(made, CONTENT)
-    same(RunStore(tmp_path).get_or_make("loop", {"a": 1}, never), CONTENT)
+    same(RunStore(tmp_path).get_or_make(LOOP, {"a": 1}, never), CONTENT)
     (only,) = tmp_path.iterdir()
-    assert only.name.startswith("loop-") and only.suffix == ".safetensors"
+    assert only.name.startswith("test-loop-") and only.suffix == ".safetensors"
 
 
 def test_arrays_in_any_memory_order_come_back(tmp_path):
@@ -60,19 +61,23 @@ def test_arrays_in_any_memory_order_come_back(tmp_path):
         "step": CONTENT["embeddings"][:, ::2],
         "big": np.arange(3, dtype=">i4"),
     }
-    RunStore(tmp_path).get_or_make("loop", {}, lambda: odd)
-    for name, value in RunStore(tmp_path).get_or_make("loop", {}, never).items():
+    RunStore(tmp_path).get_or_make(LOOP, {}, lambda: odd)
+    for name, value in RunStore(tmp_path).get_or_make(LOOP, {}, never).items():
         np.testing.assert_array_equal(value, odd[name])
 
 
 def test_the_key_is_what_counts_not_its_order(tmp_path):
     store = RunStore(tmp_path)
-    store.get_or_make("loop", {"a": 1, "b": [1, 2]}, lambda: {"x": ["1"]})
-    assert store.get_or_make("loop", {"b": (1, 2), "a": 1}, never) == {"x": ["1"]}
-    for kind, key in (("loop", {"a": 1, "b": [2, 1]}), ("loop", {"a": 1}), ("other", {"a": 1, "b": [1, 2]})):
+    store.get_or_make(LOOP, {"a": 1, "b": [1, 2]}, lambda: {"x": ["1"]})
+    assert store.get_or_make(LOOP, {"b": (1, 2), "a": 1}, never) == {"x": ["1"]}
+    for kind, key in ((LOOP, {"a": 1, "b": [2, 1]}), (LOOP, {"a": 1}), (OTHER, {"a": 1, "b": [1, 2]})):
         assert store.get_or_make(kind, key, lambda: {"x": ["2"]}) == {"x": ["2"]}
-    metadata = safetensors.safe_open(store.path("loop", {"a": 1}), "np").metadata()
-    assert json.loads(metadata["key"]) == {"a": 1} and metadata["calls"] == "0" and float(metadata["seconds"]) >= 0
+    metadata = safetensors.safe_open(store.path(LOOP, {"a": 1}), "np").metadata()
+    assert (
+        json.loads(metadata["key"]) == {"kind": "test-loop", "version": 1, "a": 1}
+        and metadata["calls"] == "0"
+        and float(metadata["seconds"]) >= 0
+    )
 
 
 def test_costs_are_counted_once_a_shard_and_kept_with_it(tmp_path, monkeypatch):
@@ -81,22 +86,22 @@ def test_costs_are_counted_once_a_shard_and_kept_with_it(tmp_path, monkeypatch):
     first = RunStore(tmp_path)
 
     def outer():
-        first.get_or_make("inner", {"k": 1}, lambda: ({"x": ["a"]}, 3))  # ticks: in, begin, end, out
+        first.get_or_make(INNER, {"k": 1}, lambda: ({"x": ["a"]}, 3))  # ticks: in, begin, end, out
         return {"y": ["b"]}, 10
 
-    first.get_or_make("outer", {}, outer)  # begin at 1, end at 6; inside the store from 2 to 5
-    first.get_or_make("inner", {"k": 1}, never)
-    assert first.spent == {"inner": Spent(1.0, 3, made=1), "outer": Spent(2.0, 10, made=1)}
+    first.get_or_make(OUTER, {}, outer)  # begin at 1, end at 6; inside the store from 2 to 5
+    first.get_or_make(INNER, {"k": 1}, never)
+    assert first.spent == {"test-inner": Spent(1.0, 3, made=1), "test-outer": Spent(2.0, 10, made=1)}
     second = RunStore(tmp_path)
     for _ in range(2):
-        second.get_or_make("outer", {}, never)
-    assert second.spent == {"outer": Spent(2.0, 10, loaded=1)}
+        second.get_or_make(OUTER, {}, never)
+    assert second.spent == {"test-outer": Spent(2.0, 10, loaded=1)}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "header", "empty", "foreign"])
 def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
-    path = RunStore(tmp_path).path("loop", {})
-    RunStore(tmp_path).get_or_make("loop", {}, lambda: CONTENT)
+    path = RunStore(tmp_path).path(LOOP, {})
+    RunStore(tmp_path).get_or_make(LOOP, {}, lambda: CONTENT)
     raw = bytearray(path.read_bytes())
     if damage == "truncate":
         raw = raw[:-1]
@@ -110,14 +115,14 @@ def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
         raw = safetensors.numpy.save({"x": np.ones(3)})
     path.write_bytes(raw)
     with caplog.at_level(logging.WARNING):
-        same(RunStore(tmp_path).get_or_make("loop", {}, lambda: CONTENT), CONTENT)
+        same(RunStore(tmp_path).get_or_make(LOOP, {}, lambda: CONTENT), CONTENT)
     assert [r.getMessage().count("is not whole") for r in caplog.records] == [1] and str(path) in caplog.text
-    same(RunStore(tmp_path).get_or_make("loop", {}, never), CONTENT)
+    same(RunStore(tmp_path).get_or_make(LOOP, {}, never), CONTENT)
 
 
 def test_no_flipped_bit_is_ever_read(tmp_path):
     """A bit of each byte in turn: of the header's length, of the header with all strings, of the tensors."""
-    path = RunStore(tmp_path).path("loop", {})
+    path = RunStore(tmp_path).path(LOOP, {})
     content = {"x": np.array([1.5, -2.0], np.float32), "kept": np.array([True]), "texts": ["a key", "naïve ☃"]}
     shards.write(path, content, {"key": "{}", "seconds": "0.1", "calls": "2"})
     whole = path.read_bytes()
@@ -134,42 +139,42 @@ def test_no_flipped_bit_is_ever_read(tmp_path):
 def test_shards_in_each_others_places_are_made_anew(tmp_path, caplog):
     store, keys = RunStore(tmp_path), [{"shard": 0}, {"shard": 1}]
     for key in keys:
-        store.get_or_make("loop", key, lambda key=key: {"x": [str(key["shard"])]})
-    one, other = (store.path("loop", key) for key in keys)
+        store.get_or_make(LOOP, key, lambda key=key: {"x": [str(key["shard"])]})
+    one, other = (store.path(LOOP, key) for key in keys)
     one.rename(tmp_path / "aside")
     other.rename(one)
     (tmp_path / "aside").rename(other)
     again = RunStore(tmp_path)
     with caplog.at_level(logging.WARNING):
-        found = [again.get_or_make("loop", key, lambda key=key: {"x": [str(key["shard"])]}) for key in keys]
-    assert found == [{"x": ["0"]}, {"x": ["1"]}] and again.spent["loop"].made == 2
+        found = [again.get_or_make(LOOP, key, lambda key=key: {"x": [str(key["shard"])]}) for key in keys]
+    assert found == [{"x": ["0"]}, {"x": ["1"]}] and again.spent["test-loop"].made == 2
     assert caplog.text.count("is not whole (it is the shard of another key) and is made anew") == 2
 
 
 def test_a_damaged_shard_that_nobody_reads_counts_for_nothing(tmp_path):
     store = RunStore(tmp_path)
-    store.get_or_make("loop", {}, lambda: ({"x": ["a"]}, 3))
-    path = store.path("loop", {})
+    store.get_or_make(LOOP, {}, lambda: ({"x": ["a"]}, 3))
+    path = store.path(LOOP, {})
     again = RunStore(tmp_path)
     path.write_bytes(path.read_bytes()[:20])
-    again.count("loop", {})
+    again.count(LOOP, {})
     assert again.spent == {}
-    again.get_or_make("loop", {}, lambda: ({"x": ["a"]}, 3))
-    again.count("loop", {})
-    assert again.spent["loop"].calls == 3
+    again.get_or_make(LOOP, {}, lambda: ({"x": ["a"]}, 3))
+    again.count(LOOP, {})
+    assert again.spent["test-loop"].calls == 3
 
 
 def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
     store = RunStore(tmp_path)
     with pytest.raises(ZeroDivisionError):
-        store.get_or_make("loop", {}, lambda: 1 / 0)
+        store.get_or_make(LOOP, {}, lambda: 1 / 0)
     assert not list(tmp_path.iterdir())
-    assert store.get_or_make("loop", {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
+    assert store.get_or_make(LOOP, {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
 
 
 def test_nothing_is_made_ahead_of_need(tmp_path):
     made = []
-    jobs = [("loop", {"shard": k}, lambda k=k: made.append(k) or {"x": [str(k)]}) for k in range(3)]
+    jobs = [(LOOP, {"shard": k}, lambda k=k: made.append(k) or {"x": [str(k)]}) for k in range(3)]
     filling = RunStore(tmp_path).fill(jobs)
     assert next(filling)[1] == {"x": ["0"]} and made == [0]
 
@@ -177,7 +182,7 @@ def test_nothing_is_made_ahead_of_need(tmp_path):
 def test_claimed_shards_are_visited_last(tmp_path):
     store, order = RunStore(tmp_path), []
     keys = [{"shard": k} for k in range(4)]
-    held = claim(store.path("loop", keys[0]).with_suffix(".claim"))
+    held = claim(store.path(LOOP, keys[0]).with_suffix(".claim"))
 
     def make(key):
         order.append(key["shard"])
@@ -185,7 +190,7 @@ def test_claimed_shards_are_visited_last(tmp_path):
             held.__exit__(None, None, None)
         return {"x": [str(key["shard"])]}
 
-    jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
+    jobs = [(LOOP, key, lambda key=key: make(key)) for key in keys]
     assert [content["x"] for _, content in store.fill(jobs)] == [["1"], ["2"], ["3"], ["0"]]
     assert order == [1, 2, 3, 0]
 
@@ -194,7 +199,7 @@ WORKER = """
 import json, os, signal, sys, time
 import numpy as np
 from dfl_utils import claims, shards
-from dfl_utils.store import RunStore
+from dfl_utils.store import Kind, RunStore
 root, log, task = sys.argv[1:]
 
 def make(key):
@@ -221,9 +226,9 @@ if task == "stop-writing":
 if task == "half":  # killed between the first byte and the rename
     shards.os.fsync = lambda _: (print("writing", flush=True), time.sleep(100))
 store, keys = RunStore(root), [{"shard": k} for k in range(12)]
-jobs = [("loop", key, lambda key=key: make(key)) for key in keys]
+jobs = [(Kind("test-loop"), key, lambda key=key: make(key)) for key in keys]
 total = sum(int(content["x"][0]) for _, content in store.fill(jobs))
-spent = store.spent["loop"]
+spent = store.spent["test-loop"]
 print(json.dumps([total, spent.made, spent.loaded, spent.calls]))
 """
 
@@ -242,14 +247,14 @@ def test_two_processes_make_each_shard_once(tmp_path):
     assert all(made + loaded == calls == 12 for _, made, loaded, calls in ends)
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
     third = RunStore(tmp_path / "store")
-    assert len(list(third.fill([("loop", {"shard": k}, never) for k in range(12)]))) == 12
-    assert third.spent["loop"].made == 0
+    assert len(list(third.fill([(LOOP, {"shard": k}, never) for k in range(12)]))) == 12
+    assert third.spent["test-loop"].made == 0
 
 
 @pytest.mark.parametrize(("task", "cue"), [("hang", "making\n"), ("half", "writing\n")])
 def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
     store = RunStore(tmp_path / "store")
-    store.get_or_make("loop", {"shard": 0}, lambda: {"x": np.zeros(1000, int)})
+    store.get_or_make(LOOP, {"shard": 0}, lambda: {"x": np.zeros(1000, int)})
     process = worker(tmp_path, task)
     assert process.stdout.readline() == cue
     process.send_signal(signal.SIGKILL)
@@ -257,7 +262,7 @@ def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
     left = {path.suffix for path in (tmp_path / "store").iterdir()}
     assert left == ({".safetensors", ".claim"} | ({".partial"} if task == "half" else set()))
     made = []
-    jobs = [("loop", {"shard": k}, lambda k=k: made.append(k) or {"x": np.array([1])}) for k in range(3)]
+    jobs = [(LOOP, {"shard": k}, lambda k=k: made.append(k) or {"x": np.array([1])}) for k in range(3)]
     assert len(list(store.fill(jobs))) == 3 and made == [1, 2]
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
 
@@ -317,15 +322,15 @@ def test_a_holder_that_wakes_up_too_late_does_no_harm(tmp_path, monkeypatch, tas
     process = worker(tmp_path, task)
     assert process.stdout.readline() == "stopping\n"
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-    found = store.get_or_make("loop", key, lambda: ({"x": np.full(1000, 0)}, 1))
-    before = store.path("loop", key).stat().st_ino
+    found = store.get_or_make(LOOP, key, lambda: ({"x": np.full(1000, 0)}, 1))
+    before = store.path(LOOP, key).stat().st_ino
     process.send_signal(signal.SIGCONT)
     total, made, loaded, calls = json.loads(process.communicate(timeout=60)[0])
     assert (total, made + loaded, calls) == (66, 12, 12)
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
-    same(RunStore(tmp_path / "store").get_or_make("loop", key, never), found)
+    same(RunStore(tmp_path / "store").get_or_make(LOOP, key, never), found)
     if task == "stop-writing":  # what it had written was swept away
-        assert store.path("loop", key).stat().st_ino == before
+        assert store.path(LOOP, key).stat().st_ino == before
 
 
 def test_a_full_disk_while_claiming_is_named(tmp_path, monkeypatch):
@@ -334,13 +339,13 @@ def test_a_full_disk_while_claiming_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(claims.SoftFileLease, "acquire", full)
     with pytest.raises(OSError, match=r"loop-.*claim cannot be written \(No space left on device\): free some space"):
-        RunStore(tmp_path).get_or_make("loop", {}, never)
+        RunStore(tmp_path).get_or_make(LOOP, {}, never)
 
 
 def test_what_killed_processes_left_is_swept_when_a_store_is_opened(tmp_path):
     store = RunStore(tmp_path)
-    store.get_or_make("loop", {}, lambda: {"x": ["a"]})
-    path = store.path("loop", {})
+    store.get_or_make(LOOP, {}, lambda: {"x": ["a"]})
+    path = store.path(LOOP, {})
     left = path.with_suffix(".claim")
     with claim(left):
         marker = left.read_text()
@@ -364,7 +369,7 @@ def test_an_unwritable_root_is_refused_before_any_work(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (np.array(["a"]), "'x' of the shard loop-.* is an array of <U1"),
+        (np.array(["a"]), "'x' of the shard test-loop-.* is an array of <U1"),
         (np.array([1j]), "is an array of complex128"),
         ([1, 2], "is a list: make a numeric numpy array or a list of str"),
         ("text", "is a str"),
@@ -372,13 +377,13 @@ def test_an_unwritable_root_is_refused_before_any_work(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, value, sentence):
     with pytest.raises(ValueError, match=sentence):
-        RunStore(tmp_path).get_or_make("loop", {}, lambda: {"x": value})
+        RunStore(tmp_path).get_or_make(LOOP, {}, lambda: {"x": value})
 
 
 def test_bad_keys_and_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not plain JSON"):
-        RunStore(tmp_path).get_or_make("loop", {"p": Path("a")}, never)
+        RunStore(tmp_path).get_or_make(LOOP, {"p": Path("a")}, never)
     with pytest.raises(ValueError, match="is not plain JSON"):
-        RunStore(tmp_path).get_or_make("loop", {"p": float("nan")}, never)
+        RunStore(tmp_path).get_or_make(LOOP, {"p": float("nan")}, never)
     with pytest.raises(ValueError, match="'../x' names no kind of shard"):
-        RunStore(tmp_path).get_or_make("../x", {}, never)
+        Kind("../x")

@@ -6,7 +6,7 @@ import pytest
 
 from dfl_utils import exhibits, tables
 from dfl_utils.ranking import Estimate
-from dfl_utils.store import RunStore
+from dfl_utils.store import Kind, RunStore
 
 E = Estimate(1.25, -0.04, 2.5, 7, excluded=1)
 
@@ -53,6 +53,6 @@ def test_what_was_spent_is_the_sum_over_kinds(tmp_path):
     store = RunStore(tmp_path)
     assert tables.spent(store) == {"seconds": 0, "model_calls": 0}
     for kind, calls in (("one", 2), ("other", 3)):
-        store.get_or_make(kind, {"k": 1}, lambda calls=calls: ({"x": np.zeros(1)}, calls))
+        store.get_or_make(Kind(f"test-{kind}"), {"k": 1}, lambda calls=calls: ({"x": np.zeros(1)}, calls))
     found = tables.spent(store)
     assert found["model_calls"] == 5 and found["seconds"] == sum(kind.seconds for kind in store.spent.values())
