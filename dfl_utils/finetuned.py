@@ -84,6 +84,11 @@ class Finetuner(Workshop):
         """The map of the pair's tokenizers, learned from the examples' captions."""
         return self._while_same("map", self._checkpoints, self._find_map)
 
+    @vocabulary_map.setter
+    def vocabulary_map(self, chosen: VocabularyMap) -> None:
+        """A map in place of the learned one, for as long as the models stay these."""
+        self._loaded["map"] = self._checkpoints, chosen
+
     def _find_map(self) -> VocabularyMap:
         def make():
             texts = [text for example in self.examples for text in example.references]

@@ -86,10 +86,11 @@ class Nursery:
 
     def train(self, root: Path, recipe: Recipe = RECIPE) -> shards.Content:
         finetuner = Finetuner(self.profile, RunStore(root), self.lessons, progress=False)
-        finetuner.__dict__ |= {"_base_models": self.base, "vocabulary_map": self.map}
+        finetuner._while_same("pair", finetuner._checkpoints, lambda: self.base)
+        finetuner.vocabulary_map = self.map
         (run,) = finetuner.run([recipe])
         folders = [run.profile.locate(folder) for folder in (run.profile.captioner, run.profile.generator)]
-        spent = finetuner.store.spent["finetuning"]
+        spent = finetuner.store.spent["weights"]
         hashes = [provenance.files_hash(Path(folder)) for folder in folders]
         return run.losses | {"folders": hashes, "calls": np.array([spent.calls, spent.made + spent.loaded])}
 

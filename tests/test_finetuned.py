@@ -40,7 +40,7 @@ def vocabulary_map(mini):
 def make(mini, examples, vocabulary_map):
     def finetuner(root, models=mini, chosen=examples):
         found = Finetuner(models, RunStore(root), chosen, progress=False)
-        found.__dict__["vocabulary_map"] = vocabulary_map
+        found.vocabulary_map = vocabulary_map
         return found
 
     return finetuner

@@ -98,8 +98,7 @@ def drawings(world, kind):
 def finetuner(world, kind):
     made = Finetuner(world.profile, world.store(kind), world.examples(), progress=False)
     if kind != "vocabulary-map":
-        identity = VocabularyMap(*MAP)
-        made._while_same("map", made._checkpoints, lambda: identity)
+        made.vocabulary_map = VocabularyMap(*MAP)
     return made
 
 

@@ -142,7 +142,7 @@ def game_and_finetuner(models, root):
     store = RunStore(root)
     finetuner = Finetuner(models, store, examples, progress=False)
     own = captioners.load(models).processor.tokenizer, load_pipeline(models).tokenizer
-    finetuner.__dict__["vocabulary_map"] = VocabularyMap.make(*own, by_meaning=False)  # whose word list is large
+    finetuner.vocabulary_map = VocabularyMap.make(*own, by_meaning=False)  # whose word list is large
     return Game(models, store, num_inference_steps=1, progress=False), finetuner, examples
 
 
@@ -233,7 +233,7 @@ def test_two_ranks_make_every_shard_once(single, double):
     made = [json.loads((double / f"rank{rank}.json").read_text()) for rank in range(2)]
     alone = {kind: spent.made for kind, spent in single[1].store.spent.items()}
     assert {kind: sum(one.get(kind, 0) for one in made) for kind in alone} == alone
-    assert alone["captions"] == 4 and alone["finetuning"] == 3
+    assert alone["captions"] == 4 and alone["weights"] == alone["finetuning"] == 3
     assert all(one["captions"] and one["images"] for one in made)  # each has done its part
 
 
@@ -248,7 +248,7 @@ def test_one_process_takes_up_what_two_have_left(single, double, mini, monkeypat
     (state,) = (double / "store").glob("*.training/state.safetensors")
     assert state.stat().st_size
     again = Finetuner(mini, RunStore(double / "store"), finetuner.examples, progress=False)
-    again.__dict__ |= {name: finetuner.__dict__[name] for name in ("vocabulary_map", "_base_models")}
+    again._loaded |= finetuner._loaded  # models and map
     steps, batch = [], finetune.Finetuning._learn
     monkeypatch.setattr(finetune.Finetuning, "_learn", lambda self: steps.append(self.step) or batch(self))
     found = learn(again, [LOST])

@@ -13,7 +13,7 @@ import pytest
 
 from dfl_utils import data, ray_cluster
 from dfl_utils.loops import Game
-from dfl_utils.store import RunStore
+from dfl_utils.store import Kind, RunStore
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of its own settings
 
@@ -40,7 +40,7 @@ class Prepare:
                     os.kill(os.getpid(), signal.SIGKILL)  # the claim of the shard in hand is left behind
                 return {"ids": np.array(image_ids)}, len(image_ids)
 
-            store.get_or_make("count", {"ids": list(image_ids)}, count)
+            store.get_or_make(Kind("test-count"), {"ids": list(image_ids)}, count)
             loaded.append(loaded[0] if loaded else self.prepare_game())  # not before: a worker loads for ten seconds
             loaded[0](image_ids)
 
@@ -101,8 +101,8 @@ def test_a_worker_was_killed_and_nothing_is_lost_or_counted_twice(filled, exampl
     store, counted = RunStore(root), []
     for part in found:
         key = {"ids": list(part.image_ids)}
-        counted += store.get_or_make("count", key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
-    assert counted == ids and store.spent["count"].calls == len(ids)
+        counted += store.get_or_make(Kind("test-count"), key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
+    assert counted == ids and store.spent["test-count"].calls == len(ids)
     assert not list(root.glob("*.partial"))
 
 

@@ -35,9 +35,8 @@ def hall(mini, tmp_path_factory):
 def borrowed(hall, monkeypatch):
     def game(models, store, **options):
         made = loops.Game(models, store, **options)
-        made._encoders = hall._encoders
         if models == hall.profile:
-            made.__dict__ |= {"captioner": hall.captioner, "generator": hall.generator}
+            made._loaded = hall._loaded
             made.generator.num_inference_steps = made.profile.num_inference_steps
         return made
 
