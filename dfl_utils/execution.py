@@ -93,19 +93,23 @@ def key(source: Path, values: Mapping[str, Scalar], scale: str | None) -> str:
 
     A copy of another key is executed anew, which costs no model's work where the run store has it.
     """
-    parts = [dict(values), scale, _age(source), _ages(), provenance.versions()]
+    parts = [dict(values), scale, _age(source), _ages(scale), provenance.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _ages() -> list[tuple[str, int, int]]:
-    """Of everything that a chapter may read beside itself, but for data that is made here."""
+def _ages(scale: str | None) -> list[tuple[str, int, int]]:
+    """Of everything that a chapter may read beside itself, but for data that is made here.
+
+    Of results only where they are shown: a build at scale full writes them after its chapters have run.
+    """
     root, made = provenance.ROOT, {"downloads", "world", "training"}
     data = []
     for folder, inner, names in os.walk(root / "data"):
         inner[:] = [name for name in inner if name not in made]
         data += [Path(folder, name) for name in names]
     package = (root / "dfl_utils").rglob("*.py")
-    results = [*(root / "results").glob("*/*.*"), published_run.place(), published_run.place() / published_run.INDEX]
+    store = published_run.place()
+    results = [*(root / "results").glob("*/*.*"), store, store / published_run.INDEX] if scale == "published" else []
     return [_age(path) for path in sorted({*package, *data, *results}) if path.exists()]
 
 

@@ -3,7 +3,7 @@
 # bytes, and the SHA-256 of a file names its weights.
 # Seen (safetensors 0.8.0, Python 3.11, Linux): the tensors' part is the same each time, the header is not. Keys of
 # `__metadata__` come in another order at every save, in one process too: with eight keys, twenty saves of one
-# dictionary gave twenty files. With one key, as transformers writes ({"format": "pt"}), the bytes do stay the same.
+# dictionary gave nineteen or twenty different files. With one key, as transformers writes ({"format": "pt"}), the bytes do stay the same.
 # So a file's hash names the weights only where at most one metadata key is stored; else hash tensors and sorted metadata.
 set -euo pipefail
 folder=$(mktemp -d)
