@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dfl_utils import alignment, vocabulary
+from dfl_utils import alignment, provenance, vocabulary
 from dfl_utils.alignment import Votes
 from dfl_utils.ranking import Estimate
 from dfl_utils.store import Kind, RunStore
@@ -169,7 +168,7 @@ def share(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> Estimate
 def _key(captioner, generator) -> dict:
     return {
         "tokenizers": [_recipe(captioner), _recipe(generator)],
-        "package": version("tokenizers"),
+        "package": provenance.release("tokenizers"),
     }
 
 

@@ -109,9 +109,17 @@ def _hub_hash(name: str, revision: str | None) -> str:
 
 # --- environment ------------------------------------------------------------------------------------------
 @cache
+def release(package: str) -> str:
+    """The version of a package for keys: not which build of it, so that torch for a CPU finds what torch for CUDA made.
+
+    A device has its own part of a key, and kernels of the same release that round otherwise are within the tolerances.
+    """
+    return importlib.metadata.version(package).partition("+")[0]
+
+
 def model_packages() -> dict[str, str]:
-    """Versions of the packages that a model's output depends on, for the keys of the run store."""
-    return {name: importlib.metadata.version(name) for name in MODEL_PACKAGES}
+    """Releases of the packages that a model's output depends on, for the keys of the run store."""
+    return {name: release(name) for name in MODEL_PACKAGES}
 
 
 def versions() -> dict[str, str]:

