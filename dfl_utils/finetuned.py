@@ -45,7 +45,8 @@ class Finetuned:
         profile: the profile with the finetuned checkpoints in place of those that moved; a folder is written when it is
             first located.
         losses: loss -> its value at every step, `(steps,)` float32.
-        seconds: that the training took when it was run, with what it took before it was resumed.
+        seconds: that the training took when it was run, with what it took before it was resumed; NaN where that is not
+            known any more.
     """
 
     recipe: Recipe
@@ -170,15 +171,13 @@ class Finetuner(Workshop):
         ]
 
     def _curves(self, job: Job) -> Job:
-        """What travels of a run: its losses, what it took, and the digests of the weights that it left."""
+        """What travels of a run: its losses, and the digests of the weights that it left."""
 
         def make():
             content = self.store.get_or_make(*job)
             roles = sorted({name.split(".")[1] for name in content if name.startswith("weight.")})
             losses = {name: value for name, value in content.items() if name.startswith("loss.")}
-            seconds, _ = self.store.cost(*job[:2])
-            digests = [_digest(_weights(content, role)) for role in roles]
-            return losses | {"roles": roles, "digests": digests, "seconds": np.array([seconds])}
+            return losses | {"roles": roles, "digests": [_digest(_weights(content, role)) for role in roles]}
 
         return FINETUNING, job[1], make
 
@@ -242,7 +241,8 @@ class Finetuner(Workshop):
             writers[folder] = partial(self._write, role, job)
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
         trained = TrainedProfile.of(self.profile, folders, contents, writers)
-        return Finetuned(recipe, trained, losses, float(content["seconds"][0]))
+        seconds, _ = self.store.cost(*job[:2]) or (np.nan, 0)
+        return Finetuned(recipe, trained, losses, seconds)
 
     def _write(self, role: str, job: Job, place: Path) -> None:
         weights = _weights(self.store.get_or_make(*job), role)

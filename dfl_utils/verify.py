@@ -29,7 +29,7 @@ ROWS, MINUTES = 10, 10.0
 OVERHEAD = 40.0  # seconds that a chapter takes beside its models' work, about
 CHAPTERS = 3  # at most, where none is named
 TIMES = ("step-seconds",)  # kinds of shard that hold a day's measurements
-OWN = ("seconds", "noted", "digests")  # contents of one day, and of the last bits of one machine
+OWN = ("noted", "digests")  # contents of one day, and of the last bits of one machine
 TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
 
 

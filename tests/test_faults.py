@@ -61,13 +61,13 @@ class Nursery:
         self.base = captioner.load(self.profile), finetuned.load_pipeline(self.profile)
         own = self.base[0].processor.tokenizer, self.base[1].tokenizer
         self.map = VocabularyMap.make(*own, by_meaning=False)
-        self.parts = {"captioner": self.base[0]}
         hall = Game(self.profile, RunStore(os.environ["DFL_STORE"]), progress=False)
-        self.parts["generator"], self.encoders = hall.generator, {name: hall.encoder(name) for name in ("clip", "dino")}
-        provenance.checkpoint_hash(Path(self.profile.tiny_decoder))
+        hall._while_same("captioner", [hall.made_by("captioner")["checkpoint"]], lambda: self.base[0])
+        self.loaded = hall._loaded
+        for load in (lambda: hall.generator, lambda: hall.encoder("clip"), lambda: hall.encoder("dino")):
+            load()
         # What a process works out once, worked out before the forks.
-        code_hash = functools.cache(provenance.code_hash)
-        provenance.code_hash = lambda modules: code_hash(tuple(modules))
+        provenance.checkpoint_hash(Path(self.profile.tiny_decoder))
         vocabulary.fingerprint = functools.cache(vocabulary.fingerprint)
         self.play(hall.store.root)
         assert threading.active_count() == 1  # only then a fork is a whole process
@@ -76,8 +76,7 @@ class Nursery:
     # The two runs, each on a store; they return what a reader would see.
     def play(self, root: Path) -> shards.Content:
         game = Game(self.profile, RunStore(root), progress=False)
-        game.__dict__.update(self.parts)
-        game._encoders = dict(self.encoders)
+        game._loaded = dict(self.loaded)
         run = game.i2t2i(self.examples, 2)
         images = np.stack([run.load_images(k) for k in range(len(self.examples))])
         calls = sum(spent.calls for spent in game.store.spent.values())

@@ -204,7 +204,7 @@ def test_losses_that_travelled_name_what_was_trained_and_weights_are_trained_aga
         again = elsewhere.run([JOINT, ALONE])
         keys = [Workshop(run.profile, elsewhere.store, progress=False).captioner_key() for run in (*runs, *again)]
         assert keys[:2] == keys[2:] and keys[0] != keys[1]
-        assert [run.seconds for run in again] == [run.seconds for run in runs]
+        assert all(np.isnan(run.seconds) for run in again)  # the published run's index would know
         with pytest.raises(pytest.fail.Exception):
             again[1].profile.locate(again[1].profile.generator)
     folder = Path(located(again[1], "generator"))
