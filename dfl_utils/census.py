@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from dfl_utils.vocabulary import END, VocabularyMap
 
 BLOCK = 20_000  # captions a shard
 CENSUS = Kind("census")
+TALLY = Kind("census-tally", made_from=(CENSUS,))
 TOKEN_MAP = Kind("token-map", made_from=(CENSUS,))
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard errors
 
@@ -106,8 +107,7 @@ def take(
     if not captions:
         raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
     pair = captioner_tokenizer, generator_tokenizer
-    key = _key(*pair)
-    found = [_block(store, key, *pair, captions[k : k + BLOCK]) for k in range(0, len(captions), BLOCK)]
+    found = [_block(store, *pair, block) for block in _blocks(captions)]
     cuts = [
         Cuts(
             *(np.concatenate([part[f"{side} {what}"] for part in found]).astype(np.int64) for what in ("ids", "counts"))
@@ -118,6 +118,74 @@ def take(
     for part in found:
         votes.add(_votes({name: part[name] for name in vars(votes)}))
     return Census(*cuts, votes, _strings(*pair))
+
+
+class Tally:
+    """What a census of many captions says, each answer a small shard: the census itself is made where one is missing.
+
+    Args: as of `take`.
+
+    Raises:
+        ValueError: no captions.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        captioner_tokenizer: PreTrainedTokenizerBase,
+        generator_tokenizer: PreTrainedTokenizerBase,
+        captions: Sequence[str],
+    ):
+        if not captions:
+            raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
+        self._store, self._captions = store, captions
+        self._pair = captioner_tokenizer, generator_tokenizer
+        self._key = _key(*self._pair) | {"captions": _digest("\n".join(captions))}
+        for block in _blocks(captions):  # the cost of the census, whether it is read or not
+            store.count(CENSUS, _block_key(*self._pair, block))
+
+    @cached_property
+    def census(self) -> Census:
+        return take(self._store, *self._pair, self._captions)
+
+    def same_list(self) -> np.ndarray:
+        """As `Census.same_list`."""
+        return self._bits("same list", lambda: self.census.same_list())
+
+    def same_set(self) -> np.ndarray:
+        """As `Census.same_set`."""
+        return self._bits("same set", lambda: self.census.same_set())
+
+    def mapped_own(self, index: Tensor) -> np.ndarray:
+        """As `Census.mapped_own`."""
+        return self._bits("mapped own", lambda: self.census.mapped_own(index), _of(index.numpy()))
+
+    def tokens_where(self, chosen: np.ndarray) -> np.ndarray:
+        """As `Census.tokens_where`."""
+        return self._numbers("tokens where", lambda: self.census.tokens_where(chosen), _of(chosen))
+
+    def counts(self) -> np.ndarray:
+        """Tokens of each caption by the captioner's tokenizer, `(captions,)` int64."""
+        return self._numbers("counts", lambda: self.census.captioner.counts)
+
+    def times(self, vocab_size: int) -> np.ndarray:
+        """How often each of the captioner's tokens stands in the captions, `(vocab_size,)` int64."""
+        return self._numbers("times", lambda: np.bincount(self.census.captioner.ids, minlength=vocab_size), vocab_size)
+
+    def votes(self, kind: str) -> int:
+        """Number of the captioner's tokens with a vote of `Votes`, `equal` or `within`."""
+        return int(self._numbers(kind, lambda: np.array([sum(getattr(self.census.votes, kind).values())]))[0])
+
+    def _bits(self, what: str, make: Callable[[], np.ndarray], asked: object = None) -> np.ndarray:
+        bits = self._kept(what, lambda: np.packbits(make()), asked)
+        return np.unpackbits(bits, count=len(self._captions)).astype(bool)
+
+    def _numbers(self, what: str, make: Callable[[], np.ndarray], asked: object = None) -> np.ndarray:
+        return self._kept(what, lambda: _narrow(make()), asked).astype(np.int64)
+
+    def _kept(self, what: str, make: Callable[[], np.ndarray], asked: object) -> np.ndarray:
+        key = self._key | {"what": what, "asked": asked}
+        return self._store.get_or_make(TALLY, key, lambda: {"found": make()})["found"]
 
 
 def learn(
@@ -172,7 +240,25 @@ def _key(captioner, generator) -> dict:
     }
 
 
-def _block(store: RunStore, key: dict, captioner, generator, captions: Sequence[str]) -> dict:
+def _blocks(captions: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (captions[k : k + BLOCK] for k in range(0, len(captions), BLOCK))
+
+
+def _block_key(captioner, generator, captions: Sequence[str]) -> dict:
+    return _key(captioner, generator) | {"captions": _digest("\n".join(captions))}
+
+
+def _of(values: np.ndarray) -> str:
+    """An array in a key."""
+    return hashlib.sha256(f"{values.dtype} {values.shape}".encode() + values.tobytes()).hexdigest()
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Whole numbers of 0 or more in the fewest bytes."""
+    return values.astype(np.min_scalar_type(values.max(initial=0)))
+
+
+def _block(store: RunStore, captioner, generator, captions: Sequence[str]) -> dict:
     def make():
         ours, theirs = alignment.spans(captioner, captions), alignment.spans(generator, captions)
         content = {}
@@ -181,7 +267,7 @@ def _block(store: RunStore, key: dict, captioner, generator, captions: Sequence[
         votes = vars(alignment.align(ours, theirs))
         return content | {name: _rows(counter) for name, counter in votes.items()}, len(captions)
 
-    return store.get_or_make(CENSUS, key | {"captions": _digest("\n".join(captions))}, make)
+    return store.get_or_make(CENSUS, _block_key(captioner, generator, captions), make)
 
 
 def _rows(counter: Counter) -> np.ndarray:

@@ -185,6 +185,10 @@ KEYS = {
     "step-seconds": (cost_of(lambda c, w: c.seconds(w.rounds)), STEP | {"rounds"}),
     "unit-flops": (priced, {"clip", "dino", "dino_size", "tiny_decoder"}),
     "census": (lambda w, k: census.take(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
+    "census-tally": (
+        lambda w, k: census.Tally(w.store(k), *tokenizers(w), [w.caption]).tokens_where(np.full(4, w.seed)),
+        {"caption", "vocab", "seed"},
+    ),
     "token-map": (lambda w, k: census.learn(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
     "clip-score": (
         lambda w, k: Scorer(w.profile, w.store(k), w.examples()).clip_score(w.examples(), [[w.candidate]]),
@@ -330,7 +334,7 @@ MADE_FROM = {
     "dino-originals": {"dino-similarity"},
     "latents": {"weights", "finetuning", "validation-losses", "anatomy"},
     "weights": {"finetuning"},
-    "census": {"token-map"},
+    "census": {"token-map", "census-tally"},
     "cider-frequencies": {"quality-cider"},
     "clip-text-references": {"quality-clip-text"},
     "sbert-references": {"quality-sbert"},

@@ -356,6 +356,29 @@ def test_a_census_reads_real_captions_once(tmp_path, learned, bert, clip, monkey
         census.take(store, bert, clip, [])
 
 
+def test_a_tally_answers_as_the_census_does_and_needs_it_once(tmp_path, learned, bert, clip, monkeypatch):
+    counted, first = census.take(RunStore(tmp_path / "one"), bert, clip, CAPTIONS), RunStore(tmp_path / "two")
+    chosen = np.arange(len(bert)) % 2 == 0
+    size = len(bert)
+
+    def answers(store):
+        tally = census.Tally(store, bert, clip, CAPTIONS)
+        bits = [tally.same_list(), tally.same_set(), tally.mapped_own(learned.index)]
+        sums = [tally.votes(kind) for kind in ("equal", "within")]
+        return [*bits, tally.tokens_where(chosen), tally.counts(), tally.times(size), sums]
+
+    own = [counted.same_list(), counted.same_set(), counted.mapped_own(learned.index), counted.tokens_where(chosen)]
+    own += [counted.captioner.counts, np.bincount(counted.captioner.ids, minlength=size)]
+    own.append([sum(counted.votes.equal.values()), sum(counted.votes.within.values())])
+    for found, wanted in zip(answers(first), own, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    monkeypatch.setattr(census, "take", lambda *_: pytest.fail("a census was read"))
+    for found, wanted in zip(answers(RunStore(first.root)), own, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match="raise NUM_CAPTIONS"):
+        census.Tally(first, bert, clip, [])
+
+
 def test_a_map_is_learned_once(tmp_path, learned, bert, clip):
     made = census.learn(RunStore(tmp_path), bert, clip, CAPTIONS, by_meaning=False)
     assert torch.equal(made.index, learned.index) and made.how == learned.how
