@@ -86,12 +86,21 @@ class Busy(Exception):
 
 @dataclass
 class Spent:
-    """What the shards of one kind cost, each counted once, and how many of them were made here or found."""
+    """What the shards of one kind cost, each counted once, and how many of them were made here or found.
+
+    Attributes:
+        seconds, calls: of all.
+        made, loaded: how many were made here, and found.
+        inner_seconds, inner_calls: of those that only the making of others asked for. A run that finds those others
+            does not meet these, so a chapter's cost is told without them.
+    """
 
     seconds: float = 0.0
     calls: int = 0
     made: int = 0
     loaded: int = 0
+    inner_seconds: float = 0.0
+    inner_calls: int = 0
 
 
 class Ledger:
@@ -149,7 +158,7 @@ class RunStore:
         self._depth = 0  # makes in hand, one inside the other
         self._only = _listed(os.environ.get("DFL_ONLY"))
         self.spent: dict[str, Spent] = {}
-        self._counted: set[str] = set()
+        self._counted: dict[str, bool] = {}  # stem -> whether only the making of others has asked for it
         self._patient = True  # waits for what another process is making
         self._aside = 0.0  # seconds that the make in hand passed inside the store, on shards of their own
         try:
@@ -310,13 +319,20 @@ class RunStore:
         return content
 
     def _count(self, path: Path, kind: Kind, seconds: float, calls: int, made: int) -> None:
-        if path.stem not in self._counted:
-            self._counted.add(path.stem)
-            spent = self.spent.setdefault(kind.name, Spent())
+        spent, inner = self.spent.setdefault(kind.name, Spent()), self._depth > 0
+        before = self._counted.get(path.stem)  # None: a shard that was not met yet
+        if before is None:
             spent.seconds += seconds
             spent.calls += calls
             spent.made += made
             spent.loaded += 1 - made
+        if inner and before is None:
+            spent.inner_seconds += seconds
+            spent.inner_calls += calls
+        if before and not inner:
+            spent.inner_seconds -= seconds
+            spent.inner_calls -= calls
+        self._counted[path.stem] = inner and before is not False
 
 
 def _listed(path: str | None) -> frozenset[str] | None:

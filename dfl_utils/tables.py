@@ -73,6 +73,7 @@ def improved(change: Estimate, metric: str) -> Estimate:
 
 
 def spent(store: RunStore) -> dict[str, float]:
-    """Seconds and model calls behind the shards that a chapter asked for, for `exhibits.save`."""
+    """Seconds and model calls of the shards that a chapter asked for, for `exhibits.save`; see `store.Spent`."""
     kinds = store.spent.values()
-    return {"seconds": sum(kind.seconds for kind in kinds), "model_calls": sum(kind.calls for kind in kinds)}
+    seconds = sum(kind.seconds - kind.inner_seconds for kind in kinds)
+    return {"seconds": seconds, "model_calls": sum(kind.calls - kind.inner_calls for kind in kinds)}

@@ -68,12 +68,8 @@ def calls(works: Iterable[Work]) -> dict[Work, int]:
 
 
 def recorded(works: Iterable[Work]) -> int:
-    """Calls that the stamp of a chapter holds: those of shards it opened, not of those behind them.
-
-    Embeddings of originals and latents lie behind similarities and trainings, and a run that finds these asks for none.
-    """
-    behind = ("latents", "clip-originals", "dino-originals")
-    return sum(count for work, count in calls(works).items() if work.kind not in behind)
+    """Calls that the stamp of a chapter holds: not those of latents, which only the making of trainings asks for."""
+    return sum(count for work, count in calls(works).items() if work.kind != "latents")
 
 
 def image_size(p: Parameters, captioner: str) -> int:

@@ -90,8 +90,11 @@ def test_costs_are_counted_once_a_shard_and_kept_with_it(tmp_path, monkeypatch):
         return {"y": ["b"]}, 10
 
     first.get_or_make(OUTER, {}, outer)  # begin at 1, end at 6; inside the store from 2 to 5
-    first.get_or_make(INNER, {"k": 1}, never)
-    assert first.spent == {"test-inner": Spent(1.0, 3, made=1), "test-outer": Spent(2.0, 10, made=1)}
+    inner = Spent(1.0, 3, made=1, inner_seconds=1.0, inner_calls=3)
+    assert first.spent == {"test-inner": inner, "test-outer": Spent(2.0, 10, made=1)}
+    for _ in range(2):
+        first.get_or_make(INNER, {"k": 1}, never)  # now it was asked for
+        assert first.spent == {"test-inner": Spent(1.0, 3, made=1), "test-outer": Spent(2.0, 10, made=1)}
     second = RunStore(tmp_path)
     for _ in range(2):
         second.get_or_make(OUTER, {}, never)

@@ -49,10 +49,19 @@ def test_an_improvement_turns_the_sign_of_a_distance(metric, numbers):
     assert tables.improved(E, metric) == Estimate(*numbers, 7, 1)
 
 
-def test_what_was_spent_is_the_sum_over_kinds(tmp_path):
+def test_what_was_spent_is_the_sum_over_kinds_but_for_what_only_others_were_made_from(tmp_path):
+    """So a run that finds those others tells the same cost."""
     store = RunStore(tmp_path)
     assert tables.spent(store) == {"seconds": 0, "model_calls": 0}
-    for kind, calls in (("one", 2), ("other", 3)):
-        store.get_or_make(Kind(f"test-{kind}"), {"k": 1}, lambda calls=calls: ({"x": np.zeros(1)}, calls))
-    found = tables.spent(store)
-    assert found["model_calls"] == 5 and found["seconds"] == sum(kind.seconds for kind in store.spent.values())
+
+    def look(asked):
+        asked.get_or_make(Kind("test-inner"), {}, lambda: ({"x": np.zeros(1)}, 7))
+        return {"x": np.zeros(1)}, 3
+
+    for again in (store, RunStore(tmp_path)):
+        again.get_or_make(Kind("test-one"), {}, lambda: ({"x": np.zeros(1)}, 2))
+        again.get_or_make(Kind("test-other"), {}, lambda again=again: look(again))
+        assert tables.spent(again)["model_calls"] == 5
+    assert tables.spent(store) == tables.spent(again)
+    again.count(Kind("test-inner"), {})
+    assert tables.spent(again)["model_calls"] == 12
