@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -39,15 +40,27 @@ class Parameter:
         raise ValueError(f"takes {kind}, not {value!r}")
 
     def parse(self, text: str) -> Scalar:
-        """Read a value typed on the command line."""
-        if isinstance(self.default, str):
-            return text
-        if isinstance(self.default, float):
-            try:
-                return float(text)
-            except ValueError as error:
-                raise ValueError(f"takes float, not {text!r}") from error
-        return self.check(yaml.safe_load(text))
+        """Read a value typed on the command line, by the default's type: `010` is ten, and `1:30` is no number."""
+        if self.default is None:
+            return next((read for kind in (bool, int, float) if (read := _read(kind, text)) is not None), text)
+        value = _read(type(self.default), text)
+        if value is None:
+            raise ValueError(f"takes {type(self.default).__name__}, not {text!r}")
+        return value
+
+
+def _read(kind: type, text: str) -> Scalar:
+    """A text as a value of that type; None where it is none."""
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    if kind is int and not re.fullmatch(r"[+-]?[0-9]+", text):  # `int` also takes `1_0` and blanks
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        return None
 
 
 def pages() -> list[str]:

@@ -248,8 +248,10 @@ def changed(profile: str) -> list[str]:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read rows as `save` and `publish` write them."""
-    return validate(pd.read_csv(path, dtype=dict.fromkeys(set(COLUMNS) - set(NUMBERS), str)))
+    """Read rows as `save` and `publish` write them; a method may be called NA, None or null."""
+    texts = dict.fromkeys(set(COLUMNS) - set(NUMBERS), str)
+    empty = {name: [""] for name in NUMBERS}
+    return validate(pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=empty))
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

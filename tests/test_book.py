@@ -38,8 +38,30 @@ def test_unknown_parameters_and_wrong_types_stop_before_anything_runs(house, val
 def test_values_typed_on_a_command_line_take_the_defaults_type(house):
     typed = {"NUM_IMAGES": "5", "TOP_P": "1e-1", "PROFILE": "12"}
     assert chapter.check(chapter.find("one"), typed, typed=True) == {"NUM_IMAGES": 5, "TOP_P": 0.1, "PROFILE": "12"}
-    with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not 5.5"):
+    with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not '5.5'"):
         chapter.check(chapter.find("one"), {"NUM_IMAGES": "5.5"}, typed=True)
+
+
+@pytest.mark.parametrize(
+    ("default", "text", "value"),
+    [
+        *[(1, text, int(text)) for text in ("7", "007", "010", "08", "-3", "+4")],
+        *[(True, "False", False), (True, "true", True), (1.0, "1e-3", 1e-3), (1.0, "010", 10.0), ("a", "010", "010")],
+        *[(None, "010", 10), (None, "no", "no"), (None, "0.5", 0.5), (None, "true", True), (None, "1:30", "1:30")],
+    ],
+)
+def test_no_number_is_read_as_another_than_it_says(default, text, value):
+    read = chapter.Parameter(default).parse(text)
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("default", "text"),
+    [(1, "1:30"), (1, "0x10"), (1, "1_0"), (1, "yes"), (1, ""), (1, "1e3"), (True, "yes"), (True, "1"), (1.0, "1:30")],
+)
+def test_what_is_no_value_of_the_type_is_refused(default, text):
+    with pytest.raises(ValueError, match=f"takes {type(default).__name__}, not {text!r}"):
+        chapter.Parameter(default).parse(text)
 
 
 def test_a_whole_number_serves_as_a_float(house):

@@ -156,6 +156,14 @@ def test_numbers_of_a_hand_run_are_not_published(house, saved):
         exhibits.publish("mini", house.root / "_build/results/ci", house.root / ".store")
 
 
+def test_texts_that_look_like_nothing_stay_texts(house, tmp_path):
+    names = ["NA", "None", "null", "nan", "", "a"]
+    frame = exhibits.validate(rows(*[{"method": name, "paper": None} for name in names]))
+    exhibits.write(frame, tmp_path / "rows.csv")
+    read = exhibits.read(tmp_path / "rows.csv")
+    assert sorted(read.method) == sorted(names) and read.paper.isna().all() and read.x.eq(0).all()
+
+
 def test_a_cost_needs_seconds_and_calls(house):
     with pytest.raises(ValueError, match="The cost of chapter one is"):
         exhibits.save("one", rows({}), {"seconds": 1})
