@@ -66,7 +66,7 @@ def main(
     found, compared = [], []
     try:
         for name in names:
-            chosen = _choose(run, name, random, 60 * minutes / len(names) - OVERHEAD)
+            chosen = _choose(run, name, stamp, random, 60 * minutes / len(names) - OVERHEAD)
             frame = _recompute(run, name, stamp["chapters"][name]["parameters"], chosen, place / name)
             compared += [_compare(run, stem, place / name / "store") for stem in chosen]
             found.append(frame)
@@ -95,9 +95,19 @@ def _chapters(stamp: dict, what: str | None, random: np.random.Generator, minute
     return names
 
 
-def _choose(run: PublishedRun, name: str, random: np.random.Generator, seconds: float) -> list[str]:
-    """Shards of a chapter, drawn at random, that can be made from nothing in so many seconds."""
-    pool = [stem for stem in run.chapters.get(name, []) if kind_of(stem) not in TIMES]
+def _choose(run: PublishedRun, name: str, stamp: dict, random: np.random.Generator, seconds: float) -> list[str]:
+    """Shards of a chapter, drawn at random, that can be made from nothing in so many seconds.
+
+    What trained models say and draw is drawn for on the processor of the published run alone: hundreds of steps make
+    other words of a last bit that another processor rounds otherwise. The losses of trainings are drawn for anywhere.
+    """
+    asked = [stem for stem in run.chapters.get(name, []) if kind_of(stem) not in TIMES]
+    same = provenance.machine()["cpu"] == stamp["machine"]["cpu"]
+    pool = asked if same else [stem for stem in asked if not TRAINED.search(_text(run, stem))]
+    if len(pool) < len(asked):
+        print(
+            f"{name}: {len(asked) - len(pool)} shards of trained models are left out on another processor", flush=True
+        )
     chosen, behind = [], {}
     for k in random.permutation(len(pool)):
         needed = behind | costs(run, pool[k])
@@ -113,16 +123,22 @@ def _choose(run: PublishedRun, name: str, random: np.random.Generator, seconds: 
 
 def costs(run: PublishedRun, stem: str) -> dict[str, float]:
     """Seconds of a shard's making and of those that its key names, such as the drawings that it was measured on."""
-    path = run.path(stem)
-    try:
-        key = json.loads(shards.metadata(path)["key"])
-    except (FileNotFoundError, shards.Broken, KeyError):
+    key = json.loads(_text(run, stem))
+    if "kind" not in key:
         return {stem: 0.0}
     stems = {stem, *_named(key)}
     if key["kind"] == FINETUNING.name:  # the weights behind it are of the same parts
         parts = {name: value for name, value in key.items() if name not in ("kind", "version", "made from")}
         stems.add(WEIGHTS.stem(parts))
     return {one: (run.cost(one) or (0.0, 0))[0] for one in stems}
+
+
+def _text(run: PublishedRun, stem: str) -> str:
+    """A shard's key as it is hashed; an empty one where the shard is not whole, which comparing will say."""
+    try:
+        return shards.metadata(run.path(stem)).get("key", "{}")
+    except (FileNotFoundError, shards.Broken):
+        return "{}"
 
 
 def _named(part: object) -> Iterator[str]:

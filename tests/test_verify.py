@@ -10,6 +10,7 @@ from conftest import House, cell
 
 from dfl_utils import cli, execution, exhibits, provenance, published_run, shards, verify
 from dfl_utils.published_run import PublishedRun
+from dfl_utils.store import Kind
 
 WORK = """import numpy as np
 import pandas as pd
@@ -125,6 +126,19 @@ def test_a_raised_version_is_said_and_nothing_is_computed(house, capsys):
     stamp.write_text(json.dumps(made))
     assert cli.main(["verify", "one"]) == 1
     assert "is not in the published run: a version, a model" in capsys.readouterr().err
+
+
+def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(house, capsys):
+    run, stamp = PublishedRun(published_run.place()), exhibits.stamp("mini")
+    content, metadata = shards.read(run.path(run.chapters["one"][0]))
+    trained = Kind("test-looks").key(captioner={"checkpoint": f"00 trained as weights-{64 * '0'} to 11"})
+    stem = Kind("test-looks").stem({name: value for name, value in trained.items() if name not in ("kind", "version")})
+    shards.write(run.path(stem), content, metadata | {"key": json.dumps(trained)})
+    run.chapters["one"].append(stem)
+    for cpu, count in ((provenance.machine()["cpu"], 5), ("another", 4)):
+        stamp["machine"]["cpu"] = cpu
+        assert len(verify._choose(run, "one", stamp, np.random.default_rng(0), 1e9)) == count
+    assert "1 shards of trained models are left out" in capsys.readouterr().out
 
 
 def test_what_a_shard_costs_holds_what_it_is_made_from(house):
