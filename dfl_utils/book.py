@@ -58,6 +58,8 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     if scale in PUBLISHED:
         exhibits.require_clean()
     results, fresh = folder("results") / scale, scale in FROM_NOTHING and not reuse and ranks.place().world_size == 1
+    if fresh:  # what an earlier build left is not taken for this one's
+        shutil.rmtree(results, ignore_errors=True)
     with environment(**kernels.variables(), **_stores(scale, reuse, fresh)):
         if jobs > 1:
             _execute_together(scale, jobs, fresh)

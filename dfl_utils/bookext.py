@@ -29,7 +29,9 @@ def link_repository(app: Sphinx, config: Config) -> None:
         buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
         options |= {"repository_url": url, "repository_branch": "main", "path_to_docs": "book"}
         options |= dict.fromkeys(buttons, True) | {"launch_buttons": LAUNCH}
-    options["extra_footer"] = f"<p>{made_where({'scale': os.environ.get('DFL_SCALE')})}</p>"
+    scale = os.environ.get("DFL_SCALE")
+    shown = "The published book." if scale == "published" else made_where({"scale": scale})
+    options["extra_footer"] = f"<p>{shown}</p>"  # of pages that are no chapter
 
 
 def made_where(made: dict[str, Any]) -> str:

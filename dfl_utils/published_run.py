@@ -44,6 +44,8 @@ class PublishedRun:
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
             layout, self.chapters, self._left_out = found["layout"], found["chapters"], found["left_out"]
+            if not isinstance(self.chapters, dict) or not isinstance(self._left_out, dict):
+                raise ValueError("chapters and left_out are objects of names and values")
         except FileNotFoundError:
             raise ValueError(f"The published run has no {index}: all work is done anew; {MEND}.") from None
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -117,6 +117,7 @@ def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
         (None, r"has no .*index\.json: all work is done anew; `git checkout -- results/mini/store` brings it back"),
         ("{", r"index\.json of the published run is damaged"),
         ('{"layout": 1}', r"index\.json of the published run is damaged"),
+        ('{"layout": 1, "chapters": [], "left_out": {}}', r"index\.json of the published run is damaged"),
         ("[]", r"index\.json of the published run is damaged"),
         ('{"layout": 0, "chapters": {}, "left_out": {}}', r"is of layout 0, and this code reads layout 1"),
     ],
