@@ -1,17 +1,22 @@
 """The published run: shards that travel with the book, so that it shows its numbers without any model's work.
 
-`results/<profile>/store/` holds the shards that the published chapters asked for, as the run store wrote them, and
-`index.json`: which chapter asked for which, and what those shards once cost that were left out (drawings that no page
-shows, trained weights). It is only read. A shard whose version, model or parameters have changed is not found in it.
+`results/<profile>/store/` holds the shards that the published chapters asked for, as the run store wrote them: those of
+a kind in one file, compressed together, since their keys name the same images again and again. `index.json` says which
+chapter asked for which, and what those shards once cost that were left out (drawings that no page shows, trained
+weights). It is only read. A shard whose version, model or parameters have changed is not found in it.
 """
 
 import json
 import logging
+import lzma
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 from dfl_utils import provenance, shards
 
@@ -40,6 +45,7 @@ class PublishedRun:
 
     def __init__(self, folder: Path | str, inner: bool = True):
         self.folder, self.inner = Path(folder), inner
+        self._packs: dict[Path, dict[str, bytes]] = {}
         index = self.folder / INDEX
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
@@ -57,21 +63,73 @@ class PublishedRun:
                 f"{index} is of layout {layout}, and this code reads layout {LAYOUT}: all work is done anew; {MEND}."
             )
 
-    def path(self, stem: str) -> Path:
-        """Where a shard of that name lies, if it was published."""
-        return self.folder / f"{stem}.safetensors"
+    def file(self, stem: str) -> Path:
+        """The file that holds a shard of that name, if it was published."""
+        return self.folder / f"{kind_of(stem)}.safetensors"
+
+    def read(self, stem: str) -> tuple[shards.Content, dict[str, str]]:
+        """Content and metadata of a shard.
+
+        Raises:
+            FileNotFoundError: it was not published.
+            shards.Broken: it, or the file that holds it, is damaged.
+        """
+        return shards.loads(self._bytes(stem))
+
+    def metadata(self, stem: str) -> dict[str, str]:
+        """What lies beside a shard's content. Raises: as `read`."""
+        return shards.header(self._bytes(stem))
 
     def cost(self, stem: str) -> tuple[float, int] | None:
         """Seconds and model calls of a shard's first making, also of one that was left out; None of an unknown one."""
-        if stem in self._left_out:
-            seconds, calls = self._left_out[stem]
-            return float(seconds), int(calls)
-        return shards.cost(self.path(stem))
+        try:
+            found = self._left_out.get(stem) or [self.metadata(stem)[name] for name in ("seconds", "calls")]
+        except (FileNotFoundError, shards.Broken):
+            return None
+        return float(found[0]), int(found[1])
 
     @cached_property
     def stems(self) -> frozenset[str]:
         """Names of the shards that are there."""
-        return frozenset(path.stem for path in self.folder.glob("*.safetensors"))
+        return frozenset(stem for file in self.folder.glob("*.safetensors") for stem in self._pack(file))
+
+    def _bytes(self, stem: str) -> bytes:
+        found = self._pack(self.file(stem)).get(stem)
+        if found is None:
+            raise FileNotFoundError(stem)
+        return found
+
+    def _pack(self, file: Path) -> dict[str, bytes]:
+        """All shards of a file, read once; a damaged one is said so once, and holds none from then on."""
+        if file not in self._packs:
+            self._packs[file] = {}
+            if file.is_file():
+                self._packs[file] = unpack(file)
+        return self._packs[file]
+
+
+def unpack(file: Path) -> dict[str, bytes]:
+    """The shards of a published file by name.
+
+    Raises:
+        shards.Broken: it is damaged.
+    """
+    try:
+        content, metadata = shards.read(file)
+        data, found, start = lzma.decompress(content["shards"].tobytes()), {}, 0
+        for stem, size in zip(content["names"], content["sizes"].tolist(), strict=True):
+            found[stem] = data[start : start + size]
+            start += size
+    except (lzma.LZMAError, KeyError, ValueError) as error:
+        raise shards.Broken(str(error)) from error
+    return found
+
+
+def pack(file: Path, found: Mapping[str, bytes]) -> None:
+    """Write the shards of one kind as one file; equal shards give an equal file but for the order of its header."""
+    data = np.frombuffer(lzma.compress(b"".join(found.values())), np.uint8)
+    sizes = np.array([len(one) for one in found.values()], np.int64)
+    shards.write(file, {"names": list(found), "sizes": sizes, "shards": data}, {})
 
 
 def opened() -> PublishedRun | None:
@@ -100,7 +158,7 @@ def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind:
         behind: names of the shards that those were made from or whose cost counts.
 
     Returns:
-        Bytes of the shards.
+        Bytes of the folder.
 
     Raises:
         ValueError: a shard that is not there or not whole.
@@ -111,15 +169,15 @@ def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind:
     staying = {kind.name for kind in KINDS.values() if not kind.travels}
     wanted = {name: sorted({stem for stem in stems if kind_of(stem) not in staying}) for name, stems in asked.items()}
     travelling = {stem for stems in wanted.values() for stem in stems}
-    new, total = folder.with_name(f"{folder.name}.part"), 0
+    new = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        for stem in sorted(travelling):
-            source = store / f"{stem}.safetensors"
-            shards.read(source)
-            shutil.copyfile(source, new / source.name)
-            total += source.stat().st_size
+        for kind, stems in groupby(sorted(travelling, key=lambda stem: (kind_of(stem), stem)), kind_of):
+            found = {stem: (store / f"{stem}.safetensors").read_bytes() for stem in stems}
+            for data in found.values():
+                shards.loads(data)
+            pack(new / f"{kind}.safetensors", found)
         rest = {*behind, *(stem for stems in asked.values() for stem in stems)} - travelling
         costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted(rest)}
         left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
@@ -135,7 +193,7 @@ def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind:
         raise ValueError(f"A shard of {store} is not whole ({error}): run `dfl book --scale full` again.") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return total
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def kind_of(stem: str) -> str:

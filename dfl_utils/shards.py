@@ -77,10 +77,37 @@ def read(path: Path) -> tuple[Content, dict[str, str]]:
             tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118, no mapping
     except (SafetensorError, OSError) as error:
         raise Broken(str(error)) from error
+    return _checked_content(tensors, metadata)
+
+
+def _checked_content(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[Content, dict[str, str]]:
     if metadata.pop("sha256", None) != _checksum(tensors, metadata):
         raise Broken("its checksum does not fit")
     content = tensors | json.loads(metadata.pop("strings"))
     return {name: content[name] for name in json.loads(metadata.pop("names"))}, metadata
+
+
+def loads(data: bytes) -> tuple[Content, dict[str, str]]:
+    """As `read`, of a shard's bytes.
+
+    Raises:
+        Broken: they are no whole shard.
+    """
+    try:
+        metadata = header(data)
+        tensors = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise Broken(str(error)) from error
+    return _checked_content(tensors, metadata)
+
+
+def header(data: bytes) -> dict[str, str]:
+    """What lies beside a shard's content, of its bytes; Broken where they are no shard."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        return json.loads(bytes(data[8 : 8 + size])).get("__metadata__", {})
+    except (ValueError, AttributeError) as error:
+        raise Broken(str(error)) from error
 
 
 def cost(path: Path) -> tuple[float, int] | None:

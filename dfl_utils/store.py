@@ -249,7 +249,7 @@ class RunStore:
         path = self.path(kind, key)
         with contextlib.suppress(shards.Broken):
             if cost := self.cost(kind, key):
-                self._count(path, kind, *cost, made=0)
+                self._count(path.stem, kind, *cost, made=0)
                 self.ledger.note("counted", path.stem)
 
     def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
@@ -282,15 +282,16 @@ class RunStore:
 
     def _from_published(self, path: Path, kind: Kind, key: Mapping[str, Any]) -> Content | None:
         """The shard from the published run; None where it has none, or one that is not whole."""
-        if self.published is None or (self._depth and not self.published.inner):
+        stem = path.stem
+        if self.published is None or (self._depth and not self.published.inner) or stem in (self._only or ()):
             return None
-        place = self.published.path(path.stem)
         try:
-            return self._load(place, kind, key, "published")
+            return self._taken(stem, kind, key, "published", *self.published.read(stem))
         except FileNotFoundError:
             return None
         except shards.Broken as broken:
-            _log.warning("%s is not whole (%s): its work is done anew; %s.", place, broken, published_run.MEND)
+            file, mend = self.published.file(stem), published_run.MEND
+            _log.warning("%s is not whole (%s in %s): its work is done anew; %s.", file, broken, stem, mend)
             return None
 
     def _make(self, path: Path, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
@@ -306,21 +307,26 @@ class RunStore:
         seconds += sum(earlier)
         metadata = {"key": canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
         content = shards.write(path, content, metadata)
-        self._count(path, kind, seconds, calls, made=1)
+        self._count(path.stem, kind, seconds, calls, made=1)
         self.ledger.note("inner" if self._depth else "made", path.stem)
         return content
 
     def _load(self, path: Path, kind: Kind, key: Mapping[str, Any], how: str) -> Content:
-        content, metadata = shards.read(path)
+        return self._taken(path.stem, kind, key, how, *shards.read(path))
+
+    def _taken(
+        self, stem: str, kind: Kind, key: Mapping[str, Any], how: str, content: Content, metadata: Mapping[str, str]
+    ) -> Content:
+        """A content that was read, held to its key and counted."""
         if metadata.get("key") != canonical(kind.key(**key)):  # renamed, or copied to the wrong place
             raise shards.Broken("it is the shard of another key")
-        self._count(path, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
-        self.ledger.note("inner" if self._depth else how, path.stem)
+        self._count(stem, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
+        self.ledger.note("inner" if self._depth else how, stem)
         return content
 
-    def _count(self, path: Path, kind: Kind, seconds: float, calls: int, made: int) -> None:
+    def _count(self, stem: str, kind: Kind, seconds: float, calls: int, made: int) -> None:
         spent, inner = self.spent.setdefault(kind.name, Spent()), self._depth > 0
-        before = self._counted.get(path.stem)  # None: a shard that was not met yet
+        before = self._counted.get(stem)  # None: a shard that was not met yet
         if before is None:
             spent.seconds += seconds
             spent.calls += calls
@@ -332,7 +338,7 @@ class RunStore:
         if before and not inner:
             spent.inner_seconds -= seconds
             spent.inner_calls -= calls
-        self._counted[path.stem] = inner and before is not False
+        self._counted[stem] = inner and before is not False
 
 
 def _listed(path: str | None) -> frozenset[str] | None:

@@ -136,7 +136,7 @@ def costs(run: PublishedRun, stem: str) -> dict[str, float]:
 def _text(run: PublishedRun, stem: str) -> str:
     """A shard's key as it is hashed; an empty one where the shard is not whole, which comparing will say."""
     try:
-        return shards.metadata(run.path(stem)).get("key", "{}")
+        return run.metadata(stem).get("key", "{}")
     except (FileNotFoundError, shards.Broken):
         return "{}"
 
@@ -164,15 +164,12 @@ def _recompute(run: PublishedRun, name: str, parameters: dict, chosen: Sequence[
     Raises:
         BuildFailed: the chapter failed, or asks for other shards than were published.
     """
-    rest, only = place / "published", place / "only.txt"
-    rest.mkdir(parents=True)
-    for stem in set(run.chapters.get(name, [])) - set(chosen):
-        (rest / f"{stem}.safetensors").symlink_to(run.path(stem))
-    shutil.copyfile(run.folder / published_run.INDEX, rest / published_run.INDEX)
+    only = place / "only.txt"
+    place.mkdir(parents=True)
     only.write_text("\n".join(chosen), encoding="utf-8")
     variables = {
         "DFL_STORE": str(place / "store"),
-        "DFL_PUBLISHED": str(rest),
+        "DFL_PUBLISHED": str(run.folder),
         "DFL_PUBLISHED_INNER": "0",
         "DFL_ONLY": str(only),
         "OMP_NUM_THREADS": "1",  # as the published run was made
@@ -188,7 +185,7 @@ def _compare(run: PublishedRun, stem: str, store: Path) -> tuple[str, float, flo
     """A shard's name, seconds, largest difference (of texts, the share that differ), and whether it agrees."""
     name, seconds = f"{kind_of(stem)} {stem.rpartition('-')[2][:8]}", (run.cost(stem) or (0.0, 0))[0]
     try:
-        published, _ = shards.read(run.path(stem))
+        published, _ = run.read(stem)
         recomputed, _ = shards.read(store / f"{stem}.safetensors")
     except (FileNotFoundError, shards.Broken):
         return name, seconds, np.nan, False

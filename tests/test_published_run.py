@@ -94,21 +94,46 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:40])
 
 
+def one_is_damaged(path):
+    found = published_run.unpack(path)
+    published_run.pack(path, {stem: data[:-4] + b"\0\0\0\1" for stem, data in found.items()})
+
+
+def one_is_cut_short(path):
+    published_run.pack(path, {stem: data[:20] for stem, data in published_run.unpack(path).items()})
+
+
 def renamed(path):
-    other = Kind("test-other")
-    shards.write(path, content(7.0), {"key": json.dumps(other.key(image=1)), "seconds": "0", "calls": "0"})
+    other, elsewhere = Kind("test-other"), path.with_name("other.safetensors")
+    shards.write(elsewhere, content(7.0), {"key": json.dumps(other.key(image=1)), "seconds": "0", "calls": "0"})
+    published_run.pack(path, {SEEN.stem(KEY): elsewhere.read_bytes()})
+    elsewhere.unlink()
 
 
-@pytest.mark.parametrize("harm", [damaged, truncated, renamed])
+@pytest.mark.parametrize("harm", [damaged, truncated, one_is_damaged, one_is_cut_short, renamed])
 def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
-    path = run.path(SEEN.stem(KEY))
+    path = run.file(SEEN.stem(KEY))
     harm(path)
-    harmed = path.read_bytes()
+    harmed, store = path.read_bytes(), RunStore(tmp_path / "new", run)
     with caplog.at_level(logging.WARNING):
-        assert RunStore(tmp_path / "new", run).get_or_make(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
+        assert store.get_or_make(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
     (said,) = [record.getMessage() for record in caplog.records]
     assert str(path) in said and "done anew" in said and "git checkout -- results/mini/store" in said
-    assert path.read_bytes() == harmed
+    assert path.read_bytes() == harmed and store.spent["test-seen"].made == 1
+
+
+def test_a_damaged_file_is_said_once_for_all_its_shards(run, tmp_path, caplog):
+    truncated(run.file(SEEN.stem(KEY)))
+    store = RunStore(tmp_path / "new", run)
+    for image in range(3):
+        store.get_or_make(SEEN, {"image": image}, content)
+    assert len(caplog.records) == 1 and run.cost(SEEN.stem(KEY)) is None
+
+
+def test_a_file_of_many_shards_holds_them_to_the_byte(tmp_path):
+    found = {f"test-seen-{k:064}": bytes([k]) * k for k in range(40)}
+    published_run.pack(tmp_path / "test-seen.safetensors", found)
+    assert published_run.unpack(tmp_path / "test-seen.safetensors") == found
 
 
 @pytest.mark.parametrize(
@@ -187,15 +212,14 @@ def committed():
 
 
 def test_the_committed_run_is_whole_and_small_and_tells_of_no_machine():
-    run, total = committed(), 0
+    run = committed()
     here = str(provenance.ROOT).encode()
-    for path in sorted(run.folder.iterdir()):
-        data = path.read_bytes()
-        total += len(data)
-        assert here not in data, path
-        if path.name != INDEX:
-            shards.read(path)
-    assert 0 < total <= 40e6
+    for path in sorted(run.folder.glob("*.safetensors")):
+        for stem, data in published_run.unpack(path).items():
+            assert here not in data, stem
+            shards.loads(data)
+    assert here not in (run.folder / INDEX).read_bytes()
+    assert 0 < sum(path.stat().st_size for path in run.folder.iterdir()) <= 40e6
     assert run.stems == {stem for stems in run.chapters.values() for stem in stems}
 
 

@@ -72,9 +72,14 @@ def house(published, tmp_path, monkeypatch):
     return tmp_path
 
 
-def changed_shard(path, change):
-    content, metadata = shards.read(path)
-    shards.write(path, change(content), metadata)
+def changed_shard(run, stem, change, name=None, **metadata):
+    """A published shard with another content, or another one like it."""
+    content, own = run.read(stem)
+    alone = run.folder / "alone.safetensors"
+    shards.write(alone, change(content), own | metadata)
+    found = published_run.unpack(run.file(stem)) | {name or stem: alone.read_bytes()}
+    alone.unlink()
+    published_run.pack(run.file(stem), found)
 
 
 def test_published_numbers_are_found_again(house, capsys):
@@ -105,7 +110,7 @@ def test_a_wrong_row_is_found_out(house, capsys):
 )
 def test_a_wrong_shard_is_found_out(house, capsys, change):
     run = PublishedRun(published_run.place())
-    changed_shard(run.path(run.chapters["one"][2]), change)
+    changed_shard(run, run.chapters["one"][2], change)
     assert cli.main(["verify", "one"]) == 1
     assert "4 shards, 1 apart" in capsys.readouterr().out
 
@@ -130,10 +135,10 @@ def test_a_raised_version_is_said_and_nothing_is_computed(house, capsys):
 
 def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(house, capsys):
     run, stamp = PublishedRun(published_run.place()), exhibits.stamp("mini")
-    content, metadata = shards.read(run.path(run.chapters["one"][0]))
     trained = Kind("test-looks").key(captioner={"checkpoint": f"00 trained as weights-{64 * '0'} to 11"})
     stem = Kind("test-looks").stem({name: value for name, value in trained.items() if name not in ("kind", "version")})
-    shards.write(run.path(stem), content, metadata | {"key": json.dumps(trained)})
+    changed_shard(run, run.chapters["one"][0], lambda content: content, stem, key=json.dumps(trained))
+    run = PublishedRun(published_run.place())
     run.chapters["one"].append(stem)
     for cpu, count in ((provenance.machine()["cpu"], 5), ("another", 4)):
         stamp["machine"]["cpu"] = cpu
