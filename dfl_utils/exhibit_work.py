@@ -43,8 +43,6 @@ def _baselines(p: Parameters) -> dict[str, list[Work]]:
     compared = i2t2i("nocaps", n, each, p) + scored("nocaps", n, each, ("clip-text",))
     compared += [Work("descriptions", "nocaps", n, model="blip-large"), *scored("beam", n, 1, ("clip-text",))]
     compared += [Work("clip-score", "sampled", n, each), Work("likelihood", "sampled", n, each, "blip-large")]
-    # This chapter counts the choosers' look at the originals as well.
-    compared += [Work(f"{judge}-looks", "nocaps", n) for judge in JUDGES]
     planted = [Work("clip-score", "planted", n, 2), Work("likelihood", "planted", n, 2, "blip-large")]
     return {"sanity check": planted, "baselines": compared}
 

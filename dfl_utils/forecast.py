@@ -158,7 +158,7 @@ class Forecast:
             return 4 * 4 * (work.size // 8) ** 2 * count
         if work.kind in ("features", "original-features"):
             return FEATURES * count
-        if work.kind.endswith(("-originals", "-looks")):
+        if work.kind.endswith("-originals"):
             return EMBEDDING * count
         return (TEXT if work.kind in SAID_OR_DRAWN else NUMBER) * count
 
