@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import product
 
 from dfl_utils import chapter, paper, training_work
-from dfl_utils.workload import JUDGES, Parameters, Work, drawn, i2t2i, scored, t2i2t
+from dfl_utils.workload import Parameters, Work, drawn, i2t2i, scored, t2i2t
 
 TABLE_8 = (("blip-large", "stable-diffusion"), ("blip-large", "amused"), ("blip2", "stable-diffusion"))
 TOP_PS = tuple(paper.table("table6").x)
