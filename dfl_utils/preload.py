@@ -32,6 +32,7 @@ from dfl_utils import (  # noqa: E402, F401
     preprocessing,
     profile,
     provenance,
+    published_run,
     scene_graphs,
     scores,
     seeds,
@@ -52,6 +53,8 @@ def read_ahead() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in this process; a kernel has the environment of its build
     mini = profile.load("mini").pair(captioner="blip-base")
     grammar.english()
+    if run := published_run.opened():
+        len(run.stems)  # unpacks all
     clip = preprocessing.of_pipeline(mini.locate(mini.generator))["tokenizer"]
     processor = captioner.processor(mini)
     VocabularyMap.make(processor.tokenizer, clip)  # what it remembers of the tokenizers is wanted

@@ -25,6 +25,7 @@ LAYOUT = 1
 MEND = "`git checkout -- results/mini/store` brings it back"
 
 _log = logging.getLogger(__name__)
+_opened: dict[tuple[Path, bool, int], "PublishedRun"] = {}
 
 
 def place() -> Path:
@@ -90,8 +91,14 @@ class PublishedRun:
 
     @cached_property
     def stems(self) -> frozenset[str]:
-        """Names of the shards that are there."""
-        return frozenset(stem for file in self.folder.glob("*.safetensors") for stem in self._pack(file))
+        """Names of the shards that are there, those of damaged files left out."""
+        found: set[str] = set()
+        for file in self.folder.glob("*.safetensors"):
+            try:
+                found |= self._pack(file).keys()
+            except shards.Broken:
+                del self._packs[file]  # whoever asks for one of its shards is told
+        return frozenset(found)
 
     def _bytes(self, stem: str) -> bytes:
         found = self._pack(self.file(stem)).get(stem)
@@ -141,8 +148,12 @@ def opened() -> PublishedRun | None:
     folder = place() if named is None else Path(named)
     if named == "" or (named is None and not folder.parent.is_dir()):
         return None
+    inner, index = os.environ.get("DFL_PUBLISHED_INNER") != "0", folder / INDEX
+    asked = folder, inner, index.stat().st_mtime_ns if index.is_file() else 0
     try:
-        return PublishedRun(folder, inner=os.environ.get("DFL_PUBLISHED_INNER") != "0")
+        if asked not in _opened:  # what was read of it serves every store of a process, and those forked from it
+            _opened[asked] = PublishedRun(folder, inner)
+        return _opened[asked]
     except ValueError as error:
         _log.warning("%s", error)
         return None

@@ -124,6 +124,7 @@ def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
 
 def test_a_damaged_file_is_said_once_for_all_its_shards(run, tmp_path, caplog):
     truncated(run.file(SEEN.stem(KEY)))
+    assert not run.stems and not caplog.records
     store = RunStore(tmp_path / "new", run)
     for image in range(3):
         store.get_or_make(SEEN, {"image": image}, content)
