@@ -233,24 +233,25 @@ class RunStore:
             self._patient = patient
 
     def cost(self, kind: Kind, key: Mapping[str, Any]) -> tuple[float, int] | None:
-        """Seconds and model calls of a shard's first making, here or in the published run; None of an unknown one.
+        """Seconds and model calls of a shard's first making, here or in the published run.
 
-        Raises:
-            shards.Broken: its header is damaged.
+        None of an unknown one, or of a damaged one, whose cost is not known until it is made again.
         """
         path = self.path(kind, key)
-        return shards.cost(path) or (self.published and self.published.cost(path.stem))
+        with contextlib.suppress(shards.Broken):
+            if cost := shards.cost(path):
+                return cost
+        return self.published.cost(path.stem) if self.published else None
 
     def count(self, kind: Kind, key: Mapping[str, Any]) -> None:
         """Add to `spent` what a shard cost that others were made from, although nobody needs its content now.
 
         A lost or damaged one counts for nothing until it is made again.
         """
-        path = self.path(kind, key)
-        with contextlib.suppress(shards.Broken):
-            if cost := self.cost(kind, key):
-                self._count(path.stem, kind, *cost, made=0)
-                self.ledger.note("counted", path.stem)
+        if cost := self.cost(kind, key):
+            stem = self.path(kind, key).stem
+            self._count(stem, kind, *cost, made=0)
+            self.ledger.note("counted", stem)
 
     def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
         """As `get_or_make`; None if another process is making the shard and is not waited for."""
