@@ -47,10 +47,12 @@ class PublishedRun:
     def __init__(self, folder: Path | str, inner: bool = True):
         self.folder, self.inner = Path(folder), inner
         self._packs: dict[Path, dict[str, bytes]] = {}
+        self._lacking: set[Path] = set()  # files of which it was said that something is missing
         index = self.folder / INDEX
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
-            layout, self.chapters, self._left_out = found["layout"], found["chapters"], found["left_out"]
+            layout = found["layout"]
+            self.chapters, self._left_out = ({}, {}) if layout != LAYOUT else (found["chapters"], found["left_out"])
             if not isinstance(self.chapters, dict) or not isinstance(self._left_out, dict):
                 raise ValueError("chapters and left_out are objects of names and values")
         except FileNotFoundError:
@@ -63,6 +65,20 @@ class PublishedRun:
             raise ValueError(
                 f"{index} is of layout {layout}, and this code reads layout {LAYOUT}: all work is done anew; {MEND}."
             )
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        return frozenset(stem for stems in self.chapters.values() for stem in stems)
+
+    def require_whole(self) -> None:
+        """ValueError that names the first file that is missing, damaged or lacks a shard that the index lists."""
+        for file in sorted({self.file(stem) for stem in self._listed}):
+            try:
+                found = unpack(file)
+            except (FileNotFoundError, shards.Broken) as error:
+                raise ValueError(f"{file} of the published run is not whole ({error}): {MEND}.") from None
+            if lost := [stem for stem in self._listed if self.file(stem) == file and stem not in found]:
+                raise ValueError(f"{file} of the published run lacks {min(lost)}: {MEND}.")
 
     def file(self, stem: str) -> Path:
         """The file that holds a shard of that name, if it was published."""
@@ -98,10 +114,15 @@ class PublishedRun:
                 found |= self._pack(file).keys()
             except shards.Broken:
                 del self._packs[file]  # whoever asks for one of its shards is told
+                self._lacking.discard(file)
         return frozenset(found)
 
     def _bytes(self, stem: str) -> bytes:
-        found = self._pack(self.file(stem)).get(stem)
+        file = self.file(stem)
+        found = self._pack(file).get(stem)
+        if found is None and stem in self._listed and file not in self._lacking:
+            self._lacking.add(file)
+            raise shards.Broken("it lacks shards that the index lists")
         if found is None:
             raise FileNotFoundError(stem)
         return found
@@ -111,7 +132,9 @@ class PublishedRun:
         if file not in self._packs:
             self._packs[file] = {}
             if file.is_file():
+                self._lacking.add(file)  # so that a damaged one is said once
                 self._packs[file] = unpack(file)
+                self._lacking.discard(file)
         return self._packs[file]
 
 
@@ -175,12 +198,13 @@ def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind:
         ValueError: a shard that is not there or not whole.
         OSError: the folder cannot be written.
     """
+    from dfl_utils import drawings, finetuned, token_drawings  # noqa: F401, they declare the kinds that stay
     from dfl_utils.store import KINDS
 
     staying = {kind.name for kind in KINDS.values() if not kind.travels}
     wanted = {name: sorted({stem for stem in stems if kind_of(stem) not in staying}) for name, stems in asked.items()}
     travelling = {stem for stems in wanted.values() for stem in stems}
-    new = folder.with_name(f"{folder.name}.part")
+    new, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
@@ -194,16 +218,21 @@ def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind:
         left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
         index = {"layout": LAYOUT, "chapters": wanted, "left_out": left_out}
         (new / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(old)
         new.rename(folder)
     except FileNotFoundError as error:
         raise ValueError(
-            f"The run store has lost {Path(str(error)).name}: run `dfl book --scale full` again."
+            f"The run store has lost {Path(error.filename).stem}: run `dfl book --scale full` again."
         ) from None
     except shards.Broken as error:
         raise ValueError(f"A shard of {store} is not whole ({error}): run `dfl book --scale full` again.") from None
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if old.is_dir() and not folder.is_dir():  # stopped between the two renamings
+            old.rename(folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

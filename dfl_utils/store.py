@@ -56,6 +56,8 @@ class Kind:
 
     def key(self, **parts: Any) -> dict[str, Any]:
         """The whole key of a shard: kind and versions beside the parts that it depends on."""
+        if taken := parts.keys() & {"kind", "version", "made from"}:
+            raise ValueError(f"A key of {self.name} names {min(taken)} twice: give that part another name.")
         behind = {kind.name: kind.version for kind in self._behind()}
         own = {"kind": self.name, "version": self.version}
         return own | ({"made from": behind} if behind else {}) | parts
@@ -257,11 +259,11 @@ class RunStore:
         """As `get_or_make`; None if another process is making the shard and is not waited for."""
         began, path = time.perf_counter(), self.path(kind, key)
         try:
+            if (content := self._from_published(path, kind, key)) is not None:
+                return content
             # Looked at again under the claim: whoever held it before may have made the shard.
             with contextlib.suppress(FileNotFoundError, shards.Broken):
                 return self._load(path, kind, key, "found")
-            if (content := self._from_published(path, kind, key)) is not None:
-                return content
             if self._only is not None and not self._depth and path.stem not in self._only:
                 raise ValueError(
                     f"{path.stem} is not in the published run: a version, a model, an input, a parameter or a package "
