@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int | float]:
-    """Processor, cores, memory in GB and GPU; nothing that names the host."""
+    """Processor, cores, memory in GB, what instructions torch's kernels use, GPU; nothing that names the host."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")
@@ -143,6 +143,7 @@ def machine() -> dict[str, str | int | float]:
         "cpu": model.group(1).strip() if model else platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 1,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 

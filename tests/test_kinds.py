@@ -408,6 +408,12 @@ def test_a_key_without_a_kind_of_its_own_is_refused():
         Kind("test-key").stem({"a": np.float32(1)})
 
 
+@pytest.mark.parametrize("name", ["kind", "version", "made from"])
+def test_no_part_of_a_key_takes_the_place_of_kind_or_version(name):
+    with pytest.raises(ValueError, match=f"A key of test-key names {name} twice"):
+        Kind("test-key").key(**{name: 7})
+
+
 def test_only_what_a_page_shows_travels_of_drawings_and_no_weights():
     assert {name for name in own_kinds() if not KINDS[name].travels} == {"images", "token-images", "latents", "weights"}
 

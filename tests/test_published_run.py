@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +132,45 @@ def test_a_damaged_file_is_said_once_for_all_its_shards(run, tmp_path, caplog):
     for image in range(3):
         store.get_or_make(SEEN, {"image": image}, content)
     assert len(caplog.records) == 1 and run.cost(SEEN.stem(KEY)) is None
+
+
+def test_a_listed_shard_that_is_not_there_is_said_once(run, tmp_path, caplog):
+    run.file(SEEN.stem(KEY)).unlink()
+    store = RunStore(tmp_path / "new", run)
+    for _ in range(2):
+        assert store.get_or_make(SEEN, KEY, content)["x"] == 1.0
+    store.get_or_make(SEEN, {"image": 9}, content)  # was never published
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(run.file(SEEN.stem(KEY))) in said and "lacks shards that the index lists" in said
+
+
+def test_publishing_knows_what_stays_in_a_process_that_makes_nothing(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; import numpy as np; from dfl_utils import exhibits, published_run, shards; "
+        "store = Path(sys.argv[1]); store.mkdir(); name = 'weights-' + 64 * '0'; "
+        "metadata = {'key': '{}', 'seconds': '1', 'calls': '2'}; "
+        "shards.write(store / f'{name}.safetensors', {'x': np.zeros(1)}, metadata); "
+        "published_run.write(store.with_name('out'), store, {'one': [name]}, []); "
+        "print(sorted(path.name for path in store.with_name('out').iterdir()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "in")], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("['index.json']\n", 0), done.stderr
+
+
+def test_a_publication_that_is_stopped_leaves_the_old_run(run, filled, monkeypatch):
+    store, _ = filled
+    rename = Path.rename
+
+    def stop(self, target):
+        if self.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        published_run.write(run.folder, store.root, {}, [])
+    assert PublishedRun(run.folder).stems == {SEEN.stem(KEY)}
+    assert {path.name for path in run.folder.parent.glob("published*")} == {"published"}
 
 
 def test_a_file_of_many_shards_holds_them_to_the_byte(tmp_path):

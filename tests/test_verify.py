@@ -1,5 +1,6 @@
 """`dfl verify`: what is published is found to be so, and a wrong row, a wrong shard or another key is found out."""
 
+import hashlib
 import json
 import shutil
 
@@ -72,6 +73,14 @@ def house(published, tmp_path, monkeypatch):
     return tmp_path
 
 
+def change_table(house, change):
+    """Another published table, stamped as if it had been made so."""
+    table, stamp = house / "results" / "mini" / "exhibits.csv", house / "results" / "mini" / "stamp.json"
+    exhibits.write(change(exhibits.read(table)), table)
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"exhibits": digest}))
+
+
 def changed_shard(run, stem, change, name=None, **metadata):
     """A published shard with another content, or another one like it."""
     content, own = run.read(stem)
@@ -92,12 +101,49 @@ def test_published_numbers_are_found_again(house, capsys):
 
 
 def test_a_wrong_row_is_found_out(house, capsys):
-    table = house / "results" / "mini" / "exhibits.csv"
-    frame = exhibits.read(table)
-    frame.loc[frame.method == "spread", "value"] *= 1.01
-    exhibits.write(frame, table)
+    def spread(frame):
+        frame.loc[frame.method == "spread", "value"] *= 1.01
+        return frame
+
+    change_table(house, spread)
     assert cli.main(["verify", "one"]) == 1
     assert "2 numbers of 2 rows, 1 apart; 4 shards, 0 apart" in capsys.readouterr().out
+
+
+def test_a_row_that_was_never_published_is_found_out(house, capsys):
+    change_table(house, lambda frame: frame[frame.method == "mean"])
+    assert cli.main(["verify", "one"]) == 1
+    assert "2 numbers of 2 rows, 1 apart" in capsys.readouterr().out
+
+
+def test_a_published_row_that_no_chapter_makes_is_found_out(house, capsys):
+    change_table(house, lambda frame: pd.concat([frame, frame[:1].assign(method="a miracle", value=999.0)]))
+    assert cli.main(["verify", "one"]) == 1
+    assert "3 numbers of 3 rows, 1 apart" in capsys.readouterr().out
+
+
+def test_a_table_that_was_not_stamped_is_refused(house, capsys):
+    table = house / "results" / "mini" / "exhibits.csv"
+    for text in (table.read_text() + "<<<<<<<\n", None):
+        table.unlink() if text is None else table.write_text(text)
+        assert cli.main(["verify", "one"]) == 2
+        said = capsys.readouterr().err
+        assert "exhibits.csv is not the table that was stamped: `git checkout -- results/mini`" in said
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "lacking"])
+def test_a_published_file_that_is_not_whole_is_named_before_anything_runs(house, capsys, harm):
+    run = PublishedRun(published_run.place())
+    file = run.file(run.chapters["one"][0])
+    if harm == "gone":
+        file.unlink()
+    elif harm == "cut":
+        file.write_bytes(file.read_bytes()[:50])
+    else:
+        published_run.pack(file, dict(list(published_run.unpack(file).items())[:2]))
+    assert cli.main(["verify", "one"]) == 2
+    said = capsys.readouterr().err
+    assert str(file) in said and "git checkout -- results/mini/store" in said
 
 
 @pytest.mark.parametrize(
@@ -140,8 +186,9 @@ def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(
     changed_shard(run, run.chapters["one"][0], lambda content: content, stem, key=json.dumps(trained))
     run = PublishedRun(published_run.place())
     run.chapters["one"].append(stem)
-    for cpu, count in ((provenance.machine()["cpu"], 5), ("another", 4)):
-        stamp["machine"]["cpu"] = cpu
+    here = provenance.machine()
+    for other, count in (({}, 5), ({"cpu": "another"}, 4), ({"kernels": "older"}, 4)):
+        stamp["machine"] = here | other
         assert len(verify._choose(run, "one", stamp, np.random.default_rng(0), 1e9)) == count
     assert "1 shards of trained models are left out" in capsys.readouterr().out
 
@@ -158,6 +205,7 @@ def test_what_a_shard_costs_holds_what_it_is_made_from(house):
     [
         (["table9"], "There is no chapter or exhibit table9: choose one of one, table1"),
         (["one", "--rows", "0"], "give at least 1 row"),
+        (["one", "--minutes", "nan"], "give at least 1 row, some time"),
         (["one", "--minutes", "0"], "give at least 1 row, some time"),
         (["one", "--seed", "-1"], "a seed"),
     ],
