@@ -20,7 +20,7 @@ import nbformat
 from dfl_utils import chapter as chapters
 from dfl_utils import disclosure, exhibits, kernels, provenance, published_run, ranks
 from dfl_utils.chapter import BuildFailed
-from dfl_utils.execution import environment, folder, key, run_chapter, state
+from dfl_utils.execution import WHOLE, environment, folder, key, run_chapter, state, whole
 from dfl_utils.store import default_root
 
 __all__ = ["BuildFailed", "build", "refuse_stale", "remote_files", "render", "run_chapter"]
@@ -49,7 +49,8 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
         The path of the book's first page, or None without `html`.
 
     Raises:
-        ValueError: an unknown scale, parameter or page; numbers to publish of a tree with uncommitted changes.
+        ValueError: an unknown scale, parameter or page; numbers to publish of a tree with uncommitted changes, or of
+            shards that were published.
         BuildFailed: a chapter failed, a copy is stale or tells of this machine, or jupyter-book warned.
     """
     for source in chapters.sources().values():
@@ -57,7 +58,10 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     _check_pages()
     if scale in PUBLISHED:
         exhibits.require_clean()
+        if reuse:
+            raise ValueError("A published run takes nothing that was published: leave --reuse out at scale full.")
     results, fresh = folder("results") / scale, scale in FROM_NOTHING and not reuse and ranks.place().world_size == 1
+    (results / WHOLE).unlink(missing_ok=True)
     if fresh:  # what an earlier build left is not taken for this one's
         shutil.rmtree(results, ignore_errors=True)
     with environment(**kernels.variables(), **_stores(scale, reuse, fresh)):
@@ -69,8 +73,15 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
                 _execute(name, scale, fresh)
     refuse_stale(scale)
     refuse_disclosure(scale)
+    results.mkdir(parents=True, exist_ok=True)  # of a rank beside rank 0 it may be empty
+    (results / WHOLE).write_text(whole(scale), encoding="utf-8")
     if scale in PUBLISHED and ranks.place().rank == 0:
-        print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results, default_root()))}")
+        try:
+            print(f"published {_shown(exhibits.publish(PUBLISHED[scale], results, default_root()))}")
+        except ValueError:
+            for name in chapters.sources():  # or the next build would find them fresh, and what is lost still lost
+                (folder("src") / f"{name}.ipynb").unlink(missing_ok=True)
+            raise
     return render(scale) if html else None
 
 
@@ -79,7 +90,7 @@ def _stores(scale: str, reuse: bool, fresh: bool) -> dict[str, str]:
     if fresh:
         place = folder("store") / scale
         shutil.rmtree(place, ignore_errors=True)
-        return {"DFL_STORE": str(place), "DFL_PUBLISHED": ""}
+        return {"DFL_STORE": str(place), "DFL_PUBLISHED": "", "DFL_ONLY": "", "DFL_PUBLISHED_INNER": ""}
     if scale == "published" or reuse:
         # Said once, here, and not by every chapter.
         return {} if os.environ.get("DFL_PUBLISHED") == "" or _has_published() else {"DFL_PUBLISHED": ""}

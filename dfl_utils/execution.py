@@ -21,6 +21,7 @@ from dfl_utils.store import Ledger
 
 # Seconds a cell may take before a hanging kernel is taken for dead; the long scales set no limit.
 TIMEOUTS = {"ci": 600, "quick": 1800}
+WHOLE = ".whole"  # in a folder of results: what the finished build was made of
 START_TIMEOUT = 600  # seconds; the first kernels wait until their server has imported the libraries
 PROMPT = "Show the values used for this build"
 
@@ -97,6 +98,18 @@ def key(source: Path, values: Mapping[str, Scalar], scale: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def whole(scale: str) -> str:
+    """What a build of all chapters at a scale is made of."""
+    keys = [key(source, chapters.at_scale(source, scale), scale) for source in chapters.sources().values()]
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+
+
+def is_whole(results: Path, scale: str) -> bool:
+    """Whether a folder of results is that of a finished build of the tree as it is now."""
+    mark = results / WHOLE
+    return mark.is_file() and mark.read_text(encoding="utf-8") == whole(scale)
+
+
 def _ages(scale: str | None) -> list[tuple[str, int, int]]:
     """Of everything that a chapter may read beside itself, but for data that is made here.
 
@@ -158,7 +171,10 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
     try:
         results.mkdir(parents=True, exist_ok=True)
         ledger = results / f"{source.stem}.shards"
-        variables = {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem, "DFL_LEDGER": str(ledger)}
+        # Kernels run in the chapters' folder: what is named from here is named whole.
+        named = {name: os.environ.get(name) for name in ("DFL_STORE", "DFL_PUBLISHED")}
+        places = {name: str(Path(value).absolute()) for name, value in named.items() if value}
+        variables = places | {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem, "DFL_LEDGER": str(ledger)}
         with tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
             return papermill.execute_notebook(
                 _clean(source),

@@ -38,6 +38,7 @@ TIMED = (
     "joint step over naive plain steps",
     "times the original cost, about",
 )
+STAMPED = ("profile", "commit", "date", "machine", "versions", "checkpoints", "exhibits", "chapters")
 ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
 TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finetuned models
 SOURCES = ("dfl_utils", "book", "data", "params", "pyproject.toml", "constraints.txt")  # what numbers are made of
@@ -176,6 +177,8 @@ def publish(profile: str, scale_dir: Path, store: Path) -> Path:
 
 def require_clean() -> None:
     """ValueError where the tree is no commit: a stamp names one."""
+    if not provenance.git("rev-parse", "HEAD"):
+        raise ValueError("Numbers are published from a commit, and git names none here: publish from a clone.")
     if changes := provenance.git("status", "--porcelain", "--", ".", ":!results"):
         name = changes.splitlines()[0].split()[-1]
         raise ValueError(
@@ -222,8 +225,11 @@ def stamp(profile: str) -> dict:
     """
     path = provenance.ROOT / "results" / profile / "stamp.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if lost := [name for name in STAMPED if name not in found]:
+            raise ValueError(f"it has no {lost[0]}, as those of an older layout")
+        return found
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): `git checkout -- results/{profile}` brings it back."
         ) from None
@@ -235,7 +241,10 @@ def changed(profile: str) -> list[str]:
     Numbers are the commit's. A later tree makes the same ones unless a version was raised, a model, a data set or a
     statistic changed: `dfl verify` finds out.
     """
-    made = stamp(profile)
+    try:
+        made = stamp(profile)
+    except ValueError as error:
+        return [str(error)]
     where, commit = f"results/{profile}", made["commit"]
     if provenance.git("cat-file", "-t", commit) != "commit":
         return [f"{where}: commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dfl_utils import exhibits, provenance
+from dfl_utils import execution, exhibits, provenance
 
 GOLDEN = Path("results") / "ci" / "exhibits.csv"
 COMPARED = ("value", "low", "high")
@@ -35,9 +35,38 @@ GAINS = {"CLIP": 0.1, "DINO": 0.02, "FID": 0.03, "KID": 0.25, "IS": 6e-3}  # see
 # Embeddings of equal texts differ in the last bits, and the paper's gains divide by small differences of them.
 OF_TEXTS = {"CLIP-text": (1e-4, 5e-6), "SBERT": (1e-4, 5e-6)}  # seen: 2e-5
 LOSSES = (1e-6, 5e-5)  # of a trained pair; seen: 1e-6 of 0.75
-# Of a shard: the share of its texts or whole numbers (no text and 0.3 % of pixels seen), and the difference of its
-# numbers relative to the largest (7e-4 seen, of the probe's features of drawings).
-TEXTS, NUMBERS = 0.02, 3e-3
+# Of a shard: the share of its texts, or of its pixels, that may differ (no text and 0.3 % of pixels seen), and by what
+# part of the largest its numbers may. The latter is 7e-4 at most where drawings are seen, 1e-6 elsewhere.
+TEXTS = 0.02
+OF_PIXELS = ("shown-images", "shown-token-images", "images", "token-images", "anatomy")  # it has three pictures
+COUNTED = (
+    "quality-cider",
+    "quality-wmd",
+    "quality-spice",
+    "quality-meteor",
+    "step-flops",
+    "unit-flops",
+    "census",
+    "token-map",
+)
+SEEN = (
+    "clip-similarity",
+    "dino-similarity",
+    "features",
+    "labels",
+    "probe-labels",
+    "clip-embeddings",
+    "pixel-similarity",
+)
+
+
+def of_shard(kind: str) -> tuple[float, float]:
+    """Share of whole numbers that may differ, and difference of others relative to the largest, in a kind of shard."""
+    if kind.startswith(COUNTED):
+        return 0.0, EXACT
+    return (TEXTS if kind in OF_PIXELS else 0.0), (3e-3 if kind in SEEN else 5e-5)
+
+
 MOST = 20  # lines that a table of differences has
 
 
@@ -100,10 +129,13 @@ def built() -> pd.DataFrame:
         ValueError: there was none.
     """
     folder = provenance.ROOT / "_build" / "results" / "ci"
+    mend = "run `dfl book --scale ci` first"
+    if not execution.is_whole(folder, "ci"):
+        raise ValueError(f"There is no whole build of this tree at scale ci: {mend}.")
     try:
         return exhibits.merged(folder)[0]
     except (OSError, ValueError) as error:
-        raise ValueError(f"There is no whole build at scale ci ({error}): run `dfl book --scale ci` first.") from None
+        raise ValueError(f"There is no whole build at scale ci ({error}): {mend}.") from None
 
 
 def write() -> str:

@@ -121,20 +121,25 @@ class Ledger:
     def note(self, how: str, stem: str) -> None:
         if self.path is not None and (how, stem) not in self._noted:
             self._noted.add((how, stem))
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{how} {stem}\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(f"{how} {stem}\n")
+            except OSError as error:  # no FileNotFoundError, which means that a shard is not there
+                reason = error.strerror or error
+                raise OSError(f"{self.path} cannot be written ({reason}): free some space.") from error
 
     @staticmethod
     def read(path: Path) -> list[tuple[str, str]]:
         """`(how, stem)` of every line; none where there is no file."""
         if not path.is_file():
             return []
-        return [tuple(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [tuple(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line for line in lines if len(line) == 2]  # the last may be cut short
 
 
 def default_root() -> Path:
     """`$DFL_STORE`, or `.store` at the root of the repository."""
-    return Path(os.environ.get("DFL_STORE") or Path(__file__).resolve().parents[1] / ".store")
+    return Path(os.environ.get("DFL_STORE") or Path(__file__).resolve().parents[1] / ".store").absolute()
 
 
 class RunStore:
@@ -267,7 +272,7 @@ class RunStore:
             if self._only is not None and not self._depth and path.stem not in self._only:
                 raise ValueError(
                     f"{path.stem} is not in the published run: a version, a model, an input, a parameter or a package "
-                    "has changed since."
+                    "has changed since (or DFL_ONLY was left set: unset it)."
                 )
             held = claim(path.with_suffix(".claim"), wait)
             if held is None:
@@ -357,7 +362,13 @@ class RunStore:
 
 def _listed(path: str | None) -> frozenset[str] | None:
     """The shards that a chapter may make where `DFL_ONLY` names a file of them; None: any."""
-    return frozenset(Path(path).read_text(encoding="utf-8").split()) if path else None
+    if not path:
+        return None
+    try:
+        return frozenset(Path(path).read_text(encoding="utf-8").split())
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"DFL_ONLY names {path}, which cannot be read ({reason}): unset it.") from None
 
 
 def canonical(key: Mapping[str, Any]) -> str:

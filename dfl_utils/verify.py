@@ -205,15 +205,15 @@ def _compare(run: PublishedRun, stem: str, store: Path) -> tuple[str, float, flo
         recomputed, _ = shards.read(store / f"{stem}.safetensors")
     except (FileNotFoundError, shards.Broken):
         return name, seconds, np.nan, False
-    return name, seconds, *alike(published, recomputed)
+    return name, seconds, *alike(published, recomputed, kind_of(stem))
 
 
-def alike(published: shards.Content, recomputed: shards.Content) -> tuple[float, bool]:
-    """Largest difference of two contents, and whether it is within what machines differ by.
+def alike(published: shards.Content, recomputed: shards.Content, kind: str = "images") -> tuple[float, bool]:
+    """Largest difference of two contents of a kind, and whether it is within what machines differ by.
 
-    Texts agree where at most `golden.TEXTS` of them differ, whole numbers where at most that share does; other numbers
-    within `golden.NUMBERS` of the largest.
+    Texts agree where at most `golden.TEXTS` of them differ; numbers as `golden.of_shard` says.
     """
+    share, relative = golden.of_shard(kind)
     if published.keys() != recomputed.keys():
         return np.nan, False
     largest, agrees = 0.0, True
@@ -226,17 +226,22 @@ def alike(published: shards.Content, recomputed: shards.Content) -> tuple[float,
         elif old.shape != new.shape or old.dtype.kind != new.dtype.kind:
             return np.nan, False
         elif old.dtype.kind in "biu":
-            apart, limit = (old != new).mean() if old.size else 0.0, golden.TEXTS
+            apart, limit = (old != new).mean() if old.size else 0.0, share
         else:
-            apart, limit = _distance(old, new), golden.NUMBERS * max(1.0, float(np.nanmax(np.abs(old), initial=0.0)))
+            apart, limit = _distance(old, new), relative * _largest(old) + golden.ZERO
         largest, agrees = max(largest, float(apart)), agrees and bool(apart <= limit)
     return largest, agrees
 
 
 def _distance(old: np.ndarray, new: np.ndarray) -> float:
-    if not np.array_equal(np.isnan(old), np.isnan(new)):
+    finite = np.isfinite(old)
+    if not np.array_equal(old[~finite], new[~np.isfinite(new)], equal_nan=True) or (finite != np.isfinite(new)).any():
         return np.inf
-    return float(np.nanmax(np.abs(new.astype(np.float64) - old), initial=0.0))
+    return float(np.abs(new[finite].astype(np.float64) - old[finite]).max(initial=0.0))
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 def _rows(

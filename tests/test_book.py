@@ -13,7 +13,7 @@ import papermill
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils import book, bookext, chapter, disclosure, engine, execution, provenance
+from dfl_utils import book, bookext, chapter, disclosure, engine, execution, exhibits, provenance
 from dfl_utils.chapter import BuildFailed
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
@@ -256,6 +256,7 @@ def test_only_the_full_scale_publishes(house, monkeypatch, scale, published):
     monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: None)
     monkeypatch.setattr(book, "require_pictures", lambda copy: None)
     monkeypatch.setattr(book, "refuse_stale", lambda scale: None)
+    monkeypatch.setattr(book.exhibits, "require_clean", lambda: None)
     monkeypatch.setattr(book.exhibits, "publish", lambda profile, path, store: seen.append(profile) or house.root)
     assert book.build(scale, html=False) is None
     assert seen == published
@@ -286,9 +287,15 @@ def test_results_are_part_of_what_the_published_book_shows_and_of_no_other_build
 
 def test_a_full_build_wants_a_commit(house, monkeypatch):
     monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: pytest.fail("ran a chapter"))
-    monkeypatch.setattr(provenance, "git", lambda *words: " M book/one.ipynb" if words[0] == "status" else "")
+    monkeypatch.setattr(provenance, "git", lambda *words: " M book/one.ipynb" if words[0] == "status" else "0123")
     with pytest.raises(ValueError, match=r"published from a commit, and book/one\.ipynb is not committed"):
         book.build("full")
+    monkeypatch.setattr(provenance, "git", lambda *words: "")
+    with pytest.raises(ValueError, match="git names none here: publish from a clone"):
+        book.build("full")
+    monkeypatch.setattr(provenance, "git", lambda *words: "" if words[0] == "status" else "0123")
+    with pytest.raises(ValueError, match="leave --reuse out at scale full"):
+        book.build("full", reuse=True)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +311,11 @@ def test_a_full_build_wants_a_commit(house, monkeypatch):
     ],
 )
 def test_a_page_says_where_its_numbers_were_made(house, made, said):
-    stamp = {"commit": "0123456789", "date": "2026-11-27", "machine": {"cpu": "A CPU", "cores": 2}}
+    stamp = dict.fromkeys(exhibits.STAMPED, "") | {
+        "commit": "0123456789",
+        "date": "2026-11-27",
+        "machine": {"cpu": "A CPU", "cores": 2},
+    }
     house.write("results/mini/stamp.json", json.dumps(stamp))
     assert bookext.made_where(made) == said
 

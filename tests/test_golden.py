@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfl_utils import cli, exhibits, golden
+from dfl_utils import cli, execution, exhibits, golden
 
 
 def rows(*changes, **columns):
@@ -99,3 +99,18 @@ def test_the_command_compares_and_writes(house, monkeypatch, capsys):
 def test_without_a_build_there_is_nothing_to_compare(house, capsys):
     assert cli.main(["golden", "--write"]) == 2
     assert "run `dfl book --scale ci` first" in capsys.readouterr().err
+
+
+def test_a_part_of_a_build_or_one_of_another_tree_is_not_compared(house):
+    folder = house.root / "_build" / "results" / "ci"
+    mark = house.write("_build/results/ci/.whole", execution.whole("ci"))
+    with pytest.raises(ValueError, match="No chapter saved numbers"):
+        golden.built()  # whole, and without rows
+    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
+    for _ in range(2):
+        assert not execution.is_whole(folder, "ci")
+        with pytest.raises(
+            ValueError, match="no whole build of this tree at scale ci: run `dfl book --scale ci` first"
+        ):
+            golden.built()
+        mark.unlink(missing_ok=True)

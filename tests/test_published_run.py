@@ -146,7 +146,7 @@ def test_a_listed_shard_that_is_not_there_is_said_once(run, tmp_path, caplog):
 
 def test_publishing_knows_what_stays_in_a_process_that_makes_nothing(tmp_path):
     program = (
-        "import sys; from pathlib import Path; import numpy as np; from dfl_utils import exhibits, published_run, shards; "
+        "import sys; from pathlib import Path; import numpy as np; from dfl_utils import published_run, shards; "
         "store = Path(sys.argv[1]); store.mkdir(); name = 'weights-' + 64 * '0'; "
         "metadata = {'key': '{}', 'seconds': '1', 'calls': '2'}; "
         "shards.write(store / f'{name}.safetensors', {'x': np.zeros(1)}, metadata); "
@@ -207,7 +207,10 @@ def test_a_build_that_proves_the_code_uses_neither_published_nor_old_work(run, h
     assert book._stores("published", reuse=False, fresh=False) == {}
     assert book._stores("ci", reuse=True, fresh=False) == {}
     old = house.write("_build/store/ci/old.safetensors", "")
-    assert book._stores("ci", reuse=False, fresh=True) == {"DFL_STORE": str(old.parent), "DFL_PUBLISHED": ""}
+    assert book._stores("ci", reuse=False, fresh=True) == {
+        "DFL_STORE": str(old.parent),
+        **dict.fromkeys(("DFL_PUBLISHED", "DFL_ONLY", "DFL_PUBLISHED_INNER"), ""),
+    }
     assert not old.exists()
     assert book._stores("full", reuse=False, fresh=False) == {"DFL_PUBLISHED": ""}
 
