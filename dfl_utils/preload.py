@@ -28,6 +28,7 @@ from dfl_utils import (  # noqa: E402, F401
     exhibits,
     finetuned,
     grammar,
+    ngrams,
     plots,
     preprocessing,
     profile,
@@ -61,6 +62,8 @@ def read_ahead() -> None:
     for folder in (mini.locate(mini.clip), str(get_model_path())):
         preprocessing.load_tokenizer(folder, local_files_only=True)
     data.load(mini, "coco", "train")
+    examples = [*data.load(mini, "coco", "test"), *data.load(mini, "nocaps", "overall")]
+    ngrams.tokenise(text for example in examples for text in example.references)
     for model in (mini.captioner, mini.generator, mini.clip, mini.dino, mini.probe):
         provenance.checkpoint_hash(Path(mini.locate(model)).resolve())
 

@@ -7,6 +7,7 @@ an image with all its candidates, so that comparisons between ranks and with a r
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -84,12 +85,22 @@ def quality_by_rank(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     return np.take_along_axis(quality, order, axis=1)
 
 
+@lru_cache(maxsize=16)  # drawing takes longer than all that is done with it, and most estimates share their draws
+def draws_of(images: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each image is drawn in each resample: (num_resamples, images) float, read only.
+
+    Equal to drawing indices, and turns all resamples into one matrix product.
+    """
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=num_resamples)
+    drawn = drawn.astype(float)
+    drawn.flags.writeable = False
+    return drawn
+
+
 def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
     """Means over `num_resamples` draws of as many images with replacement, NaN left out: (num_resamples, ...)."""
     images = len(values)
-    # How often each image is drawn; equal to drawing indices, and turns all resamples into one matrix product.
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=num_resamples)
-    flat, draws = values.reshape(images, -1), draws.astype(float)
+    flat, draws = values.reshape(images, -1), draws_of(images, num_resamples, seed)
     known = ~np.isnan(flat)
     totals = draws @ np.where(known, flat, 0.0)
     counts = np.full((1, 1), float(images)) if known.all() else draws @ known.astype(float)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dfl_utils.ranking import LEVEL, NUM_RESAMPLES, Estimate, Statistic
+from dfl_utils.ranking import LEVEL, NUM_RESAMPLES, Estimate, Statistic, draws_of
 from dfl_utils.set_curves import NUM_RESAMPLES as NUM_SET_RESAMPLES
 from dfl_utils.set_scores import RESAMPLED, SCORES, RankDeficient
 
@@ -183,8 +183,7 @@ def _of_images(
     seeds, images = values.shape[:2]
     if images == 0:
         return Estimate(np.nan, np.nan, np.nan, 0, excluded)
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=num_resamples) / images
-    means = draws @ np.moveaxis(values, 1, 0).reshape(images, -1)
+    means = draws_of(images, num_resamples, seed) / images @ np.moveaxis(values, 1, 0).reshape(images, -1)
     means = means.reshape(num_resamples, seeds, *values.shape[2:])
     scores, resampled = np.asarray(statistic(values.mean(axis=1))), np.asarray(statistic(means))
     if scores.shape != (seeds,):
@@ -216,13 +215,13 @@ def _scored(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (S,) of the sets and shifted resamples (B, S)."""
     reference = np.asarray(reference, dtype=float)
-    distinct, place = np.unique(features, axis=0, return_inverse=True)  # one seed that was broadcast is scored once
+    distinct = features[:1].copy() if (features == features[:1]).all() else features  # a seed that was broadcast, once
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankDeficient)  # both sides of a difference are of one size
         scores = np.array([SCORES[metric](rows, reference) for rows in distinct])
     resampled = RESAMPLED[metric](distinct, reference, drawn, paired)
-    place = place.ravel()
-    return scores[place], (resampled - resampled.mean(axis=0) + scores)[:, place]
+    shifted = resampled - resampled.mean(axis=0) + scores
+    return np.broadcast_to(scores, len(features)), np.broadcast_to(shifted, (len(shifted), len(features)))
 
 
 def _combined(
