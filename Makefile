@@ -37,6 +37,7 @@ test: data ## all tests, on up to four cores
 lint: $(READY) ## style of the code, and notebooks without outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	@shopt -s nullglob; notebooks=(book/*.ipynb); test $${#notebooks[@]} -eq 0 || $(BIN)/nbstripout --verify "$${notebooks[@]}"
 
 format: $(READY) ## mend the style

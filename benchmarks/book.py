@@ -13,13 +13,14 @@ from pathlib import Path
 
 import psutil
 
-from dfl_utils import data, profile, provenance
+from dfl_utils.store import provenance
+from dfl_utils.world import data, profile
 
 CHAPTER, FIGURE = "finding_caption", "game.png"  # the first file of a figure that the book's first finding writes
 BEFORE = "bb022f5"  # the last commit whose `make book` computed all it showed, at scale quick
 AT_MOST = 8.0  # target: seconds of a build in which nothing changed
 MEMORY, SHARE, SECONDS = 4.0, 1 / 6, 180.0  # targets: GiB of all processes; of the time before; seconds
-DFL = [sys.executable, "-c", "import sys; from dfl_utils.cli import main; sys.exit(main())"]
+DFL = [sys.executable, "-c", "import sys; from dfl_utils.build.cli import main; sys.exit(main())"]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from collections.abc import Callable
 
 import torch
 
-from dfl_utils import data, exhibit_work, profile, provenance
-from dfl_utils.calibration import CAPTIONER, Calibration, Meter, joint
-from dfl_utils.finetune import Recipe
-from dfl_utils.store import RunStore
-from dfl_utils.unit_flops import UnitFlops
-from dfl_utils.workload import Work, i2t2i
+from dfl_utils.build import exhibit_work
+from dfl_utils.build.calibration import CAPTIONER, Calibration, Meter, joint
+from dfl_utils.build.unit_flops import UnitFlops
+from dfl_utils.build.workload import Work, i2t2i
+from dfl_utils.store import provenance
+from dfl_utils.store.store import RunStore
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.world import data, profile
 
 WITHIN = 0.25  # target: of the truth
 TRAIN = 64  # pairs, whose latents are made beforehand in the calibration and in the run alike

@@ -22,9 +22,10 @@ import numpy as np
 from gpu_agreement import DEVICE, agreement, world
 from run import FOLDER, ROOT, Row, row, stamp, write
 
-from dfl_utils import data, shards
-from dfl_utils.loops import Game
-from dfl_utils.store import RunStore
+from dfl_utils.game.loops import Game
+from dfl_utils.store import shards
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data
 
 TARGET = ROOT / "data" / "gpu" / "benchmarks.csv"
 NCCL = "from dfl_utils import ranks; ranks.join(cpu=False); print(ranks.told(7))"

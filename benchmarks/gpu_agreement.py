@@ -9,18 +9,16 @@ import numpy as np
 import torch
 from run import Row, row
 
-from dfl_utils import data, profile
-from dfl_utils.data import Example
-from dfl_utils.finetune import ROLES, Finetuning, unfreeze
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.loops import Game
-from dfl_utils.profile import Profile
-from dfl_utils.recipe import Recipe
-from dfl_utils.runs import Reconstructions
-from dfl_utils.step_cost import StepCost
-from dfl_utils.step_ways import Way
-from dfl_utils.store import RunStore
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.game.loops import Game, Reconstructions
+from dfl_utils.store.store import RunStore
+from dfl_utils.training.finetune import ROLES, Finetuning, Recipe, unfreeze
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.step_cost import StepCost
+from dfl_utils.training.step_ways import Way
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data, profile
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TYPES = ("float32", "float16") if DEVICE == "cuda" else ("float32", "bfloat16")

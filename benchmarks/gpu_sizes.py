@@ -14,19 +14,20 @@ from gpu_agreement import DEVICE, teacher
 from random_models import WORDS
 from run import Row, row
 
-from dfl_utils import data, gpus, profile
-from dfl_utils.blocks import caption_streams
-from dfl_utils.data import Example
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.loops import Game
-from dfl_utils.profile import Profile
-from dfl_utils.step_cost import Bench, StepCost
-from dfl_utils.step_ways import Way, ways
-from dfl_utils.store import RunStore
-from dfl_utils.unit_flops import BATCH_SIZE, UnitFlops
-from dfl_utils.workload import Training, Work
-from dfl_utils.workshop import read
-from dfl_utils.world_shapes import Shapes
+from dfl_utils.build import gpus
+from dfl_utils.build.unit_flops import BATCH_SIZE, UnitFlops
+from dfl_utils.build.workload import Training, Work
+from dfl_utils.build.world_shapes import Shapes
+from dfl_utils.game.loops import Game
+from dfl_utils.models.workshop import read
+from dfl_utils.store.blocks import caption_streams
+from dfl_utils.store.store import RunStore
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.step_cost import Bench, StepCost
+from dfl_utils.training.step_ways import Way, ways
+from dfl_utils.world import data, profile
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
 
 SHARE = 0.375  # of a batch that is reconstructed, as in the chapter `cost`
 EXACT, OURS, LESS = "one generator pass", "ours", f"share {SHARE:g}"
@@ -43,7 +44,7 @@ class Card:
         name = torch.cuda.get_device_name() if DEVICE == "cuda" else gpus.MEASURED.name
         known = [gpu for key, gpu in gpus.GPUS.items() if f" {key} " in f" {name} "]
         if not known:
-            raise ValueError(f"The peak of {name} is not known: add it to dfl_utils.gpus.GPUS.")
+            raise ValueError(f"The peak of {name} is not known: add it to dfl_utils.build.gpus.GPUS.")
         self.gpu = known[0]
         self.units = UnitFlops(Shapes(world))
 

@@ -9,11 +9,11 @@ import tempfile
 
 import numpy as np
 
-from dfl_utils import data, profile
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.step_cost import Costs, StepCost
-from dfl_utils.step_ways import STEPS, ways
-from dfl_utils.store import RunStore
+from dfl_utils.store.store import RunStore
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.step_cost import Costs, StepCost
+from dfl_utils.training.step_ways import STEPS, ways
+from dfl_utils.world import data, profile
 
 AT_MOST = 1.75  # target: the median ratio of the last way, which reconstructs a share of each batch
 SHARE = 0.375  # that of the chapter `cost`

@@ -18,9 +18,9 @@ def work(folder: str, images: int, steps: int) -> None:
     """One process: ready, and when a line comes the run."""
     import torch
 
-    from dfl_utils import data, profile
-    from dfl_utils.loops import Game
-    from dfl_utils.store import RunStore
+    from dfl_utils.game.loops import Game
+    from dfl_utils.store.store import RunStore
+    from dfl_utils.world import data, profile
 
     torch.set_num_threads(1)
     world = profile.load("mini", num_inference_steps=steps)

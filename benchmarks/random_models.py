@@ -13,9 +13,10 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 from transformers import AutoTokenizer
 
-from dfl_utils import full_size, profile, published
 from dfl_utils.mini import architectures
-from dfl_utils.profile import MINI, Profile
+from dfl_utils.training import full_size
+from dfl_utils.world import profile
+from dfl_utils.world.profile import MINI, Profile
 
 WORDS = 12  # tokens of a caption, as the forecast has it; random weights never end one by themselves
 BLIP2_TOKENS = 50_266  # of its published tokenizer; the embedded world's is smaller
@@ -43,7 +44,7 @@ def write(root: Path, names: Sequence[str], device: str) -> None:
 def _made(name: str, device: str) -> nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
-        return published.MODELS[name].make().eval().half()
+        return full_size.SHAPES[name].make().eval().half()
 
 
 def _pipeline(folder: Path, device: str) -> None:

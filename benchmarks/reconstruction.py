@@ -13,11 +13,12 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
-from dfl_utils import data, loops, profile
-from dfl_utils.generator import Generator
-from dfl_utils.loops import Game
-from dfl_utils.store import RunStore
-from dfl_utils.workshop import read
+from dfl_utils.game import loops
+from dfl_utils.game.loops import Game
+from dfl_utils.models.generator import Generator
+from dfl_utils.models.workshop import read
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data, profile
 
 CANDIDATES = 10  # captions an image, as in the loop: NoCaps has ten references an image, and they are drawn here
 CAPTION_TOKENS = 16  # with the prompt; ours are 14 on average

@@ -37,7 +37,7 @@ def row(name: str, pair: tuple[float, float], ratio: float, unit: str, note: str
 def loop(quick: bool) -> list[Row]:
     import reconstruction as bench
 
-    from dfl_utils import data, profile
+    from dfl_utils.world import data, profile
 
     world = profile.load("mini", num_inference_steps=10 if quick else 50)
     data.ensure(world)
@@ -157,9 +157,10 @@ def scores(quick: bool) -> list[Row]:
 
     import scoring as bench
 
-    from dfl_utils import data, profile, set_scores
+    from dfl_utils.scores import image_sets
+    from dfl_utils.world import data, profile
 
-    warnings.filterwarnings("ignore", category=set_scores.RankDeficient)
+    warnings.filterwarnings("ignore", category=image_sets.RankDeficient)
     images, candidates, drawings, steps = (16, 4, 16, 10) if quick else (300, 10, 160, 50)
     world = profile.load("mini", num_inference_steps=steps)
     data.ensure(world)
@@ -200,7 +201,7 @@ def stamp() -> str:
     """The day, the machine and torch."""
     import torch
 
-    from dfl_utils import provenance
+    from dfl_utils.store import provenance
 
     found = provenance.machine()
     card = "" if found["gpu"] == "none" else f"{found['gpu']}, "

@@ -23,9 +23,9 @@ def play(num_images: int) -> dict[str, float]:
     """Seconds and peak MiB of a run here, through a store in a temporary folder."""
     import torch
 
-    from dfl_utils import data, profile
-    from dfl_utils.loops import Game
-    from dfl_utils.store import RunStore
+    from dfl_utils.game.loops import Game
+    from dfl_utils.store.store import RunStore
+    from dfl_utils.world import data, profile
 
     torch.set_num_threads(1)
     world = profile.load("mini", num_inference_steps=STEPS)

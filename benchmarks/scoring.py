@@ -12,12 +12,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dfl_utils import blocks, data, fidelity, profile, set_curves, set_scores
-from dfl_utils.data import Example
-from dfl_utils.loops import Game
-from dfl_utils.scores import Scorer
-from dfl_utils.store import RunStore
-from dfl_utils.workshop import read
+from dfl_utils.game.loops import Game
+from dfl_utils.game.scorer import Scorer
+from dfl_utils.models import fidelity
+from dfl_utils.models.workshop import read
+from dfl_utils.scores import image_sets
+from dfl_utils.store import blocks
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data, profile
+from dfl_utils.world.data import Example
 
 TEXT_METRICS = ("CIDEr", "WMD", "CLIP-text", "SBERT", "SPICE-like")  # the first starts Java and tokenises for the rest
 AT_MOST = 0.25  # of the generation's time
@@ -70,8 +73,8 @@ def curve_times(num_images: int, num_candidates: int, game: Game) -> dict:
     )
 
     def play() -> None:
-        for metric in set_scores.METRICS:
-            curves = set_curves.SetCurves(drawn, originals, metric)
+        for metric in image_sets.METRICS:
+            curves = image_sets.SetCurves(drawn, originals, metric)
             for _ in range(JUDGES):
                 sim = rng.normal(size=(num_images, num_candidates))
                 curves.by_rank(sim), curves.gain(sim)
@@ -117,7 +120,7 @@ def main() -> None:
     if min(options.images, options.candidates) < 2 or options.drawings < 2 * options.candidates:
         parser.error("two images, two candidates and two rows of drawings are the least")
     options.drawings = min(options.drawings, 2 * options.images * options.candidates)
-    warnings.filterwarnings("ignore", category=set_scores.RankDeficient)
+    warnings.filterwarnings("ignore", category=image_sets.RankDeficient)
     world = profile.load("mini", num_inference_steps=options.steps)
     data.ensure(world)
     generation, metrics = measure(world, options)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dfl_utils.connection import mapped_embeds
-from dfl_utils.profile import MINI
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.training.connection import mapped_embeds
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world.profile import MINI
 
 SPARE = 1.3  # times the matrix must be free: its product needs room as well
 Way = Callable[[Tensor], Tensor]

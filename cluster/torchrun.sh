@@ -16,4 +16,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > PROCESSES && gpus > 0 ? 
 
 exec "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
   --standalone --nproc_per_node "$PROCESSES" --max_restarts "${RESTARTS:-3}" \
-  -m dfl_utils.cli run "$@"
+  -m dfl_utils.build.cli run "$@"

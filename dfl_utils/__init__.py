@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 # Loaded when they are asked for: `import dfl_utils` loads neither torch nor anything else. They are named in parts, so
 # that a chapter depends on their module only if it imports that.
-PUBLIC = {"rerank_captions": "rerank", "rerank_images": "rerank"}
+PUBLIC = {"rerank_captions": "game.rerank", "rerank_images": "game.rerank"}
 
 
 def __getattr__(name: str):

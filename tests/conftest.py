@@ -12,7 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # What a test asks for it makes; the published run has tests of its own.
 os.environ["DFL_PUBLISHED"] = ""
 
-from dfl_utils import data, profile, provenance  # noqa: E402
+from dfl_utils.store import provenance  # noqa: E402
+from dfl_utils.world import data, profile  # noqa: E402
 
 FILES = {
     "dfl_utils/__init__.py": "",

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfl_utils import anatomy, captioner, data, finetune, losses, profile
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.store import RunStore
+from dfl_utils.models import captioner
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import anatomy, finetune, losses
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.world import data, profile
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dfl_utils import association, ranking
+from dfl_utils.scores import ranking
 
 triples = st.integers(2, 7).flatmap(
     lambda count: st.tuples(*[arrays(float, (1, count), elements=st.integers(-3, 3).map(float))] * 3)
@@ -20,7 +20,7 @@ def test_by_hand():
     assert ranking.kendall_tau(sim, control)[0] == pytest.approx(2 / 3)
     assert ranking.kendall_tau(quality, control)[0] == pytest.approx(1 / 3)
     expected = (2 / 3 - 2 / 3 * 1 / 3) / np.sqrt((1 - 4 / 9) * (1 - 1 / 9))
-    assert association.partial_tau(sim, quality, control)[0] == pytest.approx(expected)
+    assert ranking.partial_tau(sim, quality, control)[0] == pytest.approx(expected)
 
 
 def signs(values: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def signs(values: np.ndarray) -> np.ndarray:
 @given(triples)
 def test_is_what_is_left_of_the_signs_after_regressing_on_the_controls(triple):
     sim, quality, control = (signs(values[0]) for values in triple)
-    found = association.partial_tau(*triple)[0]
+    found = ranking.partial_tau(*triple)[0]
     if not control.any():
         assert np.isnan(found)
         return
@@ -49,8 +49,8 @@ def test_a_common_cause_is_taken_out():
     sim, quality = (cause + rng.normal(size=cause.shape) for _ in range(2))
     assert ranking.rank_correlation(sim, quality).low > 0.25
     # Not to zero: unlike a linear partial correlation, Kendall's keeps a rest of a common cause.
-    assert association.partial_correlation(sim, quality, cause).value < 0.2
-    own = association.partial_correlation(sim, quality, rng.normal(size=cause.shape))
+    assert ranking.partial_correlation(sim, quality, cause).value < 0.2
+    own = ranking.partial_correlation(sim, quality, rng.normal(size=cause.shape))
     assert own.value == pytest.approx(ranking.rank_correlation(sim, quality).value, abs=0.03)
 
 
@@ -58,22 +58,22 @@ def test_undefined_images_are_nan_and_counted():
     sim = [[1, 2, 3, 4]] * 5
     quality = [[2, 1, 3, 4], [2, 1, 3, 4], [5, 5, 5, 5], [2, 1, 3, 4], [np.nan, 1, 3, np.nan]]
     control = [[1, 2, 4, 3], [1, 2, 3, 4], [1, 2, 4, 3], [7, 7, 7, 7], [1, np.nan, 4, 3]]
-    taus = association.partial_tau(sim, quality, control)
+    taus = ranking.partial_tau(sim, quality, control)
     np.testing.assert_array_equal(np.isnan(taus), [False, True, True, True, True])
-    found = association.partial_correlation(sim, quality, control)
+    found = ranking.partial_correlation(sim, quality, control)
     assert (found.value, found.n, found.excluded) == (taus[0], 1, 4)
-    nothing = association.partial_correlation(sim[:1], quality[2:3], control[:1])
+    nothing = ranking.partial_correlation(sim[:1], quality[2:3], control[:1])
     assert (nothing.n, nothing.excluded, np.isnan(nothing.low)) == (0, 1, True)
 
 
 def test_candidates_without_quality_or_control_are_left_out_of_all_three():
-    whole = association.partial_tau([[1, 2, 3, 4]], [[2, 1, 3, 4]], [[1, 2, 4, 3]])
-    with_gaps = association.partial_tau([[9, 1, 2, 3, 0, 4]], [[np.nan, 2, 1, 3, 8, 4]], [[0, 1, 2, 4, np.nan, 3]])
+    whole = ranking.partial_tau([[1, 2, 3, 4]], [[2, 1, 3, 4]], [[1, 2, 4, 3]])
+    with_gaps = ranking.partial_tau([[9, 1, 2, 3, 0, 4]], [[np.nan, 2, 1, 3, 8, 4]], [[0, 1, 2, 4, np.nan, 3]])
     np.testing.assert_array_equal(whole, with_gaps)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"of the shapes \(1, 2\), \(1, 2\) and \(2,\)"):
-        association.partial_tau([[1, 2]], [[1, 2]], [1, 2])
+        ranking.partial_tau([[1, 2]], [[1, 2]], [1, 2])
     with pytest.raises(ValueError, match="candidate 1 is NaN"):
-        association.partial_tau([[1, np.nan]], [[1, 2]], [[1, 2]])
+        ranking.partial_tau([[1, np.nan]], [[1, 2]], [[1, 2]])

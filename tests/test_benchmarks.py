@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dfl_utils import provenance
+from dfl_utils.store import provenance
 
 FOLDER = provenance.ROOT / "benchmarks"
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfl_utils import blocks
-from dfl_utils.blocks import caption_streams, cut, image_seeds, join, join_texts, pick
+from dfl_utils.store import blocks
+from dfl_utils.store.blocks import caption_streams, cut, image_seeds, join, join_texts, pick
 
 
 def test_the_cut_by_hand():

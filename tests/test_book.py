@@ -13,8 +13,9 @@ import papermill
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils import book, bookext, chapter, disclosure, engine, execution, exhibits, provenance
-from dfl_utils.chapter import BuildFailed
+from dfl_utils.build import book, bookext, chapter, disclosure, execution, kernels, publish
+from dfl_utils.build.chapter import BuildFailed
+from dfl_utils.store import provenance
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
 
@@ -148,7 +149,7 @@ def test_a_chapter_is_not_run_again_for_what_it_cannot_read(house, runs, file):
 @pytest.mark.parametrize(
     ("file", "text", "reason"),
     [
-        ("dfl_utils/plots.py", "COLOUR = 'red'\n", "has changed since it last ran"),
+        ("dfl_utils/exhibits/plots.py", "COLOUR = 'red'\n", "has changed since it last ran"),
         ("params/ci.yml", "one: {NUM_IMAGES: 1}\n", "has changed since it last ran"),
         ("data/mini/clip/config.json", "{}", "has changed since it last ran"),
         ("_build/results/ci/one.json", None, "has lost the numbers that it saved"),
@@ -219,7 +220,7 @@ def test_a_build_that_is_stopped_stops_its_chapters(house):
     assert time.monotonic() - began < 120 and not list((house.root / "_build").glob("src/*.ipynb"))
     with pytest.raises(BuildFailed, match="The kernel of chapter one failed .the build was stopped."):
         execution.run_chapter("one")
-    engine.start()
+    kernels.start_engine()
     house.chapter(TAGGED, cell("print('again')"), name="one")
     assert execution.run_chapter("one").is_file()
 
@@ -232,7 +233,7 @@ def test_a_running_chapter_is_saved_now_and_then_and_whole_at_its_end(house, mon
     house.chapter(TAGGED, *cells)
     execution.run_chapter("one")
     assert len(saved) == 2  # at the start and at the end
-    monkeypatch.setattr(engine, "EVERY", timedelta())
+    monkeypatch.setattr(kernels, "EVERY", timedelta())
     execution.run_chapter("one")
     assert len(saved) > 2 + 2 * len(cells)
 
@@ -311,7 +312,7 @@ def test_a_full_build_wants_a_commit(house, monkeypatch):
     ],
 )
 def test_a_page_says_where_its_numbers_were_made(house, made, said):
-    stamp = dict.fromkeys(exhibits.STAMPED, "") | {
+    stamp = dict.fromkeys(publish.STAMPED, "") | {
         "commit": "0123456789",
         "date": "2026-11-27",
         "machine": {"cpu": "A CPU", "cores": 2},

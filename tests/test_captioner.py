@@ -10,10 +10,9 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Proces
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from dfl_utils import captioner as captioners
-from dfl_utils import profile
-from dfl_utils.captioner import Blip2Captioner, BlipCaptioner, Captioner
-from dfl_utils.mini import scenes, splits
+from dfl_utils.models import captioner as captioners
+from dfl_utils.models.captioner import Blip2Captioner, BlipCaptioner, Captioner
+from dfl_utils.world import profile, scenes, splits
 
 QUERIES = 4
 VOCABULARY = 112  # 106 tokens and six rows of padding; the published table has some, too

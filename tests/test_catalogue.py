@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dfl_utils import catalogue, inventory, profile, web_files
+from dfl_utils.build import catalogue, inventory, web_files
+from dfl_utils.world import profile
 
 PAPER = profile.PROFILES["paper"]
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from dfl_utils import chapter
+from dfl_utils.build import chapter
 
 NAMES = list(chapter.sources())
 MACHINE_PATH = re.compile(r"(^|[^a-zA-Z./])/(tmp|root|work|home|Users)/")

@@ -12,14 +12,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
 
-from dfl_utils import checkpoint, profile, provenance, similarity
-from dfl_utils.captioner import Captioner
-from dfl_utils.data import Example
-from dfl_utils.generator import Generator
+from dfl_utils.game.scorer import Scorer
 from dfl_utils.mini import architectures
-from dfl_utils.profile import MINI
-from dfl_utils.scores import Scorer
-from dfl_utils.store import RunStore
+from dfl_utils.models import checkpoint, similarity
+from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.generator import Generator
+from dfl_utils.store import provenance
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import profile
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import MINI
 
 NEEDS = {"blip-base": (checkpoint.TOKENIZER, checkpoint.PROCESSOR)}
 

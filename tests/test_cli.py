@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils import cli, exhibits
-from dfl_utils.chapter import BuildFailed
+from dfl_utils.build import cli, publish
+from dfl_utils.build.chapter import BuildFailed
 
 
 def test_chapters_lists_parameters_with_defaults_and_comments(house, capsys):
@@ -34,7 +34,7 @@ def test_bad_input_is_one_line_and_status_2(house, capsys, words, line):
 def test_run_passes_typed_values_and_prints_where_the_copy_is(house, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "dfl_utils.execution.run_chapter", lambda *arguments: seen.append(arguments) or "the/copy.ipynb"
+        "dfl_utils.build.execution.run_chapter", lambda *arguments: seen.append(arguments) or "the/copy.ipynb"
     )
     words = ["run", "book/one.ipynb", "-p", "NUM_IMAGES", "7", "-p", "PROFILE", "paper", "--scale", "ci"]
     assert cli.main(words) == 0
@@ -58,14 +58,14 @@ def test_errors_end_in_one_line(monkeypatch, capsys, error, status, line):
     def fail(scale, html, jobs, reuse):
         raise error
 
-    monkeypatch.setattr("dfl_utils.book.build", fail)
+    monkeypatch.setattr("dfl_utils.build.book.build", fail)
     assert cli.main(["book", "--scale", "ci"]) == status
     assert capsys.readouterr().err == line
 
 
 def test_book_says_where_the_book_is(monkeypatch, capsys):
     monkeypatch.setattr(
-        "dfl_utils.book.build", lambda scale, html, jobs, reuse: f"{scale}/index.html" if html else None
+        "dfl_utils.build.book.build", lambda scale, html, jobs, reuse: f"{scale}/index.html" if html else None
     )
     assert cli.main(["book"]) == 0
     assert cli.main(["book", "--scale", "ci", "--no-html"]) == 0
@@ -73,7 +73,7 @@ def test_book_says_where_the_book_is(monkeypatch, capsys):
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("dfl_utils.book.build", lambda scale, html, jobs, reuse: {}[scale])
+    monkeypatch.setattr("dfl_utils.build.book.build", lambda scale, html, jobs, reuse: {}[scale])
     with pytest.raises(KeyError):
         cli.main(["book"])
 
@@ -81,8 +81,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
 def test_check_lists_what_has_changed_and_is_never_red(house, capsys, monkeypatch):
     assert cli.main(["check"]) == 0
     assert capsys.readouterr().out == "nothing has changed since: nothing is published yet\n"
-    monkeypatch.setattr(exhibits, "published", lambda: ["mini"])
-    monkeypatch.setattr(exhibits, "changed", lambda profile: [f"results/{profile}: a.py has changed."])
+    monkeypatch.setattr(publish, "published", lambda: ["mini"])
+    monkeypatch.setattr(publish, "changed", lambda profile: [f"results/{profile}: a.py has changed."])
     assert cli.main(["check"]) == 0
     assert capsys.readouterr().out == "results/mini: a.py has changed.\n"
 
@@ -107,5 +107,5 @@ def test_a_parameters_cell_that_is_wrong_is_named(house, capsys):
 
 
 def test_the_module_runs_as_torchrun_starts_it():
-    done = subprocess.run([sys.executable, "-m", "dfl_utils.cli", "chapters"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dfl_utils.build.cli", "chapters"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "finding_caption\n" in done.stdout

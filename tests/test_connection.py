@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfl_utils import connection, profile
-from dfl_utils.finetuned import load_pipeline
+from dfl_utils.training import connection
+from dfl_utils.training.finetuned import load_pipeline
+from dfl_utils.world import profile
 
 # Different lengths in one batch, and one whose tokens fill every position between [BOS] and [EOS].
 PROMPTS = ["a red key", "two small yellow houses left of a big blue cow in the center", "key " * 30]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils import annotations, data
-from dfl_utils import profile as profiles
+from dfl_utils.world import annotations, data
+from dfl_utils.world import profile as profiles
 
 RED = np.full((4, 5, 3), (200, 10, 10), np.uint8)
 

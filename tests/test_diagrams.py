@@ -8,11 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.patches import FancyBboxPatch
 
-from dfl_utils import curves, diagrams
-from dfl_utils.anatomy import Anatomy
-from dfl_utils.diagrams import Part
-from dfl_utils.finetune import ROLES
-from dfl_utils.losses import LOSSES
+from dfl_utils.exhibits import diagrams, plots
+from dfl_utils.exhibits.diagrams import Part
+from dfl_utils.training.anatomy import Anatomy
+from dfl_utils.training.finetune import ROLES
+from dfl_utils.training.losses import LOSSES
 
 NAMES = (
     *("pixel_values", "image embeds", "logits", "distributions", "mapped embeds", "encoder_hidden_states"),
@@ -73,16 +73,16 @@ def test_a_chain_has_an_arrow_fewer_than_boxes():
 
 
 def test_smoothing_by_hand():
-    np.testing.assert_allclose(curves.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
-    np.testing.assert_allclose(curves.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])
+    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
+    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])
     for window in (0, 5):
         with pytest.raises(ValueError, match="window"):
-            curves.smooth([1, 2, 6, 0], window)
+            plots.smooth([1, 2, 6, 0], window)
 
 
 def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
     runs = {"both": [{"caption_loss": [1, 3, 5]}, {"caption_loss": [3, 5, 7]}], "other": [{"generation_loss": [2.0]}]}
-    figure = curves.loss_curves(runs, window=2)
+    figure = plots.loss_curves(runs, window=2)
     (line,) = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xydata(), [[2, 3], [3, 5]])
     assert "nats a token" in figure.axes[0].get_ylabel()

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dfl_utils import catalogue, cli, doctor, inventory, machine, profile, web_files
+from dfl_utils.build import catalogue, cli, doctor, inventory, web_files
+from dfl_utils.world import profile
 
 A10 = ("NVIDIA A10", 23 * 2**30)
 
 
-class Fake(machine.Machine):
+class Fake(doctor.Machine):
     """A machine that has everything, but for what a test takes away."""
 
     def __init__(self, **facts):
@@ -246,7 +247,7 @@ def test_the_exit_status_says_whether_there_is_a_gap(has, code, end, monkeypatch
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ([("nope", "1")], "Profile has no field nope: see dfl_utils.profile.Profile."),
+        ([("nope", "1")], "Profile has no field nope: see dfl_utils.world.profile.Profile."),
         ([("dino_size", "x")], "The profile's field dino_size takes int, not 'x'."),
         ([("offline", "perhaps")], "The profile's field offline takes bool, not 'perhaps'."),
         (
@@ -281,16 +282,16 @@ def test_gpus_are_read_off_nvidia_smi(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert machine.Machine().gpus() == [("NVIDIA A10", 23028 * 2**20), ("NVIDIA H200", 143771 * 2**20)]
+    assert doctor.Machine().gpus() == [("NVIDIA A10", 23028 * 2**20), ("NVIDIA H200", 143771 * 2**20)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    machine.Machine().gpus()
+    doctor.Machine().gpus()
     assert (tmp_path / "nvidia-smi.said").read_text().split()[-2:] == ["-i", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert machine.Machine().gpus() == []
+    assert doctor.Machine().gpus() == []
 
 
 def test_a_folder_that_is_not_there_yet_is_asked_by_its_parent(tmp_path):
-    real = machine.Machine()
+    real = doctor.Machine()
     assert real.disk(tmp_path / "a/b")[1] == tmp_path.stat().st_dev
     assert real.can_write(tmp_path / "a/b") and real.java()
 

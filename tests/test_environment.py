@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from dfl_utils import provenance
+from dfl_utils.store import provenance
 
 PROJECT = tomllib.loads((provenance.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA = yaml.safe_load((provenance.ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from dfl_utils import captioner, data, evaluation, finetune, finetuned, ngrams, pairs, profile, similarity
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.loops import Game
-from dfl_utils.losses import LOSSES, TalkingPair
-from dfl_utils.scores import Scorer
-from dfl_utils.store import RunStore
+from dfl_utils.game.loops import Game
+from dfl_utils.game.scorer import Scorer
+from dfl_utils.models import captioner, similarity
+from dfl_utils.scores import ngrams
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import evaluation, finetune, finetuned, pairs
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.losses import LOSSES, TalkingPair
+from dfl_utils.world import data, profile
 
 METRICS = ("CIDEr", "SBERT")
 

@@ -6,16 +6,18 @@ import subprocess
 import pandas as pd
 import pytest
 
-from dfl_utils import chapter, exhibits, provenance
+from dfl_utils.build import chapter, publish
+from dfl_utils.exhibits import tidy
+from dfl_utils.store import provenance
 
-ROW = dict.fromkeys(exhibits.COLUMNS) | {
+ROW = dict.fromkeys(tidy.COLUMNS) | {
     "exhibit": "figure3", "dataset": "nocaps", "split": "overall", "method": "dino", "x": 0, "metric": "CIDEr",
     "value": 0.5, "low": 0.4, "high": 0.625, "n": 300,
 }  # fmt: skip
 
 
 def rows(*changes: dict) -> pd.DataFrame:
-    return pd.DataFrame([ROW | change for change in changes], columns=exhibits.COLUMNS)
+    return pd.DataFrame([ROW | change for change in changes], columns=tidy.COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -35,18 +37,18 @@ def rows(*changes: dict) -> pd.DataFrame:
 )
 def test_a_row_that_breaks_a_rule_is_named(change, rule):
     with pytest.raises(ValueError, match=rf"breaks the rule that {rule}.*: exhibit="):
-        exhibits.validate(rows({"x": 1}, change))
+        tidy.validate(rows({"x": 1}, change))
 
 
 def test_columns_are_fixed_and_rows_unique():
     with pytest.raises(ValueError, match="need the columns exhibit,dataset"):
-        exhibits.validate(rows({}).drop(columns="paper"))
+        tidy.validate(rows({}).drop(columns="paper"))
     with pytest.raises(ValueError, match="together are unique"):
-        exhibits.validate(rows({}, {"value": 0.45}))
+        tidy.validate(rows({}, {"value": 0.45}))
 
 
 def test_free_rows_need_no_data_set():
-    frame = exhibits.validate(rows({"exhibit": "cost", "dataset": None, "split": None, "metric": "seconds"}))
+    frame = tidy.validate(rows({"exhibit": "cost", "dataset": None, "split": None, "metric": "seconds"}))
     assert frame.dataset.tolist() == [""]
 
 
@@ -60,9 +62,9 @@ def saved(house, monkeypatch):
     git(house, "init", "--quiet")
     commit(house)
     provenance.register("clip", house.root / "data/mini/clip")
-    exhibits.save("one", rows({"x": 10}, {"x": 2, "paper": 0.741}), {"seconds": 12.34, "model_calls": 7})
+    tidy.save("one", rows({"x": 10}, {"x": 2, "paper": 0.741}), {"seconds": 12.34, "model_calls": 7})
     source = chapter.find("one")
-    exhibits.record_run(directory, "one", chapter.effective(source, chapter.at_scale(source, "full")))
+    publish.record_run(directory, "one", chapter.effective(source, chapter.at_scale(source, "full")))
     return directory
 
 
@@ -78,7 +80,7 @@ def commit(house):
 
 
 def test_publish_writes_sorted_rows_and_a_stamp(house, saved):
-    target = exhibits.publish("mini", saved, house.root / ".store")
+    target = publish.publish("mini", saved, house.root / ".store")
     assert (target / "exhibits.csv").read_text() == (
         "exhibit,dataset,split,method,x,metric,value,low,high,n,paper\n"
         "figure3,nocaps,overall,dino,2,CIDEr,0.5,0.4,0.625,300,0.741\n"
@@ -100,54 +102,54 @@ def test_publish_writes_sorted_rows_and_a_stamp(house, saved):
 
 
 def test_a_second_publication_of_the_same_run_changes_nothing(house, saved):
-    target = exhibits.publish("mini", saved, house.root / ".store")
+    target = publish.publish("mini", saved, house.root / ".store")
     before = [(target / name).read_bytes() for name in ("exhibits.csv", "stamp.json")]
-    exhibits.publish("mini", saved, house.root / ".store")
+    publish.publish("mini", saved, house.root / ".store")
     assert [(target / name).read_bytes() for name in ("exhibits.csv", "stamp.json")] == before
 
 
 def test_a_tree_with_changes_publishes_nothing(house, saved):
-    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
+    house.write("dfl_utils/game/scorer.py", "def same(x):\n    return -x\n")
     with pytest.raises(ValueError, match=r"published from a commit, and dfl_utils/scores\.py is not committed"):
-        exhibits.publish("mini", saved, house.root / ".store")
+        publish.publish("mini", saved, house.root / ".store")
     assert not (house.root / "results").exists()
 
 
 def test_what_has_changed_since_is_listed_by_its_name(house, saved):
-    exhibits.publish("mini", saved, house.root / ".store")
+    publish.publish("mini", saved, house.root / ".store")
     made = git(house, "rev-parse", "HEAD")[:12]
     commit(house)  # results alone are no change
-    assert exhibits.changed("mini") == []
-    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
+    assert publish.changed("mini") == []
+    house.write("dfl_utils/game/scorer.py", "def same(x):\n    return -x\n")
     house.write("data/mini/clip/model.safetensors", "other weights")
     house.write("README.md", "words")
-    assert exhibits.changed("mini") == [
+    assert publish.changed("mini") == [
         f"results/mini: {name} has changed since {made}"
-        for name in ("data/mini/clip/model.safetensors", "dfl_utils/scores.py")
+        for name in ("data/mini/clip/model.safetensors", "dfl_utils/game/scorer.py")
     ]
 
 
 def test_an_edited_table_is_said(house, saved):
-    target = exhibits.publish("mini", saved, house.root / ".store")
+    target = publish.publish("mini", saved, house.root / ".store")
     (target / "exhibits.csv").write_text((target / "exhibits.csv").read_text().replace("0.5", "0.6"))
     said = "results/mini/exhibits.csv is not the file that was stamped; restore it from git."
-    assert exhibits.changed("mini") == [said]
+    assert publish.changed("mini") == [said]
 
 
 def test_a_clone_without_the_commit_says_so(house, saved):
-    target = exhibits.publish("mini", saved, house.root / ".store")
+    target = publish.publish("mini", saved, house.root / ".store")
     stamp = json.loads((target / "stamp.json").read_text())
     (target / "stamp.json").write_text(json.dumps(stamp | {"commit": 40 * "a"}))
-    assert exhibits.changed("mini") == [
+    assert publish.changed("mini") == [
         "results/mini: commit aaaaaaaaaaaa is not in this clone; `git fetch --unshallow` brings the history."
     ]
     (target / "stamp.json").write_text("{")
     for text in ("{", "{}", "[]", '{"profile": "mini", "commit": "0"}'):
         (target / "stamp.json").write_text(text)
-        (said,) = exhibits.changed("mini")  # never red
+        (said,) = publish.changed("mini")  # never red
         assert "stamp.json cannot be read" in said and "`git checkout -- results/mini` brings it back" in said
         with pytest.raises(ValueError, match=r"stamp\.json cannot be read"):
-            exhibits.stamp("mini")
+            publish.stamp("mini")
 
 
 def test_numbers_of_a_hand_run_are_not_published(house, saved):
@@ -155,24 +157,24 @@ def test_numbers_of_a_hand_run_are_not_published(house, saved):
     del record["parameters"]
     (saved / "one.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="Chapter one .* was not run by `dfl book`"):
-        exhibits.publish("mini", saved, house.root / ".store")
+        publish.publish("mini", saved, house.root / ".store")
     with pytest.raises(ValueError, match="No chapter saved numbers"):
-        exhibits.publish("mini", house.root / "_build/results/ci", house.root / ".store")
+        publish.publish("mini", house.root / "_build/results/ci", house.root / ".store")
 
 
 def test_texts_that_look_like_nothing_stay_texts(house, tmp_path):
     names = ["NA", "None", "null", "nan", "", "a"]
-    frame = exhibits.validate(rows(*[{"method": name, "paper": None} for name in names]))
-    exhibits.write(frame, tmp_path / "rows.csv")
-    read = exhibits.read(tmp_path / "rows.csv")
+    frame = tidy.validate(rows(*[{"method": name, "paper": None} for name in names]))
+    tidy.write(frame, tmp_path / "rows.csv")
+    read = tidy.read(tmp_path / "rows.csv")
     assert sorted(read.method) == sorted(names) and read.paper.isna().all() and read.x.eq(0).all()
 
 
 def test_a_cost_needs_seconds_and_calls(house):
     with pytest.raises(ValueError, match="The cost of chapter one is"):
-        exhibits.save("one", rows({}), {"seconds": 1})
+        tidy.save("one", rows({}), {"seconds": 1})
 
 
 def test_interactive_results_lie_apart(house, monkeypatch):
     monkeypatch.delenv("DFL_RESULTS", raising=False)
-    assert exhibits.folder() == house.root / "_build/results/interactive"
+    assert tidy.folder() == house.root / "_build/results/interactive"

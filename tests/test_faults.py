@@ -29,14 +29,18 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from dfl_utils import blocks, captioner, data, execution, finetune, finetuned, profile, provenance, shards, vocabulary
-from dfl_utils.finetune import Recipe
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.loops import Game
-from dfl_utils.losses import Economy
-from dfl_utils.ranks import RankLost
-from dfl_utils.store import RunStore
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.build import execution
+from dfl_utils.game.loops import Game
+from dfl_utils.models import captioner
+from dfl_utils.store import blocks, provenance, shards
+from dfl_utils.store.processes import RankLost
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import finetune, finetuned, vocabulary
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.losses import Economy
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data, profile
 
 # Kills that each test makes, at least.
 KILLS = {"the loop": 22, "the training": 22, "two writers": 4, "two ranks": 4}

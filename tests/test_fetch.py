@@ -21,9 +21,10 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from dfl_utils import archives, catalogue, cli, doctor, download, fetch, inventory, profile
-from dfl_utils.machine import Machine
-from dfl_utils.web_files import File
+from dfl_utils.build import archives, catalogue, cli, doctor, download, fetch, inventory
+from dfl_utils.build.doctor import Machine
+from dfl_utils.build.web_files import File
+from dfl_utils.world import profile
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

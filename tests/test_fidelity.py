@@ -11,8 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorInceptionV3, feature_extractor_inceptionv3
 
-from dfl_utils import fidelity, profile, set_scores
-from dfl_utils.referee import Referee
+from dfl_utils.models import fidelity
+from dfl_utils.models.fidelity import Referee
+from dfl_utils.scores import image_sets
+from dfl_utils.world import profile
 
 COUNT = 210  # more than the probe has features
 
@@ -55,11 +57,11 @@ def test_our_scores_are_those_of_calculate_metrics(mini, extractor):
     one, two = patches(0), patches(1, high=200)
     found = measured("dfl-probe", mini.probe, one, two, fid=True, kid=True, isc=True, isc_splits=2)
     ours, theirs = (fidelity.split(extractor.features(images), mini) for images in (one, two))
-    assert found["frechet_inception_distance"] == pytest.approx(set_scores.fid(ours.pooled, theirs.pooled), rel=1e-4)
+    assert found["frechet_inception_distance"] == pytest.approx(image_sets.fid(ours.pooled, theirs.pooled), rel=1e-4)
     assert found["kernel_inception_distance_mean"] == pytest.approx(
-        set_scores.kid(ours.pooled, theirs.pooled), rel=1e-4
+        image_sets.kid(ours.pooled, theirs.pooled), rel=1e-4
     )
-    assert found["inception_score_mean"] == pytest.approx(set_scores.isc(ours.logits), rel=1e-5)
+    assert found["inception_score_mean"] == pytest.approx(image_sets.isc(ours.logits), rel=1e-5)
 
 
 def test_the_probe_is_the_referees(mini, extractor):
@@ -148,9 +150,9 @@ def test_inception_is_torch_fidelitys(inception):
     ours, theirs = (fidelity.split(extractor.features(images), inception) for images in (one, two))
     assert (ours.pooled.shape, ours.logits.shape) == ((3, 2048), (3, 1008))
     assert found["kernel_inception_distance_mean"] == pytest.approx(
-        set_scores.kid(ours.pooled, theirs.pooled), rel=1e-4
+        image_sets.kid(ours.pooled, theirs.pooled), rel=1e-4
     )
-    assert found["inception_score_mean"] == pytest.approx(set_scores.isc(ours.logits), rel=1e-5)
+    assert found["inception_score_mean"] == pytest.approx(image_sets.isc(ours.logits), rel=1e-5)
 
 
 def test_inception_is_found_or_named(inception, tmp_path, monkeypatch):

@@ -18,13 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration
 
-from dfl_utils import captioner as captioners
-from dfl_utils import data, finetune, profile, workshop
-from dfl_utils.finetune import Diverged, Finetuning, Recipe, unfreeze
-from dfl_utils.finetuned import load_decoder, load_pipeline
-from dfl_utils.losses import LOSSES, Economy, TalkingPair
-from dfl_utils.pairs import Pairs
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.models import captioner as captioners
+from dfl_utils.models import workshop
+from dfl_utils.training import finetune
+from dfl_utils.training.finetune import Diverged, Finetuning, Recipe, unfreeze
+from dfl_utils.training.finetuned import load_decoder, load_pipeline
+from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
+from dfl_utils.training.pairs import Pairs
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data, profile
 
 KEY = {"run": "of a test"}
 

@@ -11,14 +11,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import AutoProcessor, BlipForConditionalGeneration
 
-from dfl_utils import captioner as captioners
-from dfl_utils import data, finetune, finetuned, provenance
-from dfl_utils.finetune import Diverged, Finetuning, Recipe
-from dfl_utils.finetuned import Finetuner, load_decoder, load_pipeline
-from dfl_utils.generator import Generator
-from dfl_utils.store import RunStore
-from dfl_utils.vocabulary import VocabularyMap
-from dfl_utils.workshop import Workshop
+from dfl_utils.models import captioner as captioners
+from dfl_utils.models.generator import Generator
+from dfl_utils.models.workshop import Workshop
+from dfl_utils.store import provenance
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import finetune, finetuned
+from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
+from dfl_utils.training.finetuned import Finetuner, load_decoder, load_pipeline
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data
 
 JOINT = Recipe(steps=2, batch_size=2, lr=1e-2, decoder="tiny")
 ALONE = Recipe(("generation_loss",), ("generator",), steps=2, batch_size=2, lr=1e-2)

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from dfl_utils import calibration, cli, exhibit_work, forecast, gpus, profile, provenance, workload
-from dfl_utils.calibration import Calibration, Meter
-from dfl_utils.forecast import Forecast, Row
-from dfl_utils.store import RunStore
-from dfl_utils.unit_flops import FREE, UnitFlops, judge_of
-from dfl_utils.workload import Training, Work
-from dfl_utils.world_shapes import Shapes
+from dfl_utils.build import calibration, cli, exhibit_work, forecast, gpus, workload
+from dfl_utils.build.calibration import Calibration, Meter
+from dfl_utils.build.forecast import Forecast, Row
+from dfl_utils.build.unit_flops import FREE, UnitFlops, judge_of
+from dfl_utils.build.workload import Training, Work
+from dfl_utils.build.world_shapes import Shapes
+from dfl_utils.store import provenance
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import profile
 
 STAMP = json.loads((provenance.ROOT / "results" / "mini" / "stamp.json").read_text(encoding="utf-8"))["chapters"]
 PAPER = profile.configured("paper")

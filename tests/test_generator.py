@@ -9,9 +9,9 @@ import torch
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from dfl_utils import profile
-from dfl_utils.generator import Generator, SeededAmusedScheduler, truncated
 from dfl_utils.mini import architectures
+from dfl_utils.models.generator import Generator, SeededAmusedScheduler, truncated
+from dfl_utils.world import profile
 
 CAPTIONS, SEEDS = ["a red dog", "", "a blue cup on a gray background"], [5, 6, 7]
 

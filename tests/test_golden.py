@@ -4,14 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfl_utils import cli, execution, exhibits, golden
+from dfl_utils.build import cli, execution, golden
+from dfl_utils.exhibits import tidy
 
 
 def rows(*changes, **columns):
     row = dict(
-        zip(exhibits.COLUMNS, ("table1", "nocaps", "overall", "clip", np.nan, "CIDEr", 10, 9, 11, 4, 7), strict=True)
+        zip(tidy.COLUMNS, ("table1", "nocaps", "overall", "clip", np.nan, "CIDEr", 10, 9, 11, 4, 7), strict=True)
     )
-    return exhibits.validate(pd.DataFrame([row | columns | change for change in changes or ({},)]))
+    return tidy.validate(pd.DataFrame([row | columns | change for change in changes or ({},)]))
 
 
 def test_equal_rows_agree():
@@ -50,7 +51,7 @@ def test_curves_are_compared_at_each_x():
 
 
 def test_times_are_left_out():
-    timed = {"exhibit": "cost", "metric": exhibits.TIMED[0], "dataset": "", "split": ""}
+    timed = {"exhibit": "cost", "metric": tidy.TIMED[0], "dataset": "", "split": ""}
     assert golden.differences(rows(timed), rows(timed | {"value": 10.5})).empty
     counted = timed | {"metric": "joint step flop ratio"}
     assert not golden.differences(rows(counted), rows(counted | {"value": 10.5})).agrees.all()
@@ -67,7 +68,7 @@ def test_counts_of_words_are_exact_and_readings_of_drawings_are_not():
 
 
 @pytest.mark.parametrize("method", ["clip", "clip gain", "ours over frozen start"])
-@pytest.mark.parametrize("metric", [*exhibits.METRICS, "caption_loss", "something else"])
+@pytest.mark.parametrize("metric", [*tidy.METRICS, "caption_loss", "something else"])
 def test_no_tolerance_hides_a_change_of_two_in_a_thousand(metric, method):
     """Of numbers of the size that they have in the book."""
     absolute, relative = golden.tolerance(metric, method)
@@ -106,7 +107,7 @@ def test_a_part_of_a_build_or_one_of_another_tree_is_not_compared(house):
     mark = house.write("_build/results/ci/.whole", execution.whole("ci"))
     with pytest.raises(ValueError, match="No chapter saved numbers"):
         golden.built()  # whole, and without rows
-    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
+    house.write("dfl_utils/game/scorer.py", "def same(x):\n    return -x\n")
     for _ in range(2):
         assert not execution.is_whole(folder, "ci")
         with pytest.raises(

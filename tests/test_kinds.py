@@ -15,31 +15,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils import (
-    anatomy,
-    census,
-    evaluation,
-    fidelity,
-    forecast,
-    pairs,
-    profile,
-    provenance,
-    step_cost,
-    store,
-    token_drawings,
-    workshop,
-)
-from dfl_utils.data import Example
-from dfl_utils.drawings import Drawings
-from dfl_utils.finetune import Recipe
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.loops import Game
-from dfl_utils.preprocessing import load_tokenizer
-from dfl_utils.scores import Scorer
-from dfl_utils.step_cost import StepCost
-from dfl_utils.store import KINDS, Kind, RunStore
-from dfl_utils.vocabulary import VocabularyMap
-from dfl_utils.workload import Work
+from dfl_utils.build import forecast
+from dfl_utils.build.workload import Work
+from dfl_utils.game import token_drawings
+from dfl_utils.game.drawings import Drawings
+from dfl_utils.game.loops import Game
+from dfl_utils.game.scorer import Scorer
+from dfl_utils.models import fidelity, workshop
+from dfl_utils.models.checkpoint import load_tokenizer
+from dfl_utils.store import provenance, store
+from dfl_utils.store.store import KINDS, Kind, RunStore
+from dfl_utils.training import anatomy, census, evaluation, pairs, step_cost
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.step_cost import StepCost
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import profile
+from dfl_utils.world.data import Example
 
 ROLES = {"captioner": "blip-base", "generator": "stable-diffusion", "clip": "clip", "dino": "dino", "probe": "probe"}
 ROLES |= {"tiny_decoder": "taesd"}

@@ -36,10 +36,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration, BlipForConditionalGeneration, CLIPModel, ViTModel
 
-from dfl_utils import captioner, checkpoint, embeddings, profile, provenance, similarity
-from dfl_utils.generator import Generator, truncated
-from dfl_utils.profile import MINI
-from dfl_utils.trainable import load_decoder, load_pipeline
+from dfl_utils.models import captioner, checkpoint, similarity
+from dfl_utils.models.generator import Generator, load_decoder, load_pipeline, truncated
+from dfl_utils.scores import embeddings
+from dfl_utils.store import provenance
+from dfl_utils.world import profile
+from dfl_utils.world.profile import MINI
 
 FIELDS = {"blip-base": "captioner", "blip2": "captioner", "stable-diffusion": "generator", "amused": "generator"}
 PROMPTS = {"blip-base": "a picture of", "blip2": "a photo of"}

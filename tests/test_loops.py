@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils import blocks, data, fidelity, profile, similarity, workshop
-from dfl_utils.claims import claim
-from dfl_utils.drawings import IMAGES, Drawings
-from dfl_utils.loops import Game
-from dfl_utils.store import RunStore
+from dfl_utils.game.drawings import IMAGES, Drawings
+from dfl_utils.game.loops import Game
+from dfl_utils.models import fidelity, similarity, workshop
+from dfl_utils.store import blocks
+from dfl_utils.store.claims import claim
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data, profile
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import nn
 
-from dfl_utils import captioner as captioners
-from dfl_utils import connection, data, finetune, losses, profile, teacher_forcing, workshop
-from dfl_utils.finetuned import load_decoder, load_pipeline
-from dfl_utils.losses import LOSSES, Batch, Economy, TalkingPair
-from dfl_utils.mini import scenes, splits
-from dfl_utils.pairs import Pairs, image_tokens
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.models import captioner as captioners
+from dfl_utils.models import workshop
+from dfl_utils.training import connection, finetune, losses, teacher_forcing
+from dfl_utils.training.finetuned import load_decoder, load_pipeline
+from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair
+from dfl_utils.training.pairs import Pairs, image_tokens
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data, profile, scenes, splits
 
 CAPTION, IMAGE_RECONSTRUCTION, GENERATION, TEXT_RECONSTRUCTION = LOSSES
 TIMESTEPS = (5, 120, 480, 960)

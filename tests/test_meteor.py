@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from pycocoevalcap.meteor.meteor import Meteor
 
-from dfl_utils import meteor as module
-from dfl_utils.meteor import meteor
-from dfl_utils.ngrams import tokenise
+from dfl_utils.scores import ngrams as module
+from dfl_utils.scores.ngrams import meteor, tokenise
 
 REFERENCES = [["A red dog sits on the mat.", "a dog"], ["Two bicycles, a café (big)!"], ["the cat"]]
 CAPTIONS = [

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dfl_utils import micro_batches
-from dfl_utils.losses import Economy
-from dfl_utils.recipe import Recipe
+from dfl_utils.training import micro_batches
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.training.losses import Economy
 
 
 def test_rows_are_cut_as_evenly_as_they_can_be():

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
-from dfl_utils import profile, provenance, similarity
-from dfl_utils.mini import quality_report, scenes, splits
-from dfl_utils.referee import Referee
+from dfl_utils.mini import quality_report
+from dfl_utils.models import similarity
+from dfl_utils.models.fidelity import Referee
+from dfl_utils.store import provenance
+from dfl_utils.world import profile, scenes, splits
 
 
 @pytest.fixture(scope="module")

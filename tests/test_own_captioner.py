@@ -31,8 +31,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from dfl_utils import captioner as captioners
-from dfl_utils import own_captioner, profile
+from dfl_utils.models import captioner as captioners
+from dfl_utils.models import other_captioners
+from dfl_utils.world import profile
 
 PAD, UNKNOWN, START, END, IMAGE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>"]
 PROMPT, OTHERS = "a picture of", "red blue big small dog cat cup on the hill two"
@@ -137,7 +138,11 @@ def streams(images, candidates=3):
 
 
 def test_the_checkpoint_chooses_the_class(loaded):
-    kinds = (own_captioner.GitCaptioner, own_captioner.EncoderDecoderCaptioner, *[own_captioner.PromptedCaptioner] * 2)
+    kinds = (
+        other_captioners.GitCaptioner,
+        other_captioners.EncoderDecoderCaptioner,
+        *[other_captioners.PromptedCaptioner] * 2,
+    )
     assert all(isinstance(loaded[name], kind) for name, kind in zip(MAKERS, kinds, strict=True))
     assert not any(model.model.training or model.model.dtype != torch.float32 for model in loaded.values())
 

@@ -30,9 +30,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from dfl_utils import profile
-from dfl_utils.generator import Generator, in_float32, truncated
 from dfl_utils.mini import architectures
+from dfl_utils.models.generator import Generator, in_float32, truncated
+from dfl_utils.world import profile
 
 # Two schedulers read torch tensors by numpy in a way that numpy 2 will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")

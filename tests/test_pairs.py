@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from dfl_utils import captioner as captioners
-from dfl_utils import data, pairs, teacher_forcing
-from dfl_utils.finetuned import load_pipeline
-from dfl_utils.losses import TalkingPair
-from dfl_utils.pairs import Pairs
-from dfl_utils.store import RunStore
-from dfl_utils.vocabulary import VocabularyMap
-from dfl_utils.workshop import Workshop, read
+from dfl_utils.models import captioner as captioners
+from dfl_utils.models.workshop import Workshop, read
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import pairs, teacher_forcing
+from dfl_utils.training.finetuned import load_pipeline
+from dfl_utils.training.losses import TalkingPair
+from dfl_utils.training.pairs import Pairs
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfl_utils import exhibits, paper
+from dfl_utils.exhibits import paper, tidy
 
 COUNTS = {
     "table1": 36, "table2": 18, "table3": 78, "table4": 16, "table5": 12, "table6": 10, "table7": 72, "table8": 24,
@@ -51,24 +51,24 @@ def test_files_hold_exactly_the_paper_s_numbers():
 @pytest.mark.parametrize("name", COUNTS)
 def test_rows_are_tidy(name):
     rows = as_printed(name)
-    assert tuple(rows.columns) == exhibits.COLUMNS
+    assert tuple(rows.columns) == tidy.COLUMNS
     assert not rows.duplicated(paper.KEY).any()
     assert (rows[["value", "low", "high"]] == "").all(axis=None), "the paper's numbers stand in `paper` alone"
     assert np.isfinite(pd.to_numeric(rows.paper)).all()
-    assert set(rows.dataset) <= {*exhibits.DATASETS, ""}
-    assert set(rows.split) <= {*exhibits.SPLITS, "train", ""}
+    assert set(rows.dataset) <= {*tidy.DATASETS, ""}
+    assert set(rows.split) <= {*tidy.SPLITS, "train", ""}
     if name.startswith("table"):
         assert set(rows.exhibit) == {name}
-        assert set(rows.metric) <= {*exhibits.METRICS, "IS ±"}
+        assert set(rows.metric) <= {*tidy.METRICS, "IS ±"}
         assert rows.dataset.ne("").all() and rows.split.ne("").all()
         assert rows.x.ne("").all() == (name == "table6")
     else:
-        assert set(rows.exhibit) <= {*exhibits.EXHIBITS, "setup"}
+        assert set(rows.exhibit) <= {*tidy.EXHIBITS, "setup"}
 
 
 def test_every_exhibit_of_ours_has_a_counterpart():
-    assert all(len(paper.table(exhibit)) for exhibit in set(exhibits.EXHIBITS) - {"sweep", "beyond"})
-    assert set(paper.HIGHER_IS_BETTER) == set(exhibits.METRICS)
+    assert all(len(paper.table(exhibit)) for exhibit in set(tidy.EXHIBITS) - {"sweep", "beyond"})
+    assert set(paper.HIGHER_IS_BETTER) == set(tidy.METRICS)
 
 
 def test_there_are_42_printed_gains():
@@ -174,7 +174,7 @@ def test_same_direction(low, high, published, verdict):
 def our_rows(*cells: tuple) -> pd.DataFrame:
     """Exhibit rows from (split, method, metric, value, low, high, n)."""
     rows = pd.DataFrame(cells, columns=["split", "method", "metric", "value", "low", "high", "n"])
-    return rows.assign(exhibit="table1", dataset="nocaps", x=np.nan, paper=np.nan)[list(exhibits.COLUMNS)]
+    return rows.assign(exhibit="table1", dataset="nocaps", x=np.nan, paper=np.nan)[list(tidy.COLUMNS)]
 
 
 def test_compare_is_one_table_with_a_verdict_for_gains_alone():

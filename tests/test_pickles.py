@@ -10,8 +10,10 @@ from layouts import Trap, pickled, read, write
 from PIL import Image
 from safetensors.torch import load_file
 
-from dfl_utils import cli, pickles, profile, similarity
-from dfl_utils.profile import MINI
+from dfl_utils.build import cli, pickles
+from dfl_utils.models import similarity
+from dfl_utils.world import profile
+from dfl_utils.world.profile import MINI
 
 IMAGES = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))]
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
-from dfl_utils import plots
+from dfl_utils.exhibits import plots
 
 METRICS = ["CIDEr", "WMD", "SBERT"]
 

@@ -7,55 +7,56 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from dfl_utils import captioner, generator, preprocessing, profile, trainable
+from dfl_utils.models import captioner, checkpoint, generator
+from dfl_utils.world import profile
 
 
 @pytest.fixture
 def mini(monkeypatch):
-    monkeypatch.setattr(preprocessing, "_known", {})  # nothing of other tests, and nothing left to them
+    monkeypatch.setattr(checkpoint, "_known", {})  # nothing of other tests, and nothing left to them
     return profile.load("mini").pair(captioner="blip-base")
 
 
 def test_a_copy_of_a_folder_shares_its_tokenizer_and_another_does_not(mini, tmp_path):
     folder = Path(mini.locate(mini.captioner))
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
-    first = preprocessing.load_tokenizer(str(folder))
-    assert preprocessing.load_tokenizer(str(copy)) is first
+    first = checkpoint.load_tokenizer(str(folder))
+    assert checkpoint.load_tokenizer(str(copy)) is first
     settings = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
     (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 7}), encoding="utf-8")
-    other = preprocessing.load_tokenizer(str(copy))
+    other = checkpoint.load_tokenizer(str(copy))
     assert other is not first and other.model_max_length == 7
 
 
 def test_a_tokenizer_is_what_transformers_reads(mini):
     for folder in (mini.locate(mini.captioner), mini.locate(mini.clip)):
-        shared, own = preprocessing.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        shared, own = checkpoint.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
         assert type(shared) is type(own) and shared.get_vocab() == own.get_vocab()
         assert shared("A red dog").input_ids == own("A red dog").input_ids
 
 
 def test_a_pipelines_tokenizer_is_of_the_class_that_its_index_names(mini):
     folder = mini.locate(mini.generator)
-    found = preprocessing.of_pipeline(folder)
+    found = checkpoint.of_pipeline(folder)
     assert list(found) == ["tokenizer"] and isinstance(found["tokenizer"], CLIPTokenizer)
-    assert preprocessing.load_tokenizer(folder, "tokenizer") is found["tokenizer"]
-    assert preprocessing.of_pipeline("nobody/a-hub-id") == {}
+    assert checkpoint.load_tokenizer(folder, "tokenizer") is found["tokenizer"]
+    assert checkpoint.of_pipeline("nobody/a-hub-id") == {}
 
 
 def test_models_of_one_vocabulary_share_it(mini):
-    drawn, trained = generator.Generator.load(mini).pipeline, trainable.load_pipeline(mini)
+    drawn, trained = generator.Generator.load(mini).pipeline, generator.load_pipeline(mini)
     assert drawn.tokenizer is trained.tokenizer
     assert captioner.load(mini).processor is captioner.load(mini).processor is captioner.processor(mini)
 
 
 def test_what_lies_on_the_hub_is_read_each_time(mini):
-    assert preprocessing.shared("x", "nobody/a-hub-id", lambda: object()) is not preprocessing.shared(
+    assert checkpoint.shared("x", "nobody/a-hub-id", lambda: object()) is not checkpoint.shared(
         "x", "nobody/a-hub-id", lambda: object()
     )
 
 
 def test_two_readers_of_one_folder_are_told_apart(mini):
     folder = mini.locate(mini.captioner)
-    assert preprocessing.shared("a", folder, lambda: 1) == 1
-    assert preprocessing.shared("b", folder, lambda: 2) == 2
-    assert preprocessing.shared("a", folder, lambda: 3) == 1
+    assert checkpoint.shared("a", folder, lambda: 1) == 1
+    assert checkpoint.shared("b", folder, lambda: 2) == 2
+    assert checkpoint.shared("a", folder, lambda: 3) == 1

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dfl_utils import catalogue, chapter, profile
+from dfl_utils.build import catalogue, chapter
+from dfl_utils.world import profile
 
 PAPER = profile.PROFILES["paper"]
 
 
 def test_importing_profiles_and_the_catalogue_leaves_torch_alone():
-    code = "import sys, dfl_utils.profile, dfl_utils.catalogue; sys.exit('torch' in sys.modules)"
+    code = "import sys, dfl_utils.world.profile, dfl_utils.build.catalogue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -62,7 +63,7 @@ def test_data_sets_have_roots_of_their_own_or_share_one(tmp_path):
 
 
 def test_environment_variables_name_the_roots(tmp_path):
-    code = "from dfl_utils.profile import PROFILES; p = PROFILES['paper']\n"
+    code = "from dfl_utils.world.profile import PROFILES; p = PROFILES['paper']\n"
     code += "print(p.coco_root, p.nocaps_root, p.data_root, p.models_root, p.dataset_root('nocaps'), p.inception)"
     variables = {"DFL_COCO": "/c", "DFL_NOCAPS": "", "DFL_DATA": "/d", "DFL_INCEPTION": ""}
     done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=profile.ROOT, capture_output=True, text=True)
@@ -73,7 +74,7 @@ def test_environment_variables_name_the_roots(tmp_path):
     ("name", "fields", "sentence"),
     [
         ("nope", {}, "Unknown profile 'nope': choose one of mini, paper."),
-        ("mini", {"nope": 1}, "Profile has no field nope: see dfl_utils.profile.Profile."),
+        ("mini", {"nope": 1}, "Profile has no field nope: see dfl_utils.world.profile.Profile."),
     ],
 )
 def test_bad_names_are_one_sentence(name, fields, sentence):

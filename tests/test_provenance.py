@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from dfl_utils import provenance
+from dfl_utils.store import provenance
 
 
 def checkpoint(house, name="data/mini/clip", weights="weights"):

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfl_utils import book, exhibits, provenance, published_run, shards
-from dfl_utils.published_run import INDEX, PublishedRun
-from dfl_utils.store import Kind, Ledger, RunStore
+from dfl_utils.build import book, publish
+from dfl_utils.store import provenance, published_run, shards
+from dfl_utils.store.published_run import INDEX, PublishedRun
+from dfl_utils.store.store import Kind, Ledger, RunStore
 
 SEEN = Kind("test-seen")
 DRAWN = Kind("test-drawn", travels=False)
@@ -275,4 +276,4 @@ def test_the_committed_run_holds_no_weights_and_only_drawings_that_are_shown():
 
 
 def test_the_committed_run_is_of_the_stamped_chapters():
-    assert committed().chapters.keys() >= exhibits.stamp("mini")["chapters"].keys()
+    assert committed().chapters.keys() >= publish.stamp("mini")["chapters"].keys()

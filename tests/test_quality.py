@@ -16,15 +16,16 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from dfl_utils import ngrams, transport
-from dfl_utils.candidates import Candidates
-from dfl_utils.embeddings import clip_encoder, get_model_path, reference_cosine, sbert_encoder
-from dfl_utils.mini.captions import references as annotators
-from dfl_utils.mini.captions import web
-from dfl_utils.mini.scenes import sample
-from dfl_utils.ngrams import Cider, bleu, bleu_statistics, corpus_bleu, tokenise
-from dfl_utils.quality import FIGURE3, caption_quality
-from dfl_utils.transport import STOP_WORDS, word_mover, word_vectors
+from dfl_utils.scores import ngrams
+from dfl_utils.scores import word_mover as transport
+from dfl_utils.scores.candidates import Candidates
+from dfl_utils.scores.embeddings import clip_encoder, get_model_path, reference_cosine, sbert_encoder
+from dfl_utils.scores.ngrams import Cider, bleu, bleu_statistics, corpus_bleu, tokenise
+from dfl_utils.scores.quality import FIGURE3, caption_quality
+from dfl_utils.scores.word_mover import STOP_WORDS, word_mover, word_vectors
+from dfl_utils.world.captions import references as annotators
+from dfl_utils.world.captions import web
+from dfl_utils.world.scenes import sample
 
 SCENES = [sample(f"test/quality/{i}") for i in range(12)]
 REFERENCES = [annotators(scene, f"r/{i}", 4 + i % 3) for i, scene in enumerate(SCENES)]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dfl_utils.mini import pretrain, scenes, splits
+from dfl_utils.mini import pretrain
 from dfl_utils.mini import quality_report as report
+from dfl_utils.world import scenes, splits
 
 
 def item(*things):

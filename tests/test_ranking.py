@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kendalltau, rankdata
 
-from dfl_utils import ranking
-from dfl_utils.ngrams import corpus_bleu
+from dfl_utils.scores import ranking
+from dfl_utils.scores.ngrams import corpus_bleu
 
 SIM = np.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.7]])
 QUALITY = np.array([[10.0, 30.0, 20.0], [5.0, 1.0, 3.0]])

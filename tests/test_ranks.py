@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from dfl_utils import blocks, chapter, cli, data, execution, finetune, ranks
-from dfl_utils import captioner as captioners
-from dfl_utils.finetuned import Finetuner, load_pipeline
-from dfl_utils.loops import Game
-from dfl_utils.ranks import Place, own_first, place
-from dfl_utils.recipe import Recipe
-from dfl_utils.store import RunStore
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.build import chapter, cli, execution
+from dfl_utils.game.loops import Game
+from dfl_utils.models import captioner as captioners
+from dfl_utils.store import blocks, processes
+from dfl_utils.store.processes import Place, own_first, place
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import finetune
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.training.finetuned import Finetuner, load_pipeline
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def at(monkeypatch):
     """Be a rank among several."""
 
     def become(rank, world_size, local_rank=0):
-        for name, value in zip(ranks.VARIABLES, (rank, world_size, local_rank), strict=True):
+        for name, value in zip(processes.VARIABLES, (rank, world_size, local_rank), strict=True):
             monkeypatch.setenv(name, str(value))
 
     return become
@@ -33,7 +36,7 @@ def at(monkeypatch):
 
 # --- a rank by itself -------------------------------------------------------------------------------------
 def test_a_process_that_nobody_launched_is_alone(monkeypatch):
-    for name in ranks.VARIABLES:
+    for name in processes.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert place() == Place(0, 1, 0) and own_first([1, 2, 3]) == [1, 2, 3]
 
@@ -78,7 +81,7 @@ def test_cuda_is_the_gpu_of_the_local_rank(at, monkeypatch, world_size, device, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", found.append)
     at(world_size - 1, world_size, 5)
-    ranks.use_device(device)
+    processes.use_device(device)
     assert found == chosen
 
 
@@ -113,15 +116,15 @@ def test_a_rank_that_never_comes_is_not_waited_for_forever(at, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "0")
     monkeypatch.setenv("DFL_RANK_TIMEOUT", "0.2")
-    with pytest.raises(ranks.RankLost, match="Rank 0 of 2 lost another while all met .*start all ranks again"):
-        ranks.join(cpu=True)
+    with pytest.raises(processes.RankLost, match="Rank 0 of 2 lost another while all met .*start all ranks again"):
+        processes.join(cpu=True)
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-3", "nan", "inf"])
 def test_a_timeout_is_a_number_of_seconds(monkeypatch, seconds):
     monkeypatch.setenv("DFL_RANK_TIMEOUT", seconds)
     with pytest.raises(ValueError, match=f"DFL_RANK_TIMEOUT is '{seconds}': give seconds"):
-        ranks.timeout()
+        processes.timeout()
 
 
 # --- two ranks of torchrun --------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def work(root):
     """What one of the two ranks does, until it is killed or its partner is."""
     import signal
 
-    from dfl_utils import profile
+    from dfl_utils.world import profile
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the other rank dies
     here = place()
@@ -195,7 +198,7 @@ def work(root):
     finetuner.pairs = until_killed
     try:
         finetuner.run([LOST])
-    except ranks.RankLost as error:
+    except processes.RankLost as error:
         Path(f"{root}/lost.txt").write_text(str(error))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfl_utils import data, ray_cluster
-from dfl_utils.loops import Game
-from dfl_utils.store import Kind, RunStore
+from dfl_utils.game import ray_cluster
+from dfl_utils.game.loops import Game
+from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.world import data
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of its own settings
 

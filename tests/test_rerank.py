@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import dfl_utils
-from dfl_utils import data, loops, own_input, profile, rerank
-from dfl_utils.scores import Scorer
-from dfl_utils.store import RunStore
+from dfl_utils.game import loops, own_input, rerank
+from dfl_utils.game.scorer import Scorer
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data, profile
 
 CAPTIONS = [
     ["a red dog", "a blue cup", "a red dog"],

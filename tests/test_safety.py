@@ -17,9 +17,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import dfl_utils
-from dfl_utils import archives, book, provenance
-from dfl_utils.chapter import BuildFailed
-from dfl_utils.disclosure import Inspector, pages
+from dfl_utils.build import archives, book
+from dfl_utils.build.chapter import BuildFailed
+from dfl_utils.build.disclosure import Inspector, pages
+from dfl_utils.store import provenance
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("dfl_utils/**/*.py", "benchmarks/*.py", "book/*.ipynb")
@@ -64,7 +65,7 @@ def calls() -> list[Call]:
 
 CALLS = calls()
 # Folders of this repository and of a wheel, looked for first.
-OWN_FOLDERS = ("dfl_utils/mini/", "dfl_utils/world_shapes.py")
+OWN_FOLDERS = ("dfl_utils/mini/", "dfl_utils/build/world_shapes.py")
 HUB = ("from_pretrained", "load_config", "snapshot_download", "hf_hub_download")
 
 
@@ -163,8 +164,8 @@ sys.addaudithook(guard)
 LOOP = """
 import sys
 from dfl_utils import data, profile
-from dfl_utils.loops import Game
-from dfl_utils.store import RunStore
+from dfl_utils.game.loops import Game
+from dfl_utils.store.store import RunStore
 
 models = profile.load("mini", num_inference_steps=1, max_words=8)
 data.ensure(models)

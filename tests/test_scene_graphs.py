@@ -12,11 +12,11 @@ import srsly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfl_utils import grammar, scene_graphs
-from dfl_utils.mini.captions import references as annotators
-from dfl_utils.mini.captions import web
-from dfl_utils.mini.scenes import CATEGORIES, COLOURS, sample
-from dfl_utils.scene_graphs import similar, spice_like, tuples
+from dfl_utils.scores import scene_graphs
+from dfl_utils.scores.scene_graphs import similar, spice_like, tuples
+from dfl_utils.world.captions import references as annotators
+from dfl_utils.world.captions import web
+from dfl_utils.world.scenes import CATEGORIES, COLOURS, sample
 
 # Five sentences of the project's first prototype. It had "rid" where a man is riding, a thing called "top", and
 # nothing to say on which nouns an adjective is said of; the comments tell what SPICE makes of each.
@@ -205,9 +205,9 @@ def test_scores_of_some_images_are_those_among_all():
 
 def test_a_caption_is_read_alike_alone_and_in_a_batch():
     texts = [*SENTENCES, *(text for texts in REFERENCES for text in texts)]
-    together = list(grammar.read(texts))
-    assert together == [next(grammar.read([text])) for text in texts]
-    assert together == list(grammar.read(texts[::-1]))[::-1]
+    together = list(scene_graphs.read(texts))
+    assert together == [next(scene_graphs.read([text])) for text in texts]
+    assert together == list(scene_graphs.read(texts[::-1]))[::-1]
 
 
 def test_a_caption_is_read_alike_in_any_letters_and_spaces():
@@ -217,7 +217,9 @@ def test_a_caption_is_read_alike_in_any_letters_and_spaces():
 
 def test_each_distinct_caption_is_read_once(forgetful, monkeypatch):
     asked = []
-    monkeypatch.setattr(grammar, "read", lambda texts: [asked.append(text) or frozenset({(text,)}) for text in texts])
+    monkeypatch.setattr(
+        scene_graphs, "read", lambda texts: [asked.append(text) or frozenset({(text,)}) for text in texts]
+    )
     spice_like([["a", "b"], ["a", ""]], [["b", "c"], ["c"]])
     tuples("c")
     assert asked == ["a", "b", "c"]
@@ -229,7 +231,7 @@ def test_nothing_is_unpickled(monkeypatch):
 
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (srsly, "pickle_loads")):
         monkeypatch.setattr(module, name, refuse)
-    assert grammar.english.__wrapped__().pipe_names[-1] == "lemmatizer"
+    assert scene_graphs.english.__wrapped__().pipe_names[-1] == "lemmatizer"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_nothing_is_unpickled(monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_any_parse(captions, references, error, message, monkeypatch):
-    monkeypatch.setattr(grammar, "read", lambda texts: pytest.fail("a caption was parsed"))
+    monkeypatch.setattr(scene_graphs, "read", lambda texts: pytest.fail("a caption was parsed"))
     with pytest.raises(error, match=message):
         spice_like(captions, references)
 

@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dfl_utils import data, embeddings, profile, quality, ranking, scores, similarity
-from dfl_utils.embeddings import sbert_encoder
-from dfl_utils.ngrams import Cider
-from dfl_utils.scores import Scorer
-from dfl_utils.store import RunStore
+from dfl_utils.game import scorer
+from dfl_utils.game.scorer import Scorer
+from dfl_utils.models import similarity
+from dfl_utils.scores import embeddings, quality, ranking
+from dfl_utils.scores.embeddings import sbert_encoder
+from dfl_utils.scores.ngrams import Cider
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data, profile
 
 JUDGES = ("clip", "sbert", "cider", "wmd")
 
@@ -76,7 +79,7 @@ def test_own_references_score_higher_and_empty_captions_as_documented(scored):
 
 
 def test_scores_come_from_the_store_the_second_time(scored, mini, examples, captions, monkeypatch):
-    monkeypatch.setattr(scores.quality, "caption_quality", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scorer.quality, "caption_quality", lambda *_, **__: pytest.fail("scored again"))
     idle = again(scored, mini, examples)
     for metric, values in idle.score(examples, captions, tuple(scored[1])).items():
         np.testing.assert_array_equal(values, scored[1][metric])

@@ -6,9 +6,10 @@ import torch
 from diffusers import AmusedPipeline, AutoencoderKL
 from transformers import AutoTokenizer
 
-from dfl_utils.mini import architectures, blip2, discrete, grounding, scenes, web
+from dfl_utils.mini import architectures, blip2, discrete, grounding, web
 from dfl_utils.mini.autoencoder import pixels
-from dfl_utils.profile import MINI
+from dfl_utils.world import scenes
+from dfl_utils.world.profile import MINI
 
 
 @pytest.fixture(scope="module")

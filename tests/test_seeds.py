@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from dfl_utils import ngrams, ranking, seeds, set_scores
-from dfl_utils.ranking import Estimate
+from dfl_utils.scores import image_sets, intervals, ngrams, ranking
+from dfl_utils.scores.ranking import Estimate
 
 CAPTIONS = [["a red dog runs on grass", "two cats sleep"], ["a dog on the grass", "two cats sit on a bed"]]
 REFERENCES = [["a red dog runs on the green grass"], ["two cats sleep on a bed"]]
@@ -26,35 +26,35 @@ def interval(found: Estimate) -> tuple[float, float]:
 
 
 def test_value_by_hand():
-    found = seeds.estimate([[1, 2, 3], [5, 6, 10]])
+    found = intervals.estimate([[1, 2, 3], [5, 6, 10]])
     assert (found.value, found.n, found.excluded) == (4.5, 3, 0)
-    assert seeds.difference([[1, 2, 3], [5, 6, 10]], [[0, 1, 5]]).value == 2.5
+    assert intervals.difference([[1, 2, 3], [5, 6, 10]], [[0, 1, 5]]).value == 2.5
 
 
 def test_seeds_that_agree_leave_the_interval_of_the_images(rng):
     images = rng.normal(size=50)
     alone = ranking.bootstrap_interval(images)
     for count in (1, 2, 3):
-        assert interval(seeds.estimate(np.tile(images, (count, 1)))) == pytest.approx(alone)
+        assert interval(intervals.estimate(np.tile(images, (count, 1)))) == pytest.approx(alone)
 
 
 def test_images_that_agree_leave_student_s_interval_of_the_seeds():
     # Of two seeds one is drawn: the percentiles are the seeds themselves, 1 from their mean; one degree of freedom.
-    found = seeds.estimate(np.repeat([[0.0], [2.0]], 40, axis=1))
+    found = intervals.estimate(np.repeat([[0.0], [2.0]], 40, axis=1))
     assert interval(found) == pytest.approx((1 - 12.7062 / 1.95996, 1 + 12.7062 / 1.95996), rel=1e-4)
 
 
 def test_of_many_seeds_the_interval_is_that_of_their_mean(rng):
     scores = rng.normal(size=(24, 1))
-    found = seeds.estimate(scores + np.zeros((24, 30)), num_resamples=4000)
+    found = intervals.estimate(scores + np.zeros((24, 30)), num_resamples=4000)
     student = 2.0687 * scores.std(ddof=1) / np.sqrt(24)  # the quantile at 23 degrees of freedom
-    assert seeds.smallest_effect(found) == pytest.approx(student, rel=0.08)
+    assert intervals.smallest_effect(found) == pytest.approx(student, rel=0.08)
 
 
 def test_intervals_of_three_seeds_hold_the_truth(rng):
     def holds(of_seeds: float, of_images: float) -> bool:
         values = of_seeds * rng.normal(size=(3, 1)) + of_images * rng.normal(size=(1, 40)) + rng.normal(size=(3, 40))
-        found = seeds.estimate(values, num_resamples=200, seed=int(rng.integers(1000)))
+        found = intervals.estimate(values, num_resamples=200, seed=int(rng.integers(1000)))
         return found.low <= 0 <= found.high
 
     for spread in ((0.0, 1.0), (0.2, 1.0), (1.0, 0.1)):
@@ -63,18 +63,18 @@ def test_intervals_of_three_seeds_hold_the_truth(rng):
 
 def test_a_difference_is_paired_by_image_and_seed(rng):
     before = rng.normal(size=(3, 40)) + 5 * rng.normal(size=(3, 1))
-    found = seeds.difference(before + 0.25, before)
+    found = intervals.difference(before + 0.25, before)
     assert (found.value, *interval(found)) == pytest.approx((0.25, 0.25, 0.25))
     one = rng.normal(size=(1, 40))
-    found = seeds.difference(np.concatenate([one + 1, one + 2, one + 3]), one)
+    found = intervals.difference(np.concatenate([one + 1, one + 2, one + 3]), one)
     assert found.value == pytest.approx(2) and found.low < 1 and found.high > 3  # the seeds' part alone is left
-    shuffled = seeds.difference(before[:, ::-1] + 0.25, before)
-    assert seeds.smallest_effect(shuffled) > 0.1
+    shuffled = intervals.difference(before[:, ::-1] + 0.25, before)
+    assert intervals.smallest_effect(shuffled) > 0.1
 
 
 def test_order_of_images_and_seeds_does_not_matter_to_the_value(rng):
     values = rng.normal(size=(3, 20))
-    assert seeds.estimate(values[::-1, ::-1]).value == pytest.approx(seeds.estimate(values).value)
+    assert intervals.estimate(values[::-1, ::-1]).value == pytest.approx(intervals.estimate(values).value)
 
 
 def test_bleu_is_a_statistic_of_each_seed():
@@ -82,48 +82,48 @@ def test_bleu_is_a_statistic_of_each_seed():
     each = [float(bleu_4(own.mean(axis=0))) for own in counts]
     # Means and sums differ by the guards against a division by zero alone.
     assert each == pytest.approx([ngrams.bleu(row, REFERENCES)["B@4"] for row in CAPTIONS], abs=0.01)
-    assert seeds.estimate(counts, bleu_4).value == pytest.approx(np.mean(each))
-    assert seeds.difference(counts, counts[:1], bleu_4).value == pytest.approx(np.mean(each) - each[0])
+    assert intervals.estimate(counts, bleu_4).value == pytest.approx(np.mean(each))
+    assert intervals.difference(counts, counts[:1], bleu_4).value == pytest.approx(np.mean(each) - each[0])
     alone = ranking.bootstrap_interval(counts[0], bleu_4)
-    assert interval(seeds.estimate(counts[:1], bleu_4)) == pytest.approx(alone)
+    assert interval(intervals.estimate(counts[:1], bleu_4)) == pytest.approx(alone)
     with pytest.raises(ValueError, match="one number"):
-        seeds.estimate(counts, ngrams.corpus_bleu)
+        intervals.estimate(counts, ngrams.corpus_bleu)
 
 
 def test_an_image_undefined_at_one_seed_is_left_out_everywhere():
     after = [[1.0, 2, 3], [3.0, np.nan, 5]]
-    found = seeds.estimate(after)
+    found = intervals.estimate(after)
     assert (found.value, found.n, found.excluded) == (3, 2, 1)
-    found = seeds.difference(after, [[0, 0, np.nan]])
+    found = intervals.difference(after, [[0, 0, np.nan]])
     assert (found.value, found.n, found.excluded) == (2, 1, 2)
-    empty = seeds.estimate([[np.nan, np.nan]])
+    empty = intervals.estimate([[np.nan, np.nan]])
     assert np.isnan(empty.value) and (empty.n, empty.excluded) == (0, 2)
 
 
 def test_fid_is_the_mean_over_seeds(rng):
     features, reference = rng.normal(size=(3, 40, 4)) + [[[0]], [[0.5]], [[1]]], rng.normal(size=(40, 4))
-    each = [set_scores.fid(rows, reference) for rows in features]
-    found = seeds.fid(features, reference, num_resamples=50)
+    each = [image_sets.fid(rows, reference) for rows in features]
+    found = intervals.fid(features, reference, num_resamples=50)
     assert found.value == pytest.approx(np.mean(each)) and found.low < found.value < found.high
-    change = seeds.fid_difference(features, features[:1], reference, num_resamples=50)
+    change = intervals.fid_difference(features, features[:1], reference, num_resamples=50)
     assert change.value == pytest.approx(np.mean(each) - each[0])
-    nothing = seeds.fid_difference(features, features, reference, num_resamples=20)
+    nothing = intervals.fid_difference(features, features, reference, num_resamples=20)
     assert (nothing.value, *interval(nothing)) == pytest.approx((0, 0, 0))
-    kid = seeds.set_score(features, reference, "KID", num_resamples=20)
-    assert kid.value == pytest.approx(np.mean([set_scores.kid(rows, reference) for rows in features]))
+    kid = intervals.set_score(features, reference, "KID", num_resamples=20)
+    assert kid.value == pytest.approx(np.mean([image_sets.kid(rows, reference) for rows in features]))
 
 
 def test_equal_seeds_have_the_fid_of_one_and_others_may_be_the_reference(rng):
     features, others = rng.normal(size=(1, 30, 3)), rng.normal(size=(50, 3))
     options = {"paired": False, "num_resamples": 30}
-    one, three = (seeds.fid(rows, others, **options) for rows in (features, np.repeat(features, 3, axis=0)))
+    one, three = (intervals.fid(rows, others, **options) for rows in (features, np.repeat(features, 3, axis=0)))
     assert (one.value, *interval(one)) == pytest.approx((three.value, *interval(three)))
 
 
 def test_few_images_do_not_warn_again_and_again(rng):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        seeds.fid(rng.normal(size=(1, 4, 8)), rng.normal(size=(4, 8)), num_resamples=5)
+        intervals.fid(rng.normal(size=(1, 4, 8)), rng.normal(size=(4, 8)), num_resamples=5)
 
 
 @pytest.mark.parametrize(
@@ -138,33 +138,33 @@ def test_few_images_do_not_warn_again_and_again(rng):
 )
 def test_verdict_is_by_the_interval_alone(low, high, up, down):
     change = Estimate((low + high) / 2, low, high, 10)
-    assert (seeds.verdict(change, True), seeds.verdict(change, False)) == (up, down)
+    assert (intervals.verdict(change, True), intervals.verdict(change, False)) == (up, down)
 
 
 def test_what_does_not_vary_says_nothing_of_noise():
-    assert seeds.verdict(Estimate(1.0, 1.0, 1.0, 1), True) == "not visible"  # one image
-    assert seeds.verdict(Estimate(1.0, 1.0, 1.0, 9), True) == "better"
-    assert seeds.would_show(5.0, Estimate(0.0, 0.0, 0.0, 9)) == ""
+    assert intervals.verdict(Estimate(1.0, 1.0, 1.0, 1), True) == "not visible"  # one image
+    assert intervals.verdict(Estimate(1.0, 1.0, 1.0, 9), True) == "better"
+    assert intervals.would_show(5.0, Estimate(0.0, 0.0, 0.0, 9)) == ""
 
 
 def test_the_smallest_effect_is_half_the_interval():
     change = Estimate(1.0, 0.5, 2.0, 10)
-    assert seeds.smallest_effect(change) == 0.75
-    assert [seeds.would_show(effect, change) for effect in (0.8, -0.8, 0.7, np.nan)] == ["yes", "yes", "no", ""]
+    assert intervals.smallest_effect(change) == 0.75
+    assert [intervals.would_show(effect, change) for effect in (0.8, -0.8, 0.7, np.nan)] == ["yes", "yes", "no", ""]
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: seeds.estimate([1.0, 2.0]), "values must be of shape"),
-        (lambda: seeds.estimate(np.zeros((0, 3))), "values must be of shape"),
-        (lambda: seeds.estimate(np.zeros((2, 3)), level=1.0), "level"),
-        (lambda: seeds.difference(np.zeros((3, 4)), np.zeros((2, 4))), "one seed or equally many"),
-        (lambda: seeds.difference(np.zeros((3, 4)), np.zeros((1, 5))), "the same images"),
-        (lambda: seeds.fid(np.zeros((2, 5, 3)), np.zeros((4, 3))), "reference is of shape"),
-        (lambda: seeds.fid(np.zeros((2, 1, 3)), np.zeros((1, 3))), "at least 2 images"),
-        (lambda: seeds.fid(np.full((1, 4, 3), np.nan), np.zeros((4, 3))), "finite"),
-        (lambda: seeds.set_score(np.zeros((1, 4, 3)), np.zeros((4, 3)), "IS"), "FID or KID"),
+        (lambda: intervals.estimate([1.0, 2.0]), "values must be of shape"),
+        (lambda: intervals.estimate(np.zeros((0, 3))), "values must be of shape"),
+        (lambda: intervals.estimate(np.zeros((2, 3)), level=1.0), "level"),
+        (lambda: intervals.difference(np.zeros((3, 4)), np.zeros((2, 4))), "one seed or equally many"),
+        (lambda: intervals.difference(np.zeros((3, 4)), np.zeros((1, 5))), "the same images"),
+        (lambda: intervals.fid(np.zeros((2, 5, 3)), np.zeros((4, 3))), "reference is of shape"),
+        (lambda: intervals.fid(np.zeros((2, 1, 3)), np.zeros((1, 3))), "at least 2 images"),
+        (lambda: intervals.fid(np.full((1, 4, 3), np.nan), np.zeros((4, 3))), "finite"),
+        (lambda: intervals.set_score(np.zeros((1, 4, 3)), np.zeros((4, 3)), "IS"), "FID or KID"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(call, says):

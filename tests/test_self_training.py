@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfl_utils import blocks, data, profile, self_training
-from dfl_utils.data import Example
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.loops import Game
-from dfl_utils.runs import Reconstructions
-from dfl_utils.store import RunStore
+from dfl_utils.game import self_training
+from dfl_utils.game.loops import Game, Reconstructions
+from dfl_utils.store import blocks
+from dfl_utils.store.store import RunStore
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.world import data, profile
+from dfl_utils.world.data import Example
 
 EXAMPLES = [Example(k, Path(f"{k}.png"), ("people's",), "in") for k in (7, 8, 9)]
 CAPTIONS = [["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]]

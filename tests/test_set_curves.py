@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from dfl_utils.fidelity import Features
-from dfl_utils.ranking import Estimate
-from dfl_utils.set_curves import SetCurves, fidelity_by_rank, fidelity_gain
-from dfl_utils.set_scores import fid, isc, kid
+from dfl_utils.models.fidelity import Features
+from dfl_utils.scores.image_sets import SetCurves, fid, fidelity_by_rank, fidelity_gain, isc, kid
+from dfl_utils.scores.ranking import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_a_distance_of_nothing_has_no_percentage():
     assert np.isnan([found.percent.value, found.percent.low, found.percent.high]).all()
 
 
-@pytest.mark.filterwarnings("ignore::dfl_utils.set_scores.RankDeficient")
+@pytest.mark.filterwarnings("ignore::dfl_utils.scores.image_sets.RankDeficient")
 def test_two_images_are_enough_to_run():
     rng = np.random.default_rng(1)
     features = Features(*rng.normal(size=(2, 2, 3, 8)))

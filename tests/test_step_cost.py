@@ -10,15 +10,28 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfl_utils import data, full_size, pairs, profile, step_cost
-from dfl_utils.finetuned import Finetuner
-from dfl_utils.losses import TalkingPair
-from dfl_utils.shape_counter import ShapeCounter
-from dfl_utils.step_cost import StepCost
-from dfl_utils.step_meter import DECODING, GENERATOR, IMAGE, IMAGE_HAT, LATENTS, PARTS, PROMPTS, REST, Meter
-from dfl_utils.step_ways import STEPS, Way, ways
-from dfl_utils.store import RunStore
-from dfl_utils.vocabulary import VocabularyMap
+from dfl_utils.store.store import RunStore
+from dfl_utils.training import full_size, pairs, step_cost
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.losses import TalkingPair
+from dfl_utils.training.shape_counter import ShapeCounter
+from dfl_utils.training.step_cost import StepCost
+from dfl_utils.training.step_ways import (
+    DECODING,
+    GENERATOR,
+    IMAGE,
+    IMAGE_HAT,
+    LATENTS,
+    PARTS,
+    PROMPTS,
+    REST,
+    STEPS,
+    Meter,
+    Way,
+    ways,
+)
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world import data, profile
 
 WAYS = ways()
 EXACT = list(WAYS)[: list(WAYS).index("threshold")]  # those that approximate nothing

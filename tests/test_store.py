@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dfl_utils import claims, shards
-from dfl_utils import store as stores
-from dfl_utils.claims import claim
-from dfl_utils.store import Kind, RunStore, Spent
+from dfl_utils.store import claims, shards
+from dfl_utils.store import store as stores
+from dfl_utils.store.claims import claim
+from dfl_utils.store.store import Kind, RunStore, Spent
 
 LOOP, INNER, OUTER, OTHER = Kind("test-loop"), Kind("test-inner"), Kind("test-outer"), Kind("test-other")
 RNG = np.random.default_rng(0)
@@ -202,7 +202,7 @@ WORKER = """
 import json, os, signal, sys, time
 import numpy as np
 from dfl_utils import claims, shards
-from dfl_utils.store import Kind, RunStore
+from dfl_utils.store.store import Kind, RunStore
 root, log, task = sys.argv[1:]
 
 def make(key):

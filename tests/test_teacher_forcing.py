@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dfl_utils import captioner as captioners
-from dfl_utils import profile, teacher_forcing
-from dfl_utils.mini import scenes, splits
-from dfl_utils.pairs import image_tokens
+from dfl_utils.models import captioner as captioners
+from dfl_utils.training import teacher_forcing
+from dfl_utils.training.pairs import image_tokens
+from dfl_utils.world import profile, scenes, splits
 
 CAPTIONS = ["a red key", "there is a big yellow house left of a small blue cow on a pink background", "a giraffe"]
 

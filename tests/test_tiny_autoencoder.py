@@ -7,10 +7,11 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor
 
-from dfl_utils.mini import diffusion, scenes, splits, tiny_autoencoder
+from dfl_utils.mini import diffusion, tiny_autoencoder
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Training
-from dfl_utils.profile import MINI
+from dfl_utils.world import scenes, splits
+from dfl_utils.world.profile import MINI
 
 PSNR_BAR = 25.0  # dB, against the originals and against the real decoder; written down at step 350 of 3,600, at 20 dB
 WRONG_SCALE = 6.0  # dB that latents of another scale must lose at least

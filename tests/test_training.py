@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dfl_utils.mini import architectures, autoencoder, captioning, captions, grounding, judges, scenes, web
+from dfl_utils.mini import architectures, autoencoder, captioning, grounding, judges, web
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import captions, scenes
 
 
 def regression(folder, until=None):

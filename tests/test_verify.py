@@ -10,14 +10,16 @@ import pandas as pd
 import pytest
 from conftest import House, cell
 
-from dfl_utils import cli, execution, exhibits, provenance, published_run, shards, verify
-from dfl_utils.published_run import PublishedRun
-from dfl_utils.store import Kind
+from dfl_utils.build import cli, execution, publish, verify
+from dfl_utils.exhibits import tidy
+from dfl_utils.store import provenance, published_run, shards
+from dfl_utils.store.published_run import PublishedRun
+from dfl_utils.store.store import Kind
 
 WORK = """import numpy as np
 import pandas as pd
 from dfl_utils import exhibits
-from dfl_utils.store import Kind, RunStore
+from dfl_utils.store.store import Kind, RunStore
 
 DRAWN, SEEN = Kind("test-drawings", travels=False), Kind("test-looks", version=VERSION)
 store = RunStore()
@@ -60,7 +62,7 @@ def published(tmp_path_factory):
             subprocess.run(["git", *words], cwd=root, check=True)
         results = execution.folder("results") / "full"
         execution.run_chapter("one", scale="full", results=results)
-        exhibits.publish("mini", results, root / ".store")
+        publish.publish("mini", results, root / ".store")
     return root
 
 
@@ -81,7 +83,7 @@ def house(published, tmp_path, monkeypatch):
 def change_table(house, change):
     """Another published table, stamped as if it had been made so."""
     table, stamp = house / "results" / "mini" / "exhibits.csv", house / "results" / "mini" / "stamp.json"
-    exhibits.write(change(exhibits.read(table)), table)
+    tidy.write(change(tidy.read(table)), table)
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
     stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"exhibits": digest}))
 
@@ -185,7 +187,7 @@ def test_a_raised_version_is_said_and_nothing_is_computed(house, capsys):
 
 
 def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(house, capsys):
-    run, stamp = PublishedRun(published_run.place()), exhibits.stamp("mini")
+    run, stamp = PublishedRun(published_run.place()), publish.stamp("mini")
     trained = Kind("test-looks").key(captioner={"checkpoint": f"00 trained as weights-{64 * '0'} to 11"})
     stem = Kind("test-looks").stem({name: value for name, value in trained.items() if name not in ("kind", "version")})
     changed_shard(run, run.chapters["one"][0], lambda content: content, stem, key=json.dumps(trained))
@@ -284,11 +286,9 @@ def test_only_pixels_may_be_other_whole_numbers():
 
 def test_rows_are_drawn_by_the_seed():
     rows = [f"m{k}" for k in range(30)]
-    values = {name: [np.nan] for name in exhibits.COLUMNS}
+    values = {name: [np.nan] for name in tidy.COLUMNS}
     frame = pd.concat([pd.DataFrame(values | {"method": [name]}) for name in rows])
-    frame = exhibits.validate(
-        frame.assign(exhibit="table1", dataset="coco", split="test", metric="CIDEr", value=1, n=1)
-    )
+    frame = tidy.validate(frame.assign(exhibit="table1", dataset="coco", split="test", metric="CIDEr", value=1, n=1))
     stamp = {"chapters": {"one": {"exhibits": ["table1"]}}}
     drawn = [verify._rows(frame, frame, ["one"], stamp, 5, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert list(drawn[0].method) == list(drawn[1].method) != list(drawn[2].method) and len(drawn[0]) == 5

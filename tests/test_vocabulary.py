@@ -12,24 +12,18 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-from dfl_utils import (
-    alignment,
-    census,
-    coco_captions,
-    connection,
-    profile,
-    provenance,
-    synonyms,
-    token_drawings,
-    transport,
-)
-from dfl_utils.alignment import Votes
-from dfl_utils.census import Census, Cuts
-from dfl_utils.profile import MINI
-from dfl_utils.ranking import bootstrap_interval
-from dfl_utils.store import Kind, RunStore
-from dfl_utils.vocabulary import HOW, VocabularyMap
-from dfl_utils.workshop import Workshop
+from dfl_utils.game import token_drawings
+from dfl_utils.models.workshop import Workshop
+from dfl_utils.scores import word_mover
+from dfl_utils.scores.ranking import bootstrap_interval
+from dfl_utils.store import provenance
+from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.training import alignment, census, connection, vocabulary
+from dfl_utils.training.alignment import Votes
+from dfl_utils.training.census import Census, Cuts
+from dfl_utils.training.vocabulary import HOW, VocabularyMap
+from dfl_utils.world import coco_captions, profile
+from dfl_utils.world.profile import MINI
 
 CAPTIONS = ["a giraffe eats leaves", "two giraffes and a giraffe", "a man at a computer", "A dog, and two cats."]
 
@@ -230,18 +224,18 @@ def test_tokens_that_cross_are_in_neither(bert):
 
 # --- nearest by meaning -----------------------------------------------------------------------------------
 def test_the_nearest_word_by_meaning(bert, clip):
-    found = synonyms.nearest({1: "dog", 2: "qwxzzy", 3: "limousine"}, clip)
+    found = vocabulary.nearest({1: "dog", 2: "qwxzzy", 3: "limousine"}, clip)
     assert clip.convert_ids_to_tokens([found[1], found[3]]) == ["dog</w>", "limo</w>"]
     assert 2 not in found
     assert becomes(make(bert, clip, by_meaning=True), bert, clip, "limousine") == ("limo</w>", "nearest")
     # A word that was looked for before, alone or among others, is found as it was.
-    assert synonyms.nearest({7: "limousine"}, clip) == {7: found[3]}
-    assert synonyms._search(["limousine"], clip) == {"limousine": found[3]}
+    assert vocabulary.nearest({7: "limousine"}, clip) == {7: found[3]}
+    assert vocabulary._search(["limousine"], clip) == {"limousine": found[3]}
 
 
 def test_vectors_are_read_only_where_a_word_is_missing(clip, monkeypatch):
-    monkeypatch.setattr(transport, "word_vectors", lambda words: pytest.fail("read"))
-    assert synonyms.nearest({}, clip) == {}
+    monkeypatch.setattr(word_mover, "word_vectors", lambda words: pytest.fail("read"))
+    assert vocabulary.nearest({}, clip) == {}
 
 
 # --- use --------------------------------------------------------------------------------------------------

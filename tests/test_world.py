@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils.mini import captions, formats, scenes, splits
+from dfl_utils.world import captions, scenes, splits
 
 SCENES = [scenes.sample(f"test-world/{k}") for k in range(600)]
 NOUNS = {word: noun for noun in scenes.CATEGORIES for word in (noun, captions.SYNONYMS.get(noun, noun))}
@@ -164,7 +164,7 @@ def test_written_world_has_the_real_formats(small, tmp_path):
     nocaps = json.loads((tmp_path / "nocaps/nocaps_val_4500_captions.json").read_text())
     assert [i["domain"] for i in nocaps["images"]] == ["in-domain"] * 2 + ["near-domain"] * 2 + ["out-domain"] * 2
     assert len(nocaps["annotations"]) == 60 and len({a["id"] for a in nocaps["annotations"]}) == 60
-    truth = formats.read_scenes(tmp_path, "nocaps")
+    truth = splits.read_scenes(tmp_path, "nocaps")
     for record in nocaps["images"]:
         with Image.open(tmp_path / "nocaps/images" / record["file_name"]) as written:
             np.testing.assert_array_equal(np.asarray(written), scenes.render(truth[record["id"]]))
@@ -222,7 +222,7 @@ def test_bad_input_gets_one_sentence(small, tmp_path):
     with pytest.raises(OSError, match="cannot be written to .*: name a writable folder"):
         splits.write(tmp_path / "file" / "world", progress=False)
     with pytest.raises(FileNotFoundError, match=r"scenes.json is missing: write the embedded world with"):
-        formats.read_scenes(tmp_path, "coco")
+        splits.read_scenes(tmp_path, "coco")
 
 
 def test_a_world_drawn_by_other_versions_says_so(small, tmp_path, monkeypatch):

@@ -1,1 +1,3 @@
-"""The embedded world: scenes and captions drawn from a seed, and the small models trained on them."""
+"""How the embedded models are made: their architectures, their training, the report on what they can do. Only its own
+commands import it; what a run reads of the embedded world lies in `world`.
+"""

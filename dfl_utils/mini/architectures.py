@@ -22,8 +22,8 @@ from transformers import (
     ViTModel,
 )
 
-from dfl_utils.mini import captions, scenes
-from dfl_utils.profile import MINI, PROFILES
+from dfl_utils.world import captions, scenes
+from dfl_utils.world.profile import MINI, PROFILES
 
 CLIP_BPE = MINI / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
 TEXT_LENGTH = 32  # tokens with [BOS] and [EOS]; SD v1 has 77

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfl_utils.mini import architectures, scenes
+from dfl_utils.mini import architectures
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import scenes
 
 KL_WEIGHT = 1e-4  # per latent; keeps the decoder tolerant of the generator's small errors
 CROP_CELLS = 4

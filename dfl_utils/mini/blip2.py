@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Blip2Config, Blip2ForConditionalGeneration, PreTrainedTokenizerFast
 
-from dfl_utils.mini import captions, grounding, scenes, splits, web
+from dfl_utils.mini import grounding, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.captioning import BATCH, coco_pairs, web_pairs
 from dfl_utils.mini.training import Schedule, Training
-from dfl_utils.profile import PROFILES
+from dfl_utils.world import captions, scenes, splits
+from dfl_utils.world.profile import PROFILES
 
 PROMPT = PROFILES["mini"].captioners["blip2"][1]
 VOCABULARY = 8192

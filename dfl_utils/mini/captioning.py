@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfl_utils.mini import architectures, captions, grounding, scenes, splits, web
+from dfl_utils.mini import architectures, grounding, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import captions, scenes, splits
 
 BATCH = 64
 

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfl_utils.mini import architectures, captions, scenes, web
+from dfl_utils.mini import architectures, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import captions, scenes
 
 NUM_SCENES = 49_152  # precomputed once; captions are drawn anew at each visit
 BATCH = 96

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModelWithProjection
 
-from dfl_utils.mini import architectures, scenes, web
+from dfl_utils.mini import architectures, web
 from dfl_utils.mini.diffusion import NUM_SCENES, precompute_latents, web_captions
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import scenes
 
 CODES = 1024
 MASK = CODES  # id of the masked code

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfl_utils.mini import scenes, web
+from dfl_utils.mini import web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import scenes
 
 NOTHING = 0  # label of a patch without a thing
 

@@ -12,9 +12,10 @@ from lightly.models.modules import DINOProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfl_utils.mini import architectures, captions, grounding, scenes, web
+from dfl_utils.mini import architectures, grounding, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.world import captions, scenes
 
 
 def variation(scene: scenes.Scene, seed: str) -> scenes.Scene:

@@ -20,9 +20,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from dfl_utils import provenance
 from dfl_utils.mini import architectures, autoencoder, blip2, captioning, diffusion, discrete, judges, tiny_autoencoder
-from dfl_utils.profile import MINI
+from dfl_utils.store import provenance
+from dfl_utils.world.profile import MINI
 
 SHIPPED = MINI
 UPSTREAM = {

@@ -16,15 +16,17 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
-from dfl_utils import checkpoint, provenance, similarity
-from dfl_utils import profile as profiles
-from dfl_utils.captioner import Captioner
-from dfl_utils.generator import Generator
-from dfl_utils.mini import autoencoder, judges, scenes, splits
+from dfl_utils.mini import autoencoder, judges
 from dfl_utils.mini.autoencoder import pixels
-from dfl_utils.mini.captions import SYNONYMS
-from dfl_utils.profile import MINI, Profile
-from dfl_utils.referee import Referee
+from dfl_utils.models import checkpoint, similarity
+from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.fidelity import Referee
+from dfl_utils.models.generator import Generator
+from dfl_utils.store import provenance
+from dfl_utils.world import profile as profiles
+from dfl_utils.world import scenes, splits
+from dfl_utils.world.captions import SYNONYMS
+from dfl_utils.world.profile import MINI, Profile
 
 GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
 GENERATORS = {"stable-diffusion": "SD", "amused": "aMUSEd"}  # as the rows name them

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfl_utils.losses import one_step_image
-from dfl_utils.mini import architectures, diffusion, scenes, web
+from dfl_utils.mini import architectures, diffusion, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.training.losses import one_step_image
+from dfl_utils.world import scenes
 
 NUM_ESTIMATES = 4096  # with their decodings, 100 MB; precomputed once
 BATCH = 16  # of each half

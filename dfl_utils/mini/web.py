@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from dfl_utils.mini import scenes, splits
+from dfl_utils.world import scenes, splits
 
 
 @cache

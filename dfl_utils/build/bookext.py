@@ -1,0 +1,98 @@
+"""Sphinx extension of the book: a site that works offline, with each page's own date and the repository's links."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util.fileutil import copy_asset
+
+from dfl_utils.build import publish
+from dfl_utils.store import provenance
+
+# What TeX with CommonHTML output needs; the wheel's other 22 MB are other input and output formats.
+MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
+LAUNCH = {
+    "notebook_interface": "jupyterlab",
+    "binderhub_url": "https://mybinder.org",
+    "colab_url": "https://colab.research.google.com",
+}
+
+
+def link_repository(app: Sphinx, config: Config) -> None:
+    """Point edit, issue, Binder and Colab links at the checkout's `origin`, and name the build in the footer."""
+    options = config.html_theme_options
+    url = repository_url(provenance.git("remote", "get-url", "origin"))
+    if url:
+        buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
+        options |= {"repository_url": url, "repository_branch": "main", "path_to_docs": "book"}
+        options |= dict.fromkeys(buttons, True) | {"launch_buttons": LAUNCH}
+    scale = os.environ.get("DFL_SCALE")
+    shown = "The published book." if scale == "published" else made_where({"scale": scale})
+    options["extra_footer"] = f"<p>{shown}</p>"  # of pages that are no chapter
+
+
+def made_where(made: dict[str, Any]) -> str:
+    """Where a page's numbers come from, for its footer.
+
+    Args:
+        made: what `execution` noted of the executed chapter: its scale, and how it got its shards.
+    """
+    scale, shards = made.get("scale"), made.get("shards", {})
+    if scale != "published":
+        return f"Computed here at scale {scale or 'unknown'}."
+    if shards.get("made", 0) + shards.get("found", 0):
+        return "Computed here at the published sizes: the published run lacks some of this chapter's work."
+    try:
+        run = publish.stamp("mini")
+    except ValueError:
+        return "Computed here at the published sizes."
+    machine = run["machine"]
+    return f"Published run of {run['commit'][:7]}, {run['date']}, {machine['cpu']}, {machine['cores']} cores."
+
+
+def repository_url(origin: str) -> str:
+    """The web address of a GitHub `origin`, without credentials; empty for any other remote."""
+    _, found, path = origin.partition("github.com")
+    return f"https://github.com/{path.lstrip(':/').removesuffix('.git')}" if found else ""
+
+
+def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Drop the Thebe script (an unused CDN address that every page declares twice) and date the page by git."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [file for file in scripts if not _is_thebe(file)]
+    date = provenance.git("log", "-1", "--format=%cd", "--date=format:%d %B %Y", "--", f"book/{pagename}.*")
+    context["last_updated"] = date or None
+    copy = Path(app.srcdir) / f"{pagename}.ipynb"
+    if copy.is_file():
+        made = json.loads(copy.read_text(encoding="utf-8"))["metadata"].get("dfl", {})
+        context["theme_extra_footer"] = f"<p>{made_where(made)}</p>"
+
+
+def _is_thebe(file: Any) -> bool:
+    return "THEBE_JS_URL" in (file.attributes.get("body") or "") or "thebe" in str(file.filename or "")
+
+
+def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
+    """Put MathJax into the site, after the build: any .js in `_static` before it would be loaded by every page."""
+    if exception is not None or app.builder.format != "html":
+        return
+    wheel = importlib.metadata.distribution("sphinx-mathjax-offline")
+    source = Path(str(wheel.locate_file("sphinx-mathjax-offline/static/mathjax")))
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for name in MATHJAX:
+        path = source / name
+        copy_asset(path, target / name if path.is_dir() else (target / name).parent)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the hooks; called by Sphinx."""
+    app.config.mathjax_path = "mathjax/tex-chtml.js"
+    app.connect("config-inited", link_repository)
+    # After the themes, which add their scripts at the default priority.
+    app.connect("html-page-context", finish_page, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

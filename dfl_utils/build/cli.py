@@ -1,0 +1,213 @@
+"""The command `dfl`: build the book, run one chapter, list parameters, check the published results."""
+
+import argparse
+import os
+import sys
+import traceback
+
+from dfl_utils.build import chapter as chapters
+from dfl_utils.store import processes, provenance
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0, or 1 where the build or the results failed, or 2 for bad input, after one line on stderr.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        rank = processes.place().rank
+    except ValueError as error:
+        return _complain(error, 2)
+    return _help(arguments, rank) if rank else _done(arguments)
+
+
+def _help(arguments: argparse.Namespace, rank: int) -> int:
+    """What a rank beside rank 0 does; its failure is no failure of the run, which the others end without it."""
+    try:
+        code = _done(arguments)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:
+        print(f"dfl: rank {rank} stops here, and the others do its part", file=sys.stderr)
+    return 0
+
+
+def _done(arguments: argparse.Namespace) -> int:
+    try:
+        return arguments.command(arguments) or 0
+    except (ValueError, OSError) as error:
+        return _complain(error, 2)
+    except chapters.BuildFailed as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("stopped; the same command goes on where this one was", 130)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `dfl`."""
+    top = argparse.ArgumentParser(prog="dfl", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    book = add("book", _book, "execute what changed and render the book")
+    book.add_argument(
+        "--scale",
+        choices=chapters.SCALES,
+        default="published",
+        help="published (default): show the published run; ci, quick: compute afresh, smaller; full: compute the "
+        "published run anew and publish it; paper: the paper's models and data",
+    )
+    book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold")
+    book.add_argument("--no-html", action="store_true", help="execute the chapters only")
+    book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
+    run = add("run", _run, "execute one chapter")
+    run.add_argument("chapter", metavar="CHAPTER", help="the notebook's name, as `dfl chapters` shows it")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
+    add("chapters", _chapters, "list the chapters and their parameters")
+    add("check", _check, "say which files have changed since the commit of the published results")
+    golden = add("golden", _golden, "compare the numbers of a build at scale ci with results/ci/exhibits.csv")
+    golden.add_argument("--write", action="store_true", help="write that file anew in place of comparing")
+    verify = add("verify", _verify, "recompute some published numbers from nothing, and compare")
+    verify.add_argument(
+        "what", nargs="?", metavar="CHAPTER|EXHIBIT", help="of which; of all that fits if none is named"
+    )
+    verify.add_argument("--rows", type=int, metavar="N", help="how many rows are compared (10)")
+    verify.add_argument("--seed", type=int, metavar="S", help="draws rows and shards (today's date)")
+    verify.add_argument("--minutes", type=float, metavar="M", help="how long it may compute, by recorded costs (10)")
+    add("data", _data, "write the embedded world's data sets")
+    convert = add("convert", _convert, "write a model's pickled weights anew as safetensors")
+    convert.add_argument("source", help="folder of one model")
+    convert.add_argument("target", help="folder to be made")
+    add("quality", _quality, "measure the embedded models")
+    cost = add("cost", _cost, "say what exhibits would cost on a GPU: hours, disk and money, beside the paper's A10")
+    cost.add_argument("exhibit", nargs="*", help="chapters or exhibits, such as table3; all if none is named")
+    cost.add_argument("--profile", default="paper", metavar="NAME", help="whose models (paper)")
+    cost.add_argument("--scale", choices=chapters.SCALES, help="parameters of params/SCALE.yml (paper; mini: full)")
+    cost.add_argument("--gpu", metavar="NAME", help="of the table of published peaks (A10)")
+    cost.add_argument("--tflops", type=float, metavar="X", help="the peak, for a GPU that is not in the table")
+    cost.add_argument("--price", type=float, metavar="Y", help="of an hour, in any currency; none is known here")
+    cost.add_argument("--utilisation", type=float, nargs=2, metavar=("LOW", "HIGH"), help="assumed shares of the peak")
+    for name, command, text in (
+        ("doctor", _doctor, "say what this machine lacks for a profile's experiment, and how to mend it"),
+        ("fetch", _fetch, "download what it lacks: resumed after a break, sizes and hashes checked"),
+    ):
+        needs = add(name, command, text)
+        needs.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
+        needs.add_argument("-p", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), help="set a field")
+    needs.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ids of models, names of files")
+    needs.add_argument("--to", metavar="FOLDER", help="put everything there, not where the profile looks")
+    needs.add_argument("--accept", nargs="+", default=[], metavar="LICENCE", help="accept a licence that you have read")
+    return top
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"dfl: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _book(arguments: argparse.Namespace) -> None:
+    from dfl_utils.build import book
+
+    # A GPU holds one chapter's models; on a CPU every chapter has a core of its own.
+    jobs = arguments.jobs or (1 if arguments.scale == "paper" else min(2, os.cpu_count() or 1))
+    here = processes.place()
+    jobs = 1 if here.world_size > 1 else jobs  # ranks work on one chapter at a time, together
+    html = not arguments.no_html and here.rank == 0
+    index = book.build(arguments.scale, html=html, jobs=jobs, reuse=arguments.reuse)
+    if index:
+        print(f"the book: {index}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from dfl_utils.build import execution
+
+    source = chapters.find(arguments.chapter)
+    values = chapters.check(source, dict(arguments.p), typed=True)
+    print(f"executed copy: {execution.run_chapter(source.stem, values, arguments.scale)}")
+
+
+def _chapters(arguments: argparse.Namespace) -> None:
+    for name, source in chapters.sources().items():
+        print(name)
+        for key, parameter in chapters.parameters(source).items():
+            comment = f"  # {parameter.comment}" if parameter.comment else ""
+            print(f"  {key} = {parameter.default!r}{comment}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from dfl_utils.build import publish
+
+    sentences = [sentence for profile in publish.published() for sentence in publish.changed(profile)]
+    known = ", ".join(publish.published()) or "nothing is published yet"
+    print("\n".join(sentences) or f"nothing has changed since: {known}")
+
+
+def _golden(arguments: argparse.Namespace) -> int:
+    from dfl_utils.build import golden
+
+    if arguments.write:
+        print(f"written: {golden.write()}")
+        return 0
+    return golden.main()
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from dfl_utils.build import verify
+
+    return verify.main(arguments.what, arguments.rows, arguments.seed, arguments.minutes)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from dfl_utils.world import splits
+
+    splits.write(provenance.ROOT / "data" / "mini" / "world", progress=True)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from dfl_utils.build import pickles
+
+    for file in pickles.convert(arguments.source, arguments.target):
+        print(file)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dfl_utils.build import doctor
+
+    findings = doctor.examine(doctor.profile_of(arguments.profile, arguments.p))
+    print("\n".join(map(str, findings)))
+    gaps = sum(not finding.ok for finding in findings)
+    print(f"{gaps} gap{'s' * (gaps != 1)}" if gaps else "nothing is missing")
+    return 1 if gaps else 0
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from dfl_utils.build import doctor, fetch
+
+    profile = doctor.profile_of(arguments.profile, arguments.p)
+    print("\n".join(fetch.run(profile, arguments.only, arguments.to, arguments.accept)))
+    if arguments.to:
+        print(f"to use it: export DFL_DATA={arguments.to}, with DFL_COCO, DFL_NOCAPS and DFL_MODELS unset")
+
+
+def _quality(arguments: argparse.Namespace) -> int | None:
+    from dfl_utils.mini import quality_report
+
+    return quality_report.main([])
+
+
+def _cost(arguments: argparse.Namespace) -> None:
+    from dfl_utils.build import cost_report
+
+    cost_report.main(arguments)
+
+
+if __name__ == "__main__":  # as torchrun starts it
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Kernels that start with the libraries loaded: forked from a server that imported them once for a whole build.
+
+Importing torch, transformers, diffusers and matplotlib takes a chapter longer than its work at the smallest scale. The
+server is Python's own forkserver; jupyter_client finds the provisioner by its entry point, and a build asks for it by
+`JUPYTER_DEFAULT_PROVISIONER_NAME`. What a chapter computes is the same: the server has imported and read what `preload`
+names, and done nothing else.
+"""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from jupyter_client.provisioning import LocalProvisioner
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
+
+NAME = "dfl-forked"  # of the entry point in pyproject.toml
+VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
+PRELOADED = ["dfl_utils.build.preload"]
+COLLECTION = (700, 10, 10)  # when Python collects garbage, as it is by default
+
+
+def available() -> bool:
+    """Whether kernels may be forked here: not beside a GPU, which a fork must not inherit, nor but on Linux."""
+    return sys.platform == "linux" and os.environ.get("DFL_FORK") != "0" and not any(map(os.path.exists, GPUS))
+
+
+def variables() -> dict[str, str]:
+    """Environment of a build whose kernels are forked; empty where they are started anew.
+
+    A kernel names matplotlib's back end before it imports that; here the server imports it first.
+    """
+    return {VARIABLE: NAME, "MPLBACKEND": "module://matplotlib_inline.backend_inline"} if available() else {}
+
+
+def start() -> None:
+    """Let the server import while the caller gets ready; without this it starts with the first kernel."""
+    if available():
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:
+    """Be a kernel, in a process that was just forked."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    gc.set_threshold(*COLLECTION)  # the server does without; see `preload`
+    os.setsid()  # as a kernel that was launched: signals to its group reach what it starts
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    app = IPKernelApp.instance(parent_handle=os.getppid())  # it ends with the server, and the server with the build
+    # No other kernel's history is read, and none is written: to a disk, after every cell.
+    app.initialize(["-f", connection_file, "--HistoryManager.enabled=False"])
+    app.start()
+
+
+class Forked:
+    """As much of `subprocess.Popen` as the provisioner uses, of a process of the fork server."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, *task: object):
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        self.process = multiprocessing.get_context("forkserver").Process(target=serve, args=task)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+
+class ForkedProvisioner(LocalProvisioner):
+    """Launches a kernel by `Forked` in place of a new interpreter."""
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
+        connection_file = cmd[cmd.index("-f") + 1]
+        self.process = Forked(connection_file, options.get("env") or dict(os.environ), str(options.get("cwd") or "."))
+        self.pid = self.pgid = self.process.pid  # it leads a group of its own
+        return self.connection_info
+
+
+# --- papermill's engine, for chapters executed side by side in threads of one process, and saved now and then.
+
+ENGINE = "dfl"
+EVERY = timedelta(seconds=10)
+_running: WeakSet[PapermillNotebookClient] = WeakSet()
+_stopped = threading.Event()
+
+
+def start_engine() -> None:
+    """Let chapters run, also after a `stop_engine`."""
+    _stopped.clear()
+
+
+def stop_engine() -> None:
+    """Kill the kernels of all chapters that run in this process, and let no other cell begin."""
+    _stopped.set()
+    for client in list(_running):
+        process = getattr(getattr(client.km, "provisioner", None), "process", None)
+        if process is not None:
+            process.kill()
+
+
+class ChapterEngine(Engine):
+    """Gives a kernel its folder and variables without changing those of this process, which other threads have too.
+
+    papermill writes the whole notebook, pictures and all, when a cell starts and when it ends, while the kernel waits;
+    this writes it at most every ten seconds, and at the end, after a failure too.
+    """
+
+    @classmethod
+    def execute_managed_notebook(
+        cls,
+        nb_man: NotebookExecutionManager,
+        kernel_name: str,
+        *,
+        folder: Path,
+        variables: Mapping[str, str],
+        start_timeout: int,
+        execution_timeout: int | None = None,
+        input_path: str | None = None,
+        **options,
+    ) -> None:
+        """Execute the cells in a kernel of `folder`, whose environment is this process's with `variables` set."""
+        save = nb_man.save
+
+        def sometimes(**changes) -> None:  # before and after every cell
+            if _stopped.is_set():
+                raise RuntimeError("the build was stopped")
+            if nb_man.now() - nb_man.last_save_time >= EVERY:
+                save(**changes)
+
+        nb_man.save = sometimes
+        try:
+            client = PapermillNotebookClient(
+                nb_man,
+                kernel_name=kernel_name,
+                timeout=execution_timeout,
+                startup_timeout=start_timeout,
+                **options,
+            )
+            _running.add(client)
+            client.execute(cwd=str(folder), env=dict(os.environ) | variables)
+        finally:
+            nb_man.save = save
+
+
+papermill_engines.register(ENGINE, ChapterEngine)

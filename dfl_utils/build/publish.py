@@ -1,0 +1,163 @@
+"""What chapters saved, merged and published as `results/<profile>/`, with a stamp and the shards behind it.
+
+The stamp names the commit, the machine and the checkpoints: "made by this code" means a checkout of that commit.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from dfl_utils.build import chapter as chapters
+from dfl_utils.exhibits import tidy
+from dfl_utils.store import provenance, published_run
+from dfl_utils.store.store import Ledger
+
+STAMPED = ("profile", "commit", "date", "machine", "versions", "checkpoints", "exhibits", "chapters")
+ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
+TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finetuned models
+SOURCES = ("dfl_utils", "book", "data", "params", "pyproject.toml", "constraints.txt")  # what numbers are made of
+
+
+def record_run(directory: Path, chapter: str, parameters: dict) -> None:
+    """Add the parameters that the runner gave to the JSON that a chapter saved."""
+    path = directory / f"{chapter}.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8")) | {"parameters": parameters}
+        tidy.write_json(record, path)
+
+
+def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
+    """The rows of all chapters that saved some in a folder, and what each chapter recorded.
+
+    Raises:
+        ValueError: no chapter saved numbers, one was run by hand, or two saved the same row.
+    """
+    records = {}
+    for name in chapters.sources():
+        if (scale_dir / f"{name}.json").is_file():
+            records[name] = json.loads((scale_dir / f"{name}.json").read_text(encoding="utf-8"))
+            if "parameters" not in records[name]:
+                raise ValueError(f"Chapter {name} in {scale_dir} was not run by `dfl book`; run that first.")
+    if not records:
+        raise ValueError(f"No chapter saved numbers in {scale_dir}; there is nothing to publish.")
+    return tidy.validate(
+        pd.concat([tidy.read(scale_dir / f"{name}.csv") for name in records], ignore_index=True)
+    ), records
+
+
+def publish(profile: str, scale_dir: Path, store: Path) -> Path:
+    """Merge what the chapters saved in `scale_dir` into `results/<profile>/`: rows, stamp, pictures and shards.
+
+    Args:
+        profile: folder of `results/`.
+        scale_dir: where the chapters saved.
+        store: folder of the run store that they filled.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ValueError: as `merged`; changes that are not committed; a shard that is lost.
+    """
+    from dfl_utils.game import drawings, token_drawings  # noqa: F401, they declare the kinds that stay
+    from dfl_utils.training import finetuned  # noqa: F401, as above
+
+    require_clean()
+    frame, records = merged(scale_dir)
+    target = provenance.ROOT / "results" / profile
+    target.mkdir(parents=True, exist_ok=True)
+    ledgers = {name: Ledger.read(scale_dir / f"{name}.shards") for name in chapters.sources()}
+    asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
+    behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
+    published_run.write(target / "store", store, asked, behind)
+    for picture in sorted([*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]):
+        shutil.copyfile(picture, target / picture.name)
+    tidy.write(frame, target / "exhibits.csv")
+    tidy.write_json(_stamp(profile, records, target / "exhibits.csv"), target / "stamp.json")
+    return target
+
+
+def require_clean() -> None:
+    """ValueError where the tree is no commit: a stamp names one."""
+    if not provenance.git("rev-parse", "HEAD"):
+        raise ValueError("Numbers are published from a commit, and git names none here: publish from a clone.")
+    if changes := provenance.git("status", "--porcelain", "--", ".", ":!results"):
+        name = changes.splitlines()[0].split()[-1]
+        raise ValueError(
+            f"Numbers are published from a commit, and {name} is not committed: commit it, or put it aside."
+        )
+
+
+def _stamp(profile: str, records: dict[str, dict], table: Path) -> dict:
+    last = next(reversed(records.values()))
+    # What a training left lies in the store, and its shard says what it was trained from.
+    used = [one for record in records.values() for one in record["checkpoints"].values()]
+    checkpoints = {one["path"]: one["sha256"] for one in used if not TRAINED.search(one["path"])}
+    frame = tidy.read(table)
+    return {
+        "profile": profile,
+        "commit": provenance.git("rev-parse", "HEAD") or "none",
+        "date": date.today().isoformat(),
+        "machine": last["machine"],
+        "versions": last["versions"],
+        "checkpoints": dict(sorted(checkpoints.items())),
+        "exhibits": hashlib.sha256(table.read_bytes()).hexdigest(),
+        "chapters": {
+            name: {
+                "parameters": record["parameters"],
+                "seconds": record["cost"]["seconds"],
+                "model_calls": record["cost"]["model_calls"],
+                "exhibits": [one for one in frame.exhibit.unique() if one in record["exhibits"]],
+            }
+            for name, record in records.items()
+        },
+    }
+
+
+def published() -> list[str]:
+    """Profiles whose results are in the tree."""
+    return sorted(path.parent.name for path in (provenance.ROOT / "results").glob("*/stamp.json"))
+
+
+def stamp(profile: str) -> dict:
+    """What `publish` wrote of a profile's numbers.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = provenance.ROOT / "results" / profile / "stamp.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if lost := [name for name in STAMPED if name not in found]:
+            raise ValueError(f"it has no {lost[0]}, as those of an older layout")
+        return found
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): `git checkout -- results/{profile}` brings it back."
+        ) from None
+
+
+def changed(profile: str) -> list[str]:
+    """What has changed in the tree since the commit of `results/<profile>/`, one sentence each; never a fault.
+
+    Numbers are the commit's. A later tree makes the same ones unless a version was raised, a model, a data set or a
+    statistic changed: `dfl verify` finds out.
+    """
+    try:
+        made = stamp(profile)
+    except ValueError as error:
+        return [str(error)]
+    where, commit = f"results/{profile}", made["commit"]
+    if provenance.git("cat-file", "-t", commit) != "commit":
+        return [f"{where}: commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]
+    names = provenance.git("diff", "--name-only", commit, "--", *SOURCES).splitlines()
+    sentences = [f"{where}: {name} has changed since {commit[:12]}" for name in names]
+    table = provenance.ROOT / where / "exhibits.csv"
+    if not table.is_file() or hashlib.sha256(table.read_bytes()).hexdigest() != made["exhibits"]:
+        sentences.append(f"{where}/exhibits.csv is not the file that was stamped; restore it from git.")
+    return sentences

@@ -1,0 +1,94 @@
+"""What a chapter tells its page: numbers for its sentences, tables, figures, and at its end the rows that it keeps.
+
+On the page `num_images=300` is {glue:text}`num-images`, and the table `tab-one` stands where it is asked for by
+```{glue:md} tab_one
+:format: myst
+```
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+
+from dfl_utils.exhibits import paper, tidy
+from dfl_utils.scores.ranking import Estimate
+from dfl_utils.store.store import RunStore
+
+DPI = 150  # of saved figures
+
+
+def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) -> None:
+    """Give the page values for its sentences.
+
+    Args:
+        digits, sign: of an `Estimate`, see `tidy.written`.
+        unit: what follows the value of an `Estimate`, such as " %".
+        **values: an `Estimate` is written with its interval; numbers and texts are taken as they are.
+    """
+    from myst_nb import glue
+
+    for name, value in values.items():
+        if isinstance(value, Estimate):
+            value = _written(value, digits, sign, unit)
+        glue(name.replace("_", "-"), value.item() if isinstance(value, np.generic) else value, display=False)
+
+
+def _written(estimate: Estimate, digits: int, sign: str, unit: str) -> str:
+    value, rest = tidy.written(estimate, digits, sign, "none (nan)").split(" ", 1)
+    return f"{value}{unit} {rest}"
+
+
+def show(
+    name: str,
+    shown: Figure | pd.DataFrame | Mapping[str, pd.DataFrame],
+    caption: str = "",
+    *,
+    digits: int | Mapping[str, int] = 1,
+) -> Figure | None:
+    """Show a figure here, or give the page a numbered table.
+
+    Args:
+        name: unique in the book. Of a table its label; of a figure the name of the PNG that is saved beside the rows.
+        shown: a figure; a table; or several under one name: caption -> table.
+        caption: one line, of one table.
+        digits: decimals of a table's floats and estimates, for all columns or by column.
+
+    Returns:
+        The figure, for the cell to show.
+    """
+    if isinstance(shown, Figure):
+        shown.savefig(tidy.folder() / f"{name}.png", dpi=DPI)
+        return shown
+    from myst_nb import glue
+
+    tables = shown if isinstance(shown, Mapping) else {caption: shown}
+    places = [name if k == 0 else f"{name}-{k + 1}" for k in range(len(tables))]
+    blocks = [tidy.markdown(place, *item, digits) for place, item in zip(places, tables.items(), strict=True)]
+    glue(name.replace("-", "_"), Markdown("\n".join(blocks)), display=False)
+    return None
+
+
+def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:
+    """Rows of `tidy.row` with the paper's numbers; those without a value of ours are left out."""
+    return paper.fill(pd.DataFrame(rows, columns=tidy.COLUMNS).dropna(subset="value"))
+
+
+def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict]) -> Path:
+    """Keep a chapter's rows and what its work cost, which the page may say as `minutes`; call it once, at the end.
+
+    Args:
+        chapter: the notebook's name without its suffix.
+        store: where its work lies.
+        *rows: as `tidy.validate` wants them, or as `tidy.row` makes them.
+
+    Returns:
+        Path of the CSV.
+    """
+    frames = [part if isinstance(part, pd.DataFrame) else pd.DataFrame(part, columns=tidy.COLUMNS) for part in rows]
+    cost = tidy.spent(store)
+    say(minutes=cost["seconds"] / 60)
+    return tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost)

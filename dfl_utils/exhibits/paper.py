@@ -1,0 +1,152 @@
+"""The paper's published numbers, each held once in `data/paper/`, and ours beside them in one table."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "paper"
+TEXT = ["exhibit", "dataset", "split", "method", "metric"]
+KEY = ["exhibit", "dataset", "split", "method", "x", "metric"]
+JUDGES = ("clip", "dino", "sbert", "cider", "wmd")  # similarities that rank, as they are written in `method`
+SIGNED = ("gain", "trend")  # last word of a method whose number is an improvement: positive is better
+# CLIP of images is a distance in the paper's Tables 2, 4, 5 and 8.
+HIGHER_IS_BETTER = {
+    "CIDEr": True, "SPICE": True, "SPICE-like": True, "B@1": True, "B@2": True, "B@3": True, "B@4": True, "WMD": False,
+    "CLIP-text": True, "SBERT": True, "CLIP": False, "DINO": True, "FID": False, "IS": True, "KID": False,
+}  # fmt: skip
+
+
+@cache
+def _everything() -> pd.DataFrame:
+    files = sorted(FOLDER.glob("*.csv"))
+    if not files:
+        raise FileNotFoundError(f"No CSV lies in {FOLDER}; restore the folder from git.")
+    numeric = {name: [""] for name in ("x", "value", "low", "high", "n", "paper")}
+    read = [pd.read_csv(f, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=numeric) for f in files]
+    return pd.concat(read, ignore_index=True)
+
+
+def table(exhibit: str) -> pd.DataFrame:
+    """All that the paper says in numbers of one exhibit, in exhibit rows (see `data/paper/README.md`).
+
+    Args:
+        exhibit: table1 ... table9, figure3, figure4, figure9, tokenizer, cost or setup.
+
+    Returns:
+        The rows, one printed number each in `paper`; empty text is "", an empty number NaN.
+    """
+    everything = _everything()
+    rows = everything[everything.exhibit == exhibit].reset_index(drop=True)
+    if rows.empty:
+        known = ", ".join(everything.exhibit.unique())
+        raise ValueError(f"data/paper has no exhibit {exhibit!r}; it is one of {known}.")
+    return rows
+
+
+def _names(method: str) -> list[str]:
+    """The names under which the paper may have a method of ours: ours first, then without the judge that ranked."""
+    words = ["baseline" if word == "random" else word for word in method.split() if word not in JUDGES]
+    if not words or words[-1] not in ("baseline", "ours", *SIGNED):
+        words.append("ours")
+    return [method, " ".join(words)]
+
+
+def _find(exhibit: str, dataset: str, split: str, method: str, x: float | None, metric: str) -> float:
+    """The paper's number, NaN where it has none."""
+    rows = table(exhibit)
+    rows = rows[rows.dataset.isin([dataset, ""]) & rows.split.isin([split, ""]) & rows.metric.isin([metric, ""])]
+    rows = rows[rows.x.isna() | (rows.x == x)]
+    for name in _names(method):
+        if (rows.method == name).any():
+            return float(rows.paper[rows.method == name].iloc[0])
+    return float("nan")
+
+
+def number(exhibit: str, *, dataset: str, split: str, method: str, metric: str, x: float | None = None) -> float:
+    """The paper's number for one cell of an exhibit.
+
+    Where the paper leaves a cell open (which data set Figure 3 shows, which similarity ranked in Table 1), any value
+    fits it: `clip` and `dino` stand for `ours`, `clip gain` for `gain`, `random` for `baseline`.
+
+    Raises:
+        ValueError: the paper has no such number.
+    """
+    found = _find(exhibit, dataset, split, method, x, metric)
+    if np.isnan(found):
+        wanted = f"dataset={dataset}, split={split}, method={method}, x={x}, metric={metric}"
+        has = "; ".join(f"{c}: {', '.join(map(str, table(exhibit)[c].unique()))}" for c in ("method", "metric"))
+        raise ValueError(f"The paper's {exhibit} has no number for {wanted}; it has {has}.")
+    return found
+
+
+def improvement(value: float, low: float, high: float, metric: str) -> tuple[float, float, float]:
+    """A change in a metric, with its interval, as an improvement: of a distance the sign turns and the bounds swap.
+
+    The paper prints its gains so (a falling FID is a positive gain), and `gain` and `trend` rows are to follow it.
+    """
+    if metric not in HIGHER_IS_BETTER:
+        raise ValueError(f"Whether a higher {metric} is better is not known; add it to paper.HIGHER_IS_BETTER.")
+    return (value, low, high) if HIGHER_IS_BETTER[metric] else (-value, -high, -low)
+
+
+def same_direction(low: float, high: float, published: float) -> str:
+    """Does our improvement go the paper's way? The one rule behind every such verdict in the book.
+
+    Args:
+        low, high: our 95 % interval of an improvement (positive is better).
+        published: the paper's improvement; only its sign counts.
+
+    Returns:
+        "yes": our interval excludes zero on the paper's side; "no": it excludes zero on the other side;
+        "not visible": it includes zero (a bound of exactly zero counts as included); "": there is nothing to
+        compare, because we have no interval, or the paper has no number or claims no change (0).
+    """
+    if np.isnan([low, high, published]).any() or published == 0:
+        return ""
+    if low <= 0 <= high:
+        return "not visible"
+    return "yes" if (low > 0) == (published > 0) else "no"
+
+
+def fill(ours: pd.DataFrame) -> pd.DataFrame:
+    """Our exhibit rows with the column `paper` filled from `data/paper/`, NaN where the paper has no number."""
+    missing = [name for name in (*KEY, "value", "low", "high", "n") if name not in ours.columns]
+    if missing:
+        raise ValueError(f"Our exhibit rows lack the column {missing[0]}; pass them as `tidy.validate` returns them.")
+    if ours.empty:
+        raise ValueError("There are no exhibit rows to set beside the paper's; pass at least one.")
+    ours = ours.astype(dict.fromkeys(TEXT, object)).fillna(dict.fromkeys(TEXT, "")).reset_index(drop=True)
+    return ours.assign(paper=[_find(**row) for row in ours[KEY].to_dict("records")])
+
+
+def compare(ours: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """Ours beside the paper's, one row for each of our exhibit rows, in their order.
+
+    Args:
+        ours: exhibit rows. The verdict is given for rows whose method ends in `gain` or `trend`; those are
+            improvements (see `improvement`), as the paper's are. Levels have no direction and get "".
+        digits: decimals shown.
+
+    Returns:
+        Columns `ours`, `interval` (text), `n`, `paper`, `same direction?` (see `same_direction`). The index holds
+        the metric and those of exhibit, dataset, split, method and x that differ between the rows.
+    """
+    rows = fill(ours)
+    signed = rows.method.str.split().str[-1].isin(SIGNED)
+    bounds = list(zip(rows.low, rows.high, strict=True))
+    shown = pd.DataFrame(
+        {
+            "ours": rows.value.astype(float).round(digits),
+            "interval": ["" if pd.isna(low) else f"{low:.{digits}f} to {high:.{digits}f}" for low, high in bounds],
+            "n": rows.n.astype("Int64"),
+            "paper": rows.paper,
+            "same direction?": [
+                same_direction(low, high, theirs) if has_sign else ""
+                for (low, high), theirs, has_sign in zip(bounds, rows.paper, signed, strict=True)
+            ],
+        }
+    )
+    labels = [name for name in KEY if name == "metric" or rows[name].nunique(dropna=False) > 1]
+    return shown.set_index([rows[name] for name in labels])

@@ -1,0 +1,299 @@
+"""Figures of the book: they take computed summaries and draw them, and know no model.
+
+Every figure has a white face (it is framed in the dark theme), units on its axes and no title: the caption, in the
+chapter's cell metadata, says what it shows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from dfl_utils.exhibits import paper
+
+# 4.5:1 on white and of different lightness; markers and dashes tell them apart without colour vision.
+COLOURS = {
+    "clip": "#0b6fb8",
+    "dino": "#c2410c",
+    "sbert": "#0f766e",
+    "cider": "#7c3aed",
+    "wmd": "#713f12",
+    "clipscore": "#be185d",
+    "likelihood": "#3f6212",
+    "beam": "#18181b",
+    "random": "#52525b",
+}
+MARKERS = {
+    **{"clip": "o", "dino": "s", "sbert": "^", "cider": "D", "wmd": "v"},
+    **{"clipscore": "P", "likelihood": "X", "beam": "*", "random": "d"},
+}
+NAMES = {
+    "clip": "ranked by CLIP",
+    "dino": "ranked by DINO",
+    "sbert": "ranked by SBERT",
+    "cider": "ranked by CIDEr",
+    "wmd": "ranked by WMD",
+    "clipscore": "ranked by CLIPScore",
+    "likelihood": "ranked by likelihood",
+    "beam": "beam search",
+    "random": "random pick",
+}
+DASHES = ("--", ":", "-.")  # of level lines, in their order
+AXES = {
+    "CIDEr": "CIDEr (x 100)",
+    "SPICE": "SPICE (x 100)",
+    "SPICE-like": "SPICE-like (x 100)",
+    "METEOR": "METEOR (x 100)",
+    "WMD": "WMD (distance, reversed)",
+    "CLIP-text": "CLIP text (cosine)",
+    "SBERT": "SBERT (cosine)",
+    **{f"B@{n}": f"BLEU-{n} (x 100)" for n in range(1, 5)},
+    "CLIP": "CLIP distance (x 100, reversed)",
+    "DINO": "DINO (cosine)",
+    "FID": "FID (reversed)",
+    "IS": "Inception Score",
+    "KID": "KID (reversed)",
+}
+MOST_BANDS, DODGE = 2, 0.14  # lines with bands in a panel; else the sideways step between bars, in steps of x
+RANK = "rank of the reconstruction (0 = most similar)"
+
+
+def _style() -> dict:
+    return {
+        "figure.facecolor": "white",
+        "savefig.facecolor": "white",
+        "figure.dpi": 110,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+    }
+
+
+def rank_curves(rows: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """Quality against reconstruction rank, one panel a metric (the paper's Figures 3 and 4).
+
+    Args:
+        rows: as for `score_curves`, with `x` = rank (0 best) and `random` without `x`.
+        metrics: one panel each, in this order.
+
+    The best rank is at the right, so in every panel better is up and right.
+    """
+    return score_curves(rows, metrics, RANK, reverse=True)
+
+
+def score_curves(
+    frame: pd.DataFrame, metrics: Sequence[str], xlabel: str, *, columns: int = 2, reverse: bool = False
+) -> Figure:
+    """Scores against anything, one panel a metric, one line a method; better is up.
+
+    Args:
+        frame: exhibit rows (`method`, `x`, `metric`, `value`, `low`, `high`). A method's rows with `x` are a line with
+            its band where bounds are given; its row without `x` is a dashed level. Gains and trends are left out.
+            Methods of `NAMES` have colours of their own, others the next free one; a legend names them as they are.
+        metrics: one panel each, in this order; the axis of a distance is reversed.
+        xlabel: what `x` is, with its unit.
+        columns: panels beside each other.
+        reverse: `x` falls from left to right.
+
+    Raises:
+        ValueError: a metric without a row.
+    """
+    frame = frame[~frame.method.str.split().str[-1].isin(paper.SIGNED)]
+    lost = [metric for metric in metrics if metric not in set(frame.metric)]
+    if lost:
+        raise ValueError(f"frame has no row of metric {lost[0]!r}: leave it out of metrics, or compute it first.")
+    looks = _looks(list(dict.fromkeys(frame.method)))
+    lines = -(-len(metrics) // columns)
+    with plt.rc_context(_style()):
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(4.2 * columns, 3.1 * lines), layout="constrained", squeeze=False
+        )
+        for axis in axes.flat[len(metrics) :]:
+            axis.axis("off")
+        for axis, metric in zip(axes.flat, metrics, strict=False):
+            _panel(axis, frame[frame.metric == metric], looks)
+            if reverse:
+                axis.invert_xaxis()
+            axis.set(xlabel=xlabel, ylabel=AXES.get(metric, metric))
+            if not paper.HIGHER_IS_BETTER.get(metric, True):
+                axis.invert_yaxis()
+        named = {
+            label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
+    plt.close(figure)
+    return figure
+
+
+def _looks(methods: Sequence[str]) -> dict[str, dict]:
+    """Colour, marker and legend name of each method, known ones first; others take what these leave, in order."""
+    known = [name for name in COLOURS if name in methods]
+    unknown = [name for name in methods if name not in COLOURS]
+    free = [name for name in COLOURS if name not in known] or list(COLOURS)
+    looks = {name: (name, NAMES[name]) for name in known}
+    looks |= {name: (free[k % len(free)], name) for k, name in enumerate(unknown)}
+    return {
+        name: {"color": COLOURS[stand_in], "marker": MARKERS[stand_in], "label": label}
+        for name, (stand_in, label) in looks.items()
+    }
+
+
+def _panel(axis: plt.Axes, rows: pd.DataFrame, looks: dict[str, dict]) -> None:
+    dashes = iter(DASHES * len(looks))
+    lines = rows[rows.x.notna()].method.unique().tolist()
+    for method, look in looks.items():
+        own = rows[rows.method == method]
+        line, level = own[own.x.notna()].sort_values("x"), own[own.x.isna()]
+        if len(line) and len(lines) <= MOST_BANDS:
+            axis.plot(line.x, line.value, markersize=4, **look)
+            axis.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
+        elif len(line):  # more bands than that are one grey cloud; bars stand side by side
+            step = line.x.diff().median() if len(line) > 1 else 1.0
+            shift = DODGE * (lines.index(method) - (len(lines) - 1) / 2) * step
+            axis.plot(line.x + shift, line.value, markersize=4, linewidth=1.2, **look)
+            axis.vlines(line.x + shift, line.low, line.high, color=look["color"], alpha=0.5, linewidth=1)
+        elif len(level):
+            axis.axhline(
+                level.value.iloc[0], color=look["color"], linestyle=next(dashes), linewidth=1.2, label=look["label"]
+            )
+    if (rows.x.dropna() % 1 == 0).all():
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def interval_points(
+    table: pd.DataFrame, xlabel: str, *, origin: float | None = None, published: bool = False
+) -> Figure:
+    """Horizontal points with intervals.
+
+    Args:
+        table: columns `label`, `group`, `value`, `low`, `high`; one row a label and group, groups side by side.
+        xlabel: what the numbers are, with their unit.
+        origin: where a thin line stands for no change, such as 0 of gains.
+        published: draw the column `paper` too, as a hollow diamond, where it has a number.
+    """
+    labels, groups = list(dict.fromkeys(table.label)), list(dict.fromkeys(table.group))
+    looks, step = _looks(groups), min(0.22, 0.8 / len(groups))
+    with plt.rc_context(_style()):
+        height = 0.55 + max(0.55, 0.17 * len(groups)) * len(labels)
+        figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
+        if origin is not None:
+            axis.axvline(origin, color="#a1a1aa", linewidth=1, zorder=0)
+        for shift, group in enumerate(groups):
+            part, look = table[table.group == group], looks[group]
+            y = np.array([labels.index(label) + step * (shift - (len(groups) - 1) / 2) for label in part.label])
+            error = np.abs(np.stack([part.value - part.low, part.high - part.value]))
+            name = look["label"].replace("ranked by ", "")
+            style = {"fmt": look["marker"], "color": look["color"], "markersize": 5, "capsize": 2}
+            axis.errorbar(part.value, y, xerr=error, label=name, **style)
+            if published and part.paper.notna().any():
+                hollow = {"markerfacecolor": "none", "color": COLOURS["beam"], "markersize": 6}
+                axis.plot(part.paper, y, "D", label="the paper's", **hollow)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.invert_yaxis()
+        axis.set_xlabel(xlabel)
+        named = {label: line for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        named |= {"the paper's": named.pop("the paper's")} if "the paper's" in named else {}  # last
+        if len(named) > 1:
+            axis.legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.close(figure)
+    return figure
+
+
+def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:
+    """A grid of images, each with a short text below.
+
+    Args:
+        rows: R lists of images `(H, W, 3)` uint8; shorter rows leave cells empty.
+        titles: R lists of texts, wrapped at about 22 characters.
+        size: inches a picture.
+    """
+    columns = max(len(row) for row in rows)
+    wrapped = [[_wrap(text) for text in texts] for texts in titles]
+    lines = 1 + max(text.count("\n") + 1 for texts in wrapped for text in texts)
+    with plt.rc_context(_style() | {"axes.grid": False}):
+        figure, axes = plt.subplots(
+            len(rows),
+            columns,
+            figsize=(size * columns, (size + 0.17 * lines) * len(rows)),
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis in axes.flat:
+            axis.axis("off")
+        for line, images, texts in zip(axes, rows, wrapped, strict=True):
+            for axis, image, text in zip(line, images, texts, strict=False):
+                axis.imshow(image, interpolation="nearest")
+                axis.axis("on")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, color="#d4d4d8", linewidth=0.6)  # a white ground ends somewhere
+                axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def _wrap(text: str, width: int = 20, lines: int = 7) -> str:
+    import textwrap
+
+    wrapped = [piece for part in text.split("\n") for piece in textwrap.wrap(part, width)]
+    return "\n".join(wrapped[:lines] + (["..."] if len(wrapped) > lines else []))
+
+
+# --- Losses against optimiser steps, smoothed, one panel a loss.
+
+UNITS = {
+    "caption_loss": "nats a token",
+    "image_reconstruction_loss": "squared error",
+    "generation_loss": "squared error",
+    "text_reconstruction_loss": "nats a token",
+}
+LOSS_DASHES = ("-", "--", "-.", ":")
+
+
+def smooth(curve: ArrayLike, window: int) -> np.ndarray:
+    """Running mean over `window` steps, `(steps - window + 1,)`; value k is of steps k to k + window - 1.
+
+    Raises:
+        ValueError: a window that is no number of the curve's steps.
+    """
+    curve = np.asarray(curve, dtype=float)
+    if not 1 <= window <= len(curve):
+        raise ValueError(f"window is {window}: choose 1 to {len(curve)}, the steps of the curve.")
+    return np.convolve(curve, np.full(window, 1 / window), mode="valid")
+
+
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], window: int) -> Figure:
+    """Smoothed losses: a line for the mean over seeds, a band from the lowest seed to the highest.
+
+    Args:
+        runs: label -> for each seed, loss -> `(steps,)`. Labels may have losses that others lack.
+        window: steps of the running mean, drawn at its last step; cut to the length of a shorter run.
+    """
+    losses = list(dict.fromkeys(loss for seeds in runs.values() for run in seeds for loss in run))
+    lines = -(-len(losses) // 2)
+    with plt.rc_context(_style()):
+        figure, axes = plt.subplots(lines, 2, figsize=(7.2, 2.6 * lines), layout="constrained", squeeze=False)
+        for axis in axes.flat[len(losses) :]:
+            axis.axis("off")
+        for axis, loss in zip(axes.flat, losses, strict=False):
+            for (label, seeds), colour, dash in zip(runs.items(), COLOURS.values(), LOSS_DASHES * 3, strict=False):
+                known = [np.asarray(run[loss]) for run in seeds if loss in run]
+                if not known:
+                    continue
+                width = min(window, len(known[0]))
+                smoothed = np.stack([smooth(curve, width) for curve in known])
+                steps = np.arange(width, len(known[0]) + 1)
+                axis.plot(steps, smoothed.mean(axis=0), color=colour, linestyle=dash, linewidth=1.3, label=label)
+                axis.fill_between(steps, smoothed.min(axis=0), smoothed.max(axis=0), color=colour, alpha=0.18, lw=0)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axis.set(xlabel="optimiser step", ylabel=f"{loss}\n({UNITS.get(loss, 'loss')})")
+        named = {t: line for axis in axes.flat for line, t in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
+    plt.close(figure)
+    return figure

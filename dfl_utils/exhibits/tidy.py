@@ -1,0 +1,246 @@
+"""The book's numbers as tidy rows: checked, saved by each chapter, published with a stamp and the shards behind them.
+
+A chapter ends with `save`; `dfl book --scale full` publishes what the chapters saved as `results/<profile>/`, with a
+stamp that names the commit, the machine and the checkpoints. "Made by this code" means a checkout of that commit.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from dfl_utils.exhibits import paper
+from dfl_utils.scores.ranking import Estimate
+from dfl_utils.store import provenance
+from dfl_utils.store.store import RunStore
+
+COLUMNS = ("exhibit", "dataset", "split", "method", "x", "metric", "value", "low", "high", "n", "paper")
+EXHIBITS = (
+    *("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10))),
+    *("tokenizer", "sweep", "beyond", "cost"),
+)
+DATASETS = ("nocaps", "coco")
+SPLITS = ("in", "near", "out", "overall", "train", "val", "test")
+METRICS = (
+    *("CIDEr", "SPICE", "SPICE-like", "B@1", "B@2", "B@3", "B@4", "WMD", "CLIP-text", "SBERT"),
+    *("CLIP", "DINO", "FID", "IS", "KID"),
+)
+KEY = ["exhibit", "dataset", "split", "method", "metric", "x"]
+NUMBERS = ["x", "value", "low", "high", "n", "paper"]
+
+
+# Metrics of exhibit `cost` that are seconds or ratios of seconds: two runs of one code differ in them.
+TIMED = (
+    "seconds a caption",
+    "joint step ratio",
+    "joint step over naive plain steps",
+    "times the original cost, about",
+)
+
+
+def folder() -> Path:
+    """Where this process's chapters save their numbers and pictures: DFL_RESULTS, or `_build/results/interactive`."""
+    path = Path(os.environ.get("DFL_RESULTS") or provenance.ROOT / "_build" / "results" / "interactive")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def validate(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with numeric columns as floats, ready to be written.
+
+    Args:
+        frame: rows with the columns `COLUMNS`; `low`, `high`, `x` and `paper` may be empty.
+
+    Raises:
+        ValueError: one sentence that names the first row that breaks a rule.
+    """
+    if tuple(frame.columns) != COLUMNS:
+        raise ValueError(f"Exhibit rows need the columns {','.join(COLUMNS)}, not {','.join(map(str, frame.columns))}.")
+    frame = frame.reset_index(drop=True)
+    frame[NUMBERS] = frame[NUMBERS].apply(pd.to_numeric)
+    frame[["dataset", "split", "method"]] = frame[["dataset", "split", "method"]].fillna("")
+    # Measurements of a tokenizer or of time belong to no data set.
+    free = frame.exhibit.isin(["tokenizer", "cost"])
+    spelling = {name.casefold(): name for name in METRICS}
+    known = frame.metric.astype(str).str.casefold().map(spelling)
+    _require(frame.exhibit.isin(EXHIBITS), frame, f"exhibit is one of {', '.join(EXHIBITS)}")
+    _require(frame.dataset.isin(DATASETS) | (free & frame.dataset.eq("")), frame, "dataset is nocaps or coco")
+    _require(frame.split.isin(SPLITS) | (free & frame.split.eq("")), frame, f"split is one of {', '.join(SPLITS)}")
+    _require(known.isna() | (known == frame.metric), frame, f"metric is spelled as in {', '.join(METRICS)}")
+    _require(frame.value.notna(), frame, "value is a number")
+    _require(frame.low.isna() == frame.high.isna(), frame, "low and high come together")
+    _require(frame.low.isna() | frame.value.between(frame.low, frame.high), frame, "low <= value <= high")
+    _require(frame.n.ge(1) & frame.n.mod(1).eq(0), frame, "n is a whole number of images, at least 1")
+    _require(~frame.duplicated(KEY), frame, f"{', '.join(KEY)} together are unique")
+    return frame
+
+
+def _require(holds: pd.Series, frame: pd.DataFrame, rule: str) -> None:
+    if not holds.all():
+        row = frame[~holds].iloc[0]
+        shown = ", ".join(f"{column}={row[column]}" for column in COLUMNS if pd.notna(row[column]))
+        raise ValueError(f"An exhibit row breaks the rule that {rule}: {shown}.")
+
+
+def save(chapter: str, frame: pd.DataFrame, cost: dict[str, float]) -> Path:
+    """Write a chapter's rows and what made them; call it once, at the chapter's end.
+
+    Args:
+        chapter: the notebook's name without its suffix.
+        frame: rows, see `validate`.
+        cost: `seconds` of model work and `model_calls`, as first spent where a store answered instead.
+
+    Returns:
+        Path of the CSV, `<folder()>/<chapter>.csv`; a JSON of the same name lies beside it.
+    """
+    if set(cost) != {"seconds", "model_calls"} or not all(value >= 0 for value in cost.values()):
+        raise ValueError(f"The cost of chapter {chapter} is {{'seconds': ..., 'model_calls': ...}}, not {cost}.")
+    path = folder() / f"{chapter}.csv"
+    _write_csv(validate(frame), path)
+    record = {
+        "chapter": chapter,
+        "cost": {"seconds": round(cost["seconds"], 1), "model_calls": int(cost["model_calls"])},
+        "checkpoints": provenance.checkpoints(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "exhibits": sorted(set(frame.exhibit)),
+    }
+    write_json(record, path.with_suffix(".json"))
+    return path
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Rows sorted, floats with six digits, so that a second run changes few lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_csv(validate(frame), path)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read rows as `save` and `publish` write them; a method may be called NA, None or null."""
+    texts = dict.fromkeys(set(COLUMNS) - set(NUMBERS), str)
+    empty = {name: [""] for name in NUMBERS}
+    return validate(pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=empty))
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    ordered = frame.assign(
+        exhibit=pd.Categorical(frame.exhibit, EXHIBITS),
+        dataset=pd.Categorical(frame.dataset, ["", *DATASETS]),
+        split=pd.Categorical(frame.split, ["", *SPLITS]),
+        n=frame.n.astype(int),
+    ).sort_values(KEY)
+    _replace(path, ordered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def write_json(record: dict, path: Path) -> None:
+    _replace(path, json.dumps(record, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+# --- The book's tables: the rows that a chapter saves, and what its page shows of them.
+
+
+def row(
+    exhibit: str,
+    part: tuple[str, str],
+    method: str,
+    metric: str,
+    estimate: Estimate,
+    x: float = np.nan,
+    n: int | None = None,
+    published: float = np.nan,
+) -> dict:
+    """A row for `tidy.save`.
+
+    Args:
+        exhibit, method, metric, x: as in `exhibits`; `x` is NaN where the exhibit is no curve.
+        part: data set and split.
+        estimate: its interval may be NaN.
+        n: in place of the estimate's.
+        published: the paper's number; `paper.fill` knows those of its tables.
+
+    Returns:
+        Column -> value, in the order of `tidy.COLUMNS`.
+    """
+    n = estimate.n if n is None else n
+    numbers = estimate.value, estimate.low, estimate.high, n, published
+    return dict(zip(COLUMNS, (exhibit, *part, method, x, metric, *numbers), strict=True))
+
+
+def written(estimate: Estimate, digits: int = 1, sign: str = "", missing: str = "") -> str:
+    """`value (low to high)`; `missing` for NaN, and never a minus before zero.
+
+    Args:
+        estimate: a number with its interval.
+        digits: decimals.
+        sign: `+` also says that a number is positive.
+        missing: what stands for a value that is NaN.
+    """
+    if np.isnan(estimate.value):
+        return missing
+    value, low, high = (f"{v:{sign}z.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def markdown(name: str, caption: str, table: pd.DataFrame | str, digits: int | Mapping[str, int] = 1) -> str:
+    """Markdown of a table that a page can number and refer to.
+
+    Args:
+        name: label of the table, unique in the book.
+        caption: one line.
+        table: texts are shown letter by letter, integers and texts as they are, estimates with their intervals, NaN as
+            nothing. A named index is a column. Or Markdown.
+        digits: decimals of floats and estimates, for all columns or by column.
+    """
+    if isinstance(table, pd.DataFrame):
+        table = table.reset_index() if table.index.names != [None] else table
+        of = digits if isinstance(digits, Mapping) else dict.fromkeys(table.columns, digits)
+        cells = {column: [_cell(value, of.get(column, 1)) for value in table[column]] for column in table}
+        table = pd.DataFrame(cells, columns=table.columns).to_markdown(index=False, disable_numparse=True)
+    return f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n"
+
+
+def _cell(value: object, digits: int) -> str:
+    if isinstance(value, Estimate):
+        return written(value, digits)
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:z.{digits}f}"
+    return "" if value is None or value is pd.NA else str(value)
+
+
+def numbered(name: str, caption: str, table: pd.DataFrame | str) -> Markdown:
+    """A table that a page can number and refer to.
+
+    Args:
+        name: label of the table, unique in the book.
+        caption: one line.
+        table: of which texts are shown letter by letter, numbers as Python writes them and NaN as nothing; or Markdown.
+
+    Returns:
+        What `glue` takes for a `glue:md` directive of the format `myst`.
+    """
+    if isinstance(table, pd.DataFrame):
+        table = table.astype(object).where(table.notna(), "").to_markdown(index=False, disable_numparse=True)
+    return Markdown(f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n")
+
+
+def improved(change: Estimate, metric: str) -> Estimate:
+    """A change as an improvement: of a metric that is better lower, the sign turns."""
+    return Estimate(*paper.improvement(change.value, change.low, change.high, metric), change.n, change.excluded)
+
+
+def spent(store: RunStore) -> dict[str, float]:
+    """Seconds and model calls of the shards that a chapter asked for, for `tidy.save`; see `store.Spent`."""
+    kinds = store.spent.values()
+    seconds = sum(kind.seconds - kind.inner_seconds for kind in kinds)
+    return {"seconds": seconds, "model_calls": sum(kind.calls - kind.inner_calls for kind in kinds)}

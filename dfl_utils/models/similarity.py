@@ -1,0 +1,73 @@
+"""Image similarity: cosines of CLIP's and DINO's image embeddings (Appendix A.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, CLIPModel, ViTModel
+
+from dfl_utils.models import checkpoint
+from dfl_utils.world.profile import Profile
+
+VERSION = 1  # of the embeddings that the same image and files give; part of every key that names an encoder
+EMBED_BATCH = 128  # images a forward pass, and their pixels: DINO at 384 px reads 2,305 tokens an image
+EMBED_PIXELS = EMBED_BATCH * 224**2
+
+
+class ImageEncoder:
+    """Images -> unit vectors. `embed` turns preprocessed pixels `(B, 3, H, W)` into features `(B, D)`."""
+
+    def __init__(self, model, processor, embed, batch_size: int = EMBED_BATCH):
+        self.model, self.processor, self._embed, self.batch_size = model, processor, embed, batch_size
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
+        """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`)."""
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            batch = [
+                image if isinstance(image, Image.Image) else Image.fromarray(image)
+                for image in images[start : start + self.batch_size]
+            ]
+            pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
+            parts.append(F.normalize(self._embed(self.model, pixels), dim=-1).float().cpu())
+        return torch.cat(parts).numpy()
+
+
+def _clip_features(model: CLIPModel, pixels: Tensor) -> Tensor:
+    return model.get_image_features(pixel_values=pixels).pooler_output  # after the visual projection
+
+
+def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
+    return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]  # the class token
+
+
+def load_clip(profile: Profile) -> ImageEncoder:
+    """CLIP's projected image embedding."""
+    model, folder = checkpoint.load(CLIPModel, profile, "clip", checkpoint.PROCESSOR)
+    return ImageEncoder(model, _processor(profile, folder), _clip_features)
+
+
+def load_dino(profile: Profile) -> ImageEncoder:
+    """DINO's class token at the profile's `dino_size`."""
+    model, folder = checkpoint.load(ViTModel, profile, "dino", checkpoint.PROCESSOR, add_pooling_layer=False)
+    side = profile.dino_size
+    processor = _processor(profile, folder, size={"height": side, "width": side})
+    return ImageEncoder(model, processor, _dino_features, min(EMBED_BATCH, max(1, EMBED_PIXELS // side**2)))
+
+
+def _processor(profile: Profile, folder: str, **options):
+    return AutoImageProcessor.from_pretrained(
+        folder, revision=profile.revision(folder), local_files_only=profile.offline, backend="pil", **options
+    )
+
+
+ENCODERS = {"clip": load_clip, "dino": load_dino}
+
+
+def cosine(originals: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Cosines of unit vectors: `(images, D)` and `(images, N, D)` -> `(images, N)` in [-1, 1]."""
+    return np.einsum("id,ind->in", originals, candidates)

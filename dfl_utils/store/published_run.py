@@ -1,0 +1,241 @@
+"""The published run: shards that travel with the book, so that it shows its numbers without any model's work.
+
+`results/<profile>/store/` holds the shards that the published chapters asked for, as the run store wrote them: those of
+a kind in one file, compressed together, since their keys name the same images again and again. `index.json` says which
+chapter asked for which, and what those shards once cost that were left out (drawings that no page shows, trained
+weights). It is only read. A shard whose version, model or parameters have changed is not found in it.
+"""
+
+import json
+import logging
+import lzma
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from dfl_utils.store import provenance, shards
+
+INDEX = "index.json"
+LAYOUT = 1
+MEND = "`git checkout -- results/mini/store` brings it back"
+
+_log = logging.getLogger(__name__)
+_opened: dict[tuple[Path, bool, int], "PublishedRun"] = {}
+
+
+def place() -> Path:
+    """Where the book's own run lies."""
+    return provenance.ROOT / "results" / "mini" / "store"
+
+
+class PublishedRun:
+    """A folder of published shards.
+
+    Args:
+        folder: see the module.
+        inner: whether shards that are asked for by the making of others may come from it.
+
+    Raises:
+        ValueError: an index that is damaged, missing or of another layout.
+    """
+
+    def __init__(self, folder: Path | str, inner: bool = True):
+        self.folder, self.inner = Path(folder), inner
+        self._packs: dict[Path, dict[str, bytes]] = {}
+        self._lacking: set[Path] = set()  # files of which it was said that something is missing
+        index = self.folder / INDEX
+        try:
+            found = json.loads(index.read_text(encoding="utf-8"))
+            layout = found["layout"]
+            self.chapters, self._left_out = ({}, {}) if layout != LAYOUT else (found["chapters"], found["left_out"])
+            if not isinstance(self.chapters, dict) or not isinstance(self._left_out, dict):
+                raise ValueError("chapters and left_out are objects of names and values")
+        except FileNotFoundError:
+            raise ValueError(f"The published run has no {index}: all work is done anew; {MEND}.") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{index} of the published run is damaged ({error}): all work is done anew; {MEND}."
+            ) from None
+        if layout != LAYOUT:
+            raise ValueError(
+                f"{index} is of layout {layout}, and this code reads layout {LAYOUT}: all work is done anew; {MEND}."
+            )
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        return frozenset(stem for stems in self.chapters.values() for stem in stems)
+
+    def require_whole(self) -> None:
+        """ValueError that names the first file that is missing, damaged or lacks a shard that the index lists."""
+        for file in sorted({self.file(stem) for stem in self._listed}):
+            try:
+                found = unpack(file)
+            except (FileNotFoundError, shards.Broken) as error:
+                raise ValueError(f"{file} of the published run is not whole ({error}): {MEND}.") from None
+            if lost := [stem for stem in self._listed if self.file(stem) == file and stem not in found]:
+                raise ValueError(f"{file} of the published run lacks {min(lost)}: {MEND}.")
+
+    def file(self, stem: str) -> Path:
+        """The file that holds a shard of that name, if it was published."""
+        return self.folder / f"{kind_of(stem)}.safetensors"
+
+    def read(self, stem: str) -> tuple[shards.Content, dict[str, str]]:
+        """Content and metadata of a shard.
+
+        Raises:
+            FileNotFoundError: it was not published.
+            shards.Broken: it, or the file that holds it, is damaged.
+        """
+        return shards.loads(self._bytes(stem))
+
+    def metadata(self, stem: str) -> dict[str, str]:
+        """What lies beside a shard's content. Raises: as `read`."""
+        return shards.header(self._bytes(stem))
+
+    def cost(self, stem: str) -> tuple[float, int] | None:
+        """Seconds and model calls of a shard's first making, also of one that was left out; None of an unknown one."""
+        try:
+            found = self._left_out.get(stem) or [self.metadata(stem)[name] for name in ("seconds", "calls")]
+        except (FileNotFoundError, shards.Broken):
+            return None
+        return float(found[0]), int(found[1])
+
+    @cached_property
+    def stems(self) -> frozenset[str]:
+        """Names of the shards that are there, those of damaged files left out."""
+        found: set[str] = set()
+        for file in self.folder.glob("*.safetensors"):
+            try:
+                found |= self._pack(file).keys()
+            except shards.Broken:
+                del self._packs[file]  # whoever asks for one of its shards is told
+                self._lacking.discard(file)
+        return frozenset(found)
+
+    def _bytes(self, stem: str) -> bytes:
+        file = self.file(stem)
+        found = self._pack(file).get(stem)
+        if found is None and stem in self._listed and file not in self._lacking:
+            self._lacking.add(file)
+            raise shards.Broken("it lacks shards that the index lists")
+        if found is None:
+            raise FileNotFoundError(stem)
+        return found
+
+    def _pack(self, file: Path) -> dict[str, bytes]:
+        """All shards of a file, read once; a damaged one is said so once, and holds none from then on."""
+        if file not in self._packs:
+            self._packs[file] = {}
+            if file.is_file():
+                self._lacking.add(file)  # so that a damaged one is said once
+                self._packs[file] = unpack(file)
+                self._lacking.discard(file)
+        return self._packs[file]
+
+
+def unpack(file: Path) -> dict[str, bytes]:
+    """The shards of a published file by name.
+
+    Raises:
+        shards.Broken: it is damaged.
+    """
+    try:
+        content, metadata = shards.read(file)
+        data, found, start = lzma.decompress(content["shards"].tobytes()), {}, 0
+        for stem, size in zip(content["names"], content["sizes"].tolist(), strict=True):
+            found[stem] = data[start : start + size]
+            start += size
+    except (lzma.LZMAError, KeyError, ValueError) as error:
+        raise shards.Broken(str(error)) from error
+    return found
+
+
+def pack(file: Path, found: Mapping[str, bytes]) -> None:
+    """Write the shards of one kind as one file; equal shards give an equal file but for the order of its header."""
+    data = np.frombuffer(lzma.compress(b"".join(found.values())), np.uint8)
+    sizes = np.array([len(one) for one in found.values()], np.int64)
+    shards.write(file, {"names": list(found), "sizes": sizes, "shards": data}, {})
+
+
+def opened() -> PublishedRun | None:
+    """The run that `DFL_PUBLISHED` names, or the book's own; None where that is empty, or cannot be used.
+
+    `DFL_PUBLISHED_INNER=0`: nothing that a shard is made from comes out of it.
+    """
+    named = os.environ.get("DFL_PUBLISHED")
+    folder = place() if named is None else Path(named)
+    if named == "" or (named is None and not folder.parent.is_dir()):
+        return None
+    inner, index = os.environ.get("DFL_PUBLISHED_INNER") != "0", folder / INDEX
+    asked = folder, inner, index.stat().st_mtime_ns if index.is_file() else 0
+    try:
+        if asked not in _opened:  # what was read of it serves every store of a process, and those forked from it
+            _opened[asked] = PublishedRun(folder, inner)
+        return _opened[asked]
+    except ValueError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind: Iterable[str]) -> int:
+    """Publish shards of a run store in place of what `folder` held.
+
+    Args:
+        folder: written whole, or left as it was.
+        store: the run store's folder.
+        asked: chapter -> names of the shards that it asked for; kinds that do not travel are left out, so the modules
+            that declare those have been imported.
+        behind: names of the shards that those were made from or whose cost counts.
+
+    Returns:
+        Bytes of the folder.
+
+    Raises:
+        ValueError: a shard that is not there or not whole.
+        OSError: the folder cannot be written.
+    """
+    from dfl_utils.store.store import KINDS
+
+    staying = {kind.name for kind in KINDS.values() if not kind.travels}
+    wanted = {name: sorted({stem for stem in stems if kind_of(stem) not in staying}) for name, stems in asked.items()}
+    travelling = {stem for stems in wanted.values() for stem in stems}
+    new, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        for kind, stems in groupby(sorted(travelling, key=lambda stem: (kind_of(stem), stem)), kind_of):
+            found = {stem: (store / f"{stem}.safetensors").read_bytes() for stem in stems}
+            for data in found.values():
+                shards.loads(data)
+            pack(new / f"{kind}.safetensors", found)
+        rest = {*behind, *(stem for stems in asked.values() for stem in stems)} - travelling
+        costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted(rest)}
+        left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
+        index = {"layout": LAYOUT, "chapters": wanted, "left_out": left_out}
+        (new / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(old)
+        new.rename(folder)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"The run store has lost {Path(error.filename).stem}: run `dfl book --scale full` again."
+        ) from None
+    except shards.Broken as error:
+        raise ValueError(f"A shard of {store} is not whole ({error}): run `dfl book --scale full` again.") from None
+    finally:
+        if old.is_dir() and not folder.is_dir():  # stopped between the two renamings
+            old.rename(folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def kind_of(stem: str) -> str:
+    """The kind's name in a shard's file name."""
+    return stem.rpartition("-")[0]

@@ -1,0 +1,381 @@
+"""The run store: captions, reconstructions, embeddings and scores as shards, addressed by what made them.
+
+A shard (`shards`) is one file named by its kind and the SHA-256 of its key; one that is not whole is made anew.
+Processes and machines that share a folder claim shards (`claims`), so that each is made once. Beside the folder that a
+run writes lies the published run (`published_run`), which is only read.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfl_utils.store import published_run, shards
+from dfl_utils.store.claims import claim
+from dfl_utils.store.published_run import PublishedRun
+from dfl_utils.store.shards import Content
+
+Make = Callable[[], Content | tuple[Content, int] | tuple[Content, int, float]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What shards of one kind hold, declared once, beside what makes them.
+
+    Attributes:
+        name: letters, digits, `-` and `_`; part of the file name.
+        version: part of every key. Whoever changes what the maker puts out raises it (CONTRIBUTING says when).
+        travels: whether the published run takes such shards along.
+        made_from: kinds whose shards its maker reads without naming their keys in its own: their versions are part of
+            the key, too.
+
+    Raises:
+        ValueError: a name that is no plain word, a version that is no whole number, or another declaration of the name.
+    """
+
+    name: str
+    version: int = 1
+    travels: bool = True
+    made_from: tuple["Kind", ...] = ()
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"{self.name!r} names no kind of shard: use letters, digits, '-' and '_'.")
+        if type(self.version) is not int or self.version < 1:
+            raise ValueError(f"Kind {self.name} has the version {self.version!r}: count from 1.")
+        if KINDS.setdefault(self.name, self) != self:
+            raise ValueError(f"Kind {self.name} is declared twice: give one of the two another name.")
+
+    def key(self, **parts: Any) -> dict[str, Any]:
+        """The whole key of a shard: kind and versions beside the parts that it depends on."""
+        if taken := parts.keys() & {"kind", "version", "made from"}:
+            raise ValueError(f"A key of {self.name} names {min(taken)} twice: give that part another name.")
+        behind = {kind.name: kind.version for kind in self._behind()}
+        own = {"kind": self.name, "version": self.version}
+        return own | ({"made from": behind} if behind else {}) | parts
+
+    def _behind(self) -> Iterator["Kind"]:
+        for kind in self.made_from:
+            yield kind
+            yield from kind._behind()
+
+    def stem(self, key: Mapping[str, Any]) -> str:
+        """A shard's file name without its ending.
+
+        Raises:
+            ValueError: a key that is not JSON.
+        """
+        return f"{self.name}-{hashlib.sha256(canonical(self.key(**key)).encode()).hexdigest()}"
+
+
+KINDS: dict[str, Kind] = {}  # every kind that is declared, by name
+Job = tuple[Kind, Mapping[str, Any], Make]
+
+_log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """A shard that the one in hand is made from is being made by another process."""
+
+
+@dataclass
+class Spent:
+    """What the shards of one kind cost, each counted once, and how many of them were made here or found.
+
+    Attributes:
+        seconds, calls: of all.
+        made, loaded: how many were made here, and found.
+        inner_seconds, inner_calls: of those that only the making of others asked for. A run that finds those others
+            does not meet these, so a chapter's cost is told without them.
+    """
+
+    seconds: float = 0.0
+    calls: int = 0
+    made: int = 0
+    loaded: int = 0
+    inner_seconds: float = 0.0
+    inner_calls: int = 0
+
+
+class Ledger:
+    """A file with a line for each shard that a process asked for: how it was got, and its name.
+
+    `made`, `found` (in the run store) and `published` shards were asked for by a chapter, `inner` ones by the making of
+    others, `counted` ones for what they once cost.
+
+    Args:
+        path: appended to; None keeps no ledger.
+    """
+
+    def __init__(self, path: Path | str | None):
+        self.path, self._noted = Path(path) if path else None, set()
+
+    def note(self, how: str, stem: str) -> None:
+        if self.path is not None and (how, stem) not in self._noted:
+            self._noted.add((how, stem))
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(f"{how} {stem}\n")
+            except OSError as error:  # no FileNotFoundError, which means that a shard is not there
+                reason = error.strerror or error
+                raise OSError(f"{self.path} cannot be written ({reason}): free some space.") from error
+
+    @staticmethod
+    def read(path: Path) -> list[tuple[str, str]]:
+        """`(how, stem)` of every line; none where there is no file."""
+        if not path.is_file():
+            return []
+        lines = [tuple(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line for line in lines if len(line) == 2]  # the last may be cut short
+
+
+def default_root() -> Path:
+    """`$DFL_STORE`, or `.store` at the root of the repository."""
+    return Path(os.environ.get("DFL_STORE") or Path(__file__).resolve().parents[2] / ".store").absolute()
+
+
+class RunStore:
+    """A folder of shards.
+
+    Args:
+        root: the folder, made if missing; `default_root()` if None.
+        published: a run to read from beside it; the book's own where neither is given, if `DFL_PUBLISHED` does not name
+            another folder, or none (empty).
+
+    Attributes:
+        spent: kind -> `Spent`, over the shards that this object has made or loaded. Seconds and calls are those of the
+            first making, also where the shard was found.
+
+    Raises:
+        OSError: the folder cannot be written, said before any work is done.
+    """
+
+    def __init__(self, root: Path | str | None = None, published: PublishedRun | None = None):
+        self.root = Path(root) if root is not None else default_root()
+        self.published = published if published or root is not None else published_run.opened()
+        self.ledger = Ledger(os.environ.get("DFL_LEDGER"))
+        self._depth = 0  # makes in hand, one inside the other
+        self._only = _listed(os.environ.get("DFL_ONLY"))
+        self.spent: dict[str, Spent] = {}
+        self._counted: dict[str, bool] = {}  # stem -> whether only the making of others has asked for it
+        self._patient = True  # waits for what another process is making
+        self._aside = 0.0  # seconds that the make in hand passed inside the store, on shards of their own
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.root).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"The run store {self.root} cannot be written ({reason}): set DFL_STORE.") from error
+        for pattern in ("*.claim", "*/*.claim"):  # of processes killed between finishing their work and saying so
+            for left in self.root.glob(pattern):
+                with claim(left, wait=False) or contextlib.nullcontext():
+                    pass
+
+    def path(self, kind: Kind, key: Mapping[str, Any]) -> Path:
+        """Where the shard of that kind and key lies, or would lie.
+
+        Raises:
+            ValueError: a key that is not JSON.
+        """
+        return self.root / f"{kind.stem(key)}.safetensors"
+
+    def get_or_make(self, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
+        """The content of a shard: loaded if it is there and whole, else made and stored.
+
+        Another process that is making the same shard is waited for.
+
+        Args:
+            kind: what is in it; its name and version are part of the key.
+            key: all else that the content depends on, as JSON (1 and 1.0 are different keys).
+            make: returns arrays (bool, integer, float) and lists of str by name, or `(content, model calls)`, or with
+                a third: the seconds that an attempt which broke off had spent on it.
+
+        Raises:
+            ValueError: a content that cannot be stored, a key that is not JSON.
+            OSError: the shard cannot be written (disk full).
+        """
+        content = self._attempt(kind, key, make, wait=self._patient)
+        if content is None:
+            raise Busy(f"{kind.name} is being made by another process.")  # caught by the `fill` that does not wait
+        return content
+
+    def fill(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Content]]:
+        """Make or load every job's shard, those that no other process is making first; yields in that order.
+
+        A job is also put aside where another process is making a shard that it needs.
+
+        Args:
+            jobs: `(kind, key, make)` each, as for `get_or_make`.
+        """
+        waiting = list(jobs)
+        while waiting:
+            claimed = []
+            for job in waiting:
+                content = self._at_once(job)
+                if content is None:
+                    claimed.append(job)
+                else:
+                    yield job, content
+            if claimed:
+                job = claimed.pop(0)
+                yield job, self.get_or_make(*job)
+            waiting = claimed
+
+    def _at_once(self, job: Job) -> Content | None:
+        """A job's content; None where another process is making it, or a shard that it is made from."""
+        patient, self._patient = self._patient, False
+        try:
+            return self._attempt(*job, wait=False)
+        except Busy:
+            return None
+        finally:
+            self._patient = patient
+
+    def cost(self, kind: Kind, key: Mapping[str, Any]) -> tuple[float, int] | None:
+        """Seconds and model calls of a shard's first making, here or in the published run.
+
+        None of an unknown one, or of a damaged one, whose cost is not known until it is made again.
+        """
+        path = self.path(kind, key)
+        with contextlib.suppress(shards.Broken):
+            if cost := shards.cost(path):
+                return cost
+        return self.published.cost(path.stem) if self.published else None
+
+    def count(self, kind: Kind, key: Mapping[str, Any]) -> None:
+        """Add to `spent` what a shard cost that others were made from, although nobody needs its content now.
+
+        A lost or damaged one counts for nothing until it is made again.
+        """
+        if cost := self.cost(kind, key):
+            stem = self.path(kind, key).stem
+            self._count(stem, kind, *cost, made=0)
+            self.ledger.note("counted", stem)
+
+    def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
+        """As `get_or_make`; None if another process is making the shard and is not waited for."""
+        began, path = time.perf_counter(), self.path(kind, key)
+        try:
+            if (content := self._from_published(path, kind, key)) is not None:
+                return content
+            # Looked at again under the claim: whoever held it before may have made the shard.
+            with contextlib.suppress(FileNotFoundError, shards.Broken):
+                return self._load(path, kind, key, "found")
+            if self._only is not None and not self._depth and path.stem not in self._only:
+                raise ValueError(
+                    f"{path.stem} is not in the published run: a version, a model, an input, a parameter or a package "
+                    "has changed since (or DFL_ONLY was left set: unset it)."
+                )
+            held = claim(path.with_suffix(".claim"), wait)
+            if held is None:
+                return None
+            with held:
+                try:
+                    return self._load(path, kind, key, "found")
+                except FileNotFoundError:
+                    pass
+                except shards.Broken as broken:
+                    _log.warning("%s is not whole (%s) and is made anew.", path, broken)
+                return self._make(path, kind, key, make)
+        finally:
+            self._aside += time.perf_counter() - began
+
+    def _from_published(self, path: Path, kind: Kind, key: Mapping[str, Any]) -> Content | None:
+        """The shard from the published run; None where it has none, or one that is not whole."""
+        stem = path.stem
+        if self.published is None or (self._depth and not self.published.inner) or stem in (self._only or ()):
+            return None
+        try:
+            return self._taken(stem, kind, key, "published", *self.published.read(stem))
+        except FileNotFoundError:
+            return None
+        except shards.Broken as broken:
+            file, mend = self.published.file(stem), published_run.MEND
+            _log.warning("%s is not whole (%s in %s): its work is done anew; %s.", file, broken, stem, mend)
+            return None
+
+    def _make(self, path: Path, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
+        outer, self._aside, began = self._aside, 0.0, time.perf_counter()
+        self._depth += 1
+        try:
+            made = make()
+            seconds = round(time.perf_counter() - began - self._aside, 3)
+        finally:
+            self._aside = outer
+            self._depth -= 1
+        content, calls, *earlier = made if isinstance(made, tuple) else (made, 0)
+        seconds += sum(earlier)
+        metadata = {"key": canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
+        content = shards.write(path, content, metadata)
+        self._count(path.stem, kind, seconds, calls, made=1)
+        self.ledger.note("inner" if self._depth else "made", path.stem)
+        return self._handed_on(path.stem, content)
+
+    def _handed_on(self, stem: str, content: Content) -> Content:
+        """What a chapter goes on with: of a shard that `dfl verify` makes anew, the published content.
+
+        The two are compared afterwards. What was made from a training names the digests of its weights, which another
+        processor rounds otherwise.
+        """
+        if self._only and stem in self._only and self.published:
+            with contextlib.suppress(FileNotFoundError, shards.Broken):
+                return self.published.read(stem)[0]
+        return content
+
+    def _load(self, path: Path, kind: Kind, key: Mapping[str, Any], how: str) -> Content:
+        return self._taken(path.stem, kind, key, how, *shards.read(path))
+
+    def _taken(
+        self, stem: str, kind: Kind, key: Mapping[str, Any], how: str, content: Content, metadata: Mapping[str, str]
+    ) -> Content:
+        """A content that was read, held to its key and counted."""
+        if metadata.get("key") != canonical(kind.key(**key)):  # renamed, or copied to the wrong place
+            raise shards.Broken("it is the shard of another key")
+        self._count(stem, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
+        self.ledger.note("inner" if self._depth else how, stem)
+        return self._handed_on(stem, content)
+
+    def _count(self, stem: str, kind: Kind, seconds: float, calls: int, made: int) -> None:
+        spent, inner = self.spent.setdefault(kind.name, Spent()), self._depth > 0
+        before = self._counted.get(stem)  # None: a shard that was not met yet
+        if before is None:
+            spent.seconds += seconds
+            spent.calls += calls
+            spent.made += made
+            spent.loaded += 1 - made
+        if inner and before is None:
+            spent.inner_seconds += seconds
+            spent.inner_calls += calls
+        if before and not inner:
+            spent.inner_seconds -= seconds
+            spent.inner_calls -= calls
+        self._counted[stem] = inner and before is not False
+
+
+def _listed(path: str | None) -> frozenset[str] | None:
+    """The shards that a chapter may make where `DFL_ONLY` names a file of them; None: any."""
+    if not path:
+        return None
+    try:
+        return frozenset(Path(path).read_text(encoding="utf-8").split())
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"DFL_ONLY names {path}, which cannot be read ({reason}): unset it.") from None
+
+
+def canonical(key: Mapping[str, Any]) -> str:
+    """A key as the text that is hashed; ValueError where it is not JSON."""
+    try:
+        return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The shard key {key!r} is not plain JSON ({error}): use str, int, float, list and dict."
+        ) from None

@@ -1,0 +1,297 @@
+"""The finetuning of captioner and generator on the sum of their losses (Eq. 5, Algorithm 1), on accelerate.
+
+A run is a shard of the run store: its trained weights and its losses at every step, addressed by recipe, checkpoints,
+pairs and code. It is resumed where it was killed, and two processes never make the same one; several ranks can make it
+together, and their weights are those of one process (`dfl_utils.training.micro_batches`).
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dfl_utils.store import processes, shards
+from dfl_utils.training import micro_batches
+from dfl_utils.training.connection import CONNECTIONS
+from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
+from dfl_utils.training.micro_batches import cut
+from dfl_utils.training.pairs import Pairs
+
+# --- The recipe of a finetuning run: all that decides it beside its models and pairs.
+
+ROLES = ("captioner", "generator")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a run beside its models and pairs.
+
+    Attributes:
+        losses: some of `losses.LOSSES`, summed with equal weights (Appendix H).
+        train: which of `captioner` and `generator` move.
+        steps: optimiser steps.
+        lr: of AdamW, constant (paper: 1e-4).
+        batch_size: pairs a step (paper: 8).
+        micro_batches: parts in which a step's batch is worked on, one after the other or by several ranks at a time;
+            their number changes a step's last bits, who works on them does not.
+        seed: order of the pairs and all noise.
+        connect: see `connection.distributions`.
+        decoder: `vae`, or `tiny` for the profile's `AutoencoderTiny`.
+        economy: see `losses.Economy`.
+    """
+
+    losses: tuple[str, ...] = LOSSES
+    train: tuple[str, ...] = ROLES
+    steps: int = 70_000
+    lr: float = 1e-4
+    batch_size: int = 8
+    seed: int = 0
+    connect: str = "softmax"
+    decoder: str = "vae"
+    economy: Economy = field(default_factory=Economy)
+    micro_batches: int = 1
+
+    def __post_init__(self):
+        if set(self.losses) - set(LOSSES) or not self.losses:
+            raise ValueError(f"losses must name some of {', '.join(LOSSES)}, not {', '.join(self.losses) or 'none'}.")
+        if set(self.train) - set(ROLES) or not self.train:
+            raise ValueError(f"train must name captioner, generator or both, not {', '.join(self.train) or 'none'}.")
+        if self.steps < 1 or self.batch_size < 1 or not 0 < self.lr < 1:
+            raise ValueError(
+                f"steps {self.steps}, batch_size {self.batch_size}, lr {self.lr}: steps and batch_size start at 1, lr "
+                "lies between 0 and 1."
+            )
+        if not 1 <= self.micro_batches <= self.batch_size:
+            raise ValueError(
+                f"micro_batches is {self.micro_batches}: cut a batch of {self.batch_size} pairs in 1 to "
+                f"{self.batch_size} parts."
+            )
+        parts = [len(range(self.batch_size)[rows]) for rows in cut(self.batch_size, self.micro_batches)]
+        if (told := sum(map(self.economy.rows, parts))) != (whole := self.economy.rows(self.batch_size)):
+            raise ValueError(
+                f"A share of {self.economy.share:g} is {whole} of {self.batch_size} pairs, and in {self.micro_batches} "
+                f"micro_batches it would be {told}: take fewer of these, or another share."
+            )
+        if self.decoder not in ("vae", "tiny"):
+            raise ValueError(f"decoder is {self.decoder!r}: choose vae or tiny.")
+        if self.connect not in CONNECTIONS:
+            raise ValueError(f"connect is {self.connect!r}: choose one of {', '.join(CONNECTIONS)}.")
+
+    def key(self) -> dict:
+        """What it adds to the key of a run; whole batches go without saying."""
+        found = asdict(self) | {"losses": sorted(self.losses), "train": sorted(self.train)}
+        if self.micro_batches == 1:
+            del found["micro_batches"]
+        return found
+
+
+# The paper's choice of what moves (Section 5): BLIP's cross-attention queries, BLIP-2's query tokens, the U-Net's
+# cross-attention queries.
+TRAINED = {"blip": "crossattention.self.query", "blip-2": "query_tokens", "unet": "attn2.to_q"}
+CHECKPOINT_SECONDS = 60
+CLIP_NORM = 1.0  # the paper does not say
+EXPLODES = 10.0  # times the largest loss of the first steps
+
+
+class Diverged(RuntimeError):
+    """A loss that is no number, or that exploded."""
+
+
+def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Parameter]:
+    """Freeze the pair but for the paper's trainable sets; returns those, `role.name` -> parameter.
+
+    Raises:
+        ValueError: a model without the layers that the paper trains.
+    """
+    pair.requires_grad_(False)
+    parts = {
+        "captioner": (pair.model, TRAINED[pair.model.config.model_type]),
+        "generator": (pair.unet, TRAINED["unet"]),
+    }
+    found = {}
+    for role in train:
+        model, pattern = parts[role]
+        own = {f"{role}.{name}": p.requires_grad_(True) for name, p in model.named_parameters() if pattern in name}
+        if not own:
+            raise ValueError(f"The {role} has no parameters named {pattern}, which the paper trains.")
+        found |= own
+    return found
+
+
+class Finetuning:
+    """One run in progress, checkpointed in `folder`; afterwards `pair` holds the trained weights.
+
+    With micro-batches, and under `torchrun`, all ranks run it together; rank 0 alone writes.
+
+    Args:
+        folder: where the state lies; made if missing.
+        pair: its parameters named by `unfreeze` are trained in place.
+        pairs: the batches.
+        recipe: see `Recipe`.
+        key: all that the run depends on; a state of another key is refused.
+        progress: show a bar.
+
+    Attributes:
+        step: steps that are done.
+        curves: loss -> `(steps,)` float32, NaN where a step is not done.
+        seconds: that the steps before the state took from which this process started.
+
+    Raises:
+        ValueError: the folder holds the state of another run, or a damaged one; ranks that see different folders.
+        ranks.RankLost: not all ranks came.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pair: TalkingPair,
+        pairs: Pairs,
+        recipe: Recipe,
+        key: Mapping,
+        *,
+        progress: bool = True,
+    ):
+        self.folder, self.pairs, self.recipe, self.progress = folder, pairs, recipe, progress
+        self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.parameters = unfreeze(pair, recipe.train)
+        self.step, self.seconds, self._began = 0, 0.0, time.monotonic()
+        self.curves = {name: np.full(recipe.steps, np.nan, np.float32) for name in recipe.losses}
+        optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr)
+        together = recipe.micro_batches > 1 and processes.place().world_size > 1
+        self.accelerator = processes.accelerator(pair.model.device.type == "cpu", together)
+        with processes.answering("all began") if together else contextlib.nullcontext():
+            self.pair, self.optimizer = self.accelerator.prepare(pair.eval(), optimizer)
+        options = recipe.micro_batches, recipe.losses, self.parameters.values()
+        self._sum = micro_batches.Sum(self.accelerator, *options)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._load()
+        if together and len(seen := set(processes.told(self.step))) > 1:
+            raise ValueError(
+                f"The ranks find states of steps {', '.join(map(str, sorted(seen)))} in {folder}: give all ranks one "
+                "run store, on a file system that they share."
+            )
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def run(self, until: int | None = None) -> "Finetuning":
+        """Train to the recipe's end (or to step `until`); the state is saved every minute and at the end.
+
+        Raises:
+            Diverged: a loss is no finite number or has exploded; the last good state is kept.
+            ranks.RankLost: another rank is gone; so is it.
+        """
+        end, saved = min(until or self.recipe.steps, self.recipe.steps), time.monotonic()
+        quiet = not self.progress or not self.accelerator.is_main_process
+        with tqdm(total=end, initial=self.step, unit="step", mininterval=5, disable=quiet) as bar:
+            while self.step < end:
+                self.optimizer.zero_grad(set_to_none=True)
+                found = self._learn()
+                self._check(found)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:  # of weights whose losses have just been seen
+                    self._save()
+                    saved = time.monotonic()
+                if any(weight.grad is not None for weight in self.parameters.values()):
+                    norm = self.accelerator.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
+                    self._check({"the norm of the gradient": norm})
+                    self.optimizer.step()
+                for name, loss in found.items():
+                    self.curves[name][self.step] = loss.item()
+                self.step += 1
+                bar.update()
+            self._save()
+        return self
+
+    def _learn(self) -> dict[str, Tensor]:
+        """The losses of this step; the gradient of their sum is left in the parameters."""
+        if self.recipe.micro_batches == 1:
+            found = self.pair(self.pairs.batch(self.step))
+            self._backward(found)
+            return found
+        cuts = micro_batches.cut(self.recipe.batch_size, self.recipe.micro_batches)
+        weights = micro_batches.weights(self.pairs.counts(self.step), cuts, self.recipe.economy)
+        for k in self._sum.own:
+            with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
+                found = self.pair(self.pairs.batch(self.step, cuts[k]))
+                found = {name: loss * weights[k][name] for name, loss in found.items()}
+                self._backward(found)
+            self._sum.add(found)
+            self.optimizer.zero_grad(set_to_none=True)
+        return self._sum.take(self.step)
+
+    def _backward(self, found: dict[str, Tensor]) -> None:
+        total = torch.stack(list(found.values())).sum()
+        if total.requires_grad:  # a loss may reach nothing that moves
+            self.accelerator.backward(total)
+
+    def _check(self, found: dict[str, Tensor]) -> None:
+        for name, loss in found.items():
+            value, first = loss.item(), self.curves.get(name, np.empty(0))[:10]
+            bound = EXPLODES * np.nanmax(first) if 0 < len(first) <= self.step else math.inf
+            if math.isfinite(value) and value <= bound:
+                continue
+            kept = f"the state of step {self._saved_step} is kept in {self.state_file}" if self._saved_step else (
+                "no state had been saved yet")  # fmt: skip
+            raise Diverged(
+                f"{name} is {value:.4g} at step {self.step} (lr {self.recipe.lr:g}): the finetuning diverged and "
+                f"stops, and {kept}; run again with a smaller lr."
+            )
+
+    @property
+    def _saved_step(self) -> int:
+        if not self.state_file.exists():
+            return 0
+        with safe_open(self.state_file, "pt") as state:
+            return int(state.metadata()["step"])
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        content: shards.Content = {f"curve.{name}": curve for name, curve in self.curves.items()}
+        for name, parameter in self.parameters.items():
+            content[f"weight.{name}"] = parameter.detach().cpu().numpy()
+            for moment, value in self.optimizer.state[parameter].items():
+                if moment != "step":  # counted by the run itself
+                    content[f"{moment}.{name}"] = value.cpu().numpy()
+        seconds = self.seconds + time.monotonic() - self._began
+        metadata = {"step": str(self.step), "key": self.key, "seconds": f"{seconds:.3f}"}
+        shards.write(self.state_file, content, metadata)  # a kill leaves the old state or the new one
+
+    def _load(self) -> None:
+        if not self.state_file.exists():
+            return
+        try:
+            with safe_open(self.state_file, "pt") as state:
+                metadata = state.metadata() or {}
+                if metadata.get("key") != self.key:
+                    raise ValueError(
+                        f"{self.state_file} is the checkpoint of another run (other recipe, models or pairs): "
+                        "choose another folder, or remove it."
+                    )
+            content, _ = shards.read(self.state_file)
+        except (SafetensorError, shards.Broken) as error:
+            raise ValueError(f"{self.state_file} is damaged ({error}): remove it, and the run starts anew.") from error
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        for name, curve in self.curves.items():
+            curve[:] = content[f"curve.{name}"]
+        tensors = {name: torch.from_numpy(value) for name, value in content.items()}
+        for name, parameter in self.parameters.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight.{name}"])
+            if f"exp_avg.{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+                }

@@ -1,0 +1,359 @@
+"""What finetuning leaves: a profile whose captioner or generator is the trained one, in the Hugging Face layout.
+
+The trained weights lie in the run store as a shard of their own, beside one of the losses and the weights' digests that
+travels with the published run. The folders that other chapters load are written when they are first asked for
+(`dfl_utils.training.finetuned`), and are never committed; where the weights have not travelled, they are trained again.
+"""
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import nn
+
+from dfl_utils.models import captioner, checkpoint
+from dfl_utils.models.generator import decoder_folder, load_decoder, load_pipeline
+from dfl_utils.models.workshop import Workshop
+from dfl_utils.store import processes, provenance
+from dfl_utils.store.claims import claim
+from dfl_utils.store.store import Job, Kind, RunStore
+from dfl_utils.training import pairs
+from dfl_utils.training.finetune import ROLES, TRAINED, Finetuning, Recipe
+from dfl_utils.training.losses import TalkingPair
+from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
+
+WEIGHTS = Kind("weights", travels=False, made_from=(pairs.LATENTS,))
+FINETUNING = Kind("finetuning", made_from=(WEIGHTS,))
+VOCABULARY_MAP = Kind("vocabulary-map")
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished run.
+
+    Attributes:
+        recipe: what was run.
+        profile: the profile with the finetuned checkpoints in place of those that moved; a folder is written when it is
+            first located.
+        losses: loss -> its value at every step, `(steps,)` float32.
+        seconds: that the training took when it was run, with what it took before it was resumed; NaN where that is not
+            known any more.
+    """
+
+    recipe: Recipe
+    profile: Profile
+    losses: dict[str, np.ndarray]
+    seconds: float
+
+
+class Finetuner(Workshop):
+    """Runs recipes on one profile's pair and one set of examples, through the run store.
+
+    Args:
+        profile: the pair to start from.
+        store: where runs are kept.
+        examples: training images with their captions.
+        progress: show bars.
+    """
+
+    def __init__(self, profile: Profile, store: RunStore, examples: Sequence[Example], *, progress: bool = True):
+        super().__init__(profile, store, progress=progress)
+        self._like: Finetuner | None = None
+        self.examples = list(examples)
+        captions = "\n".join(text for example in self.examples for text in example.references)
+        self._examples_key = self.images_key(self.examples) | {
+            "captions": hashlib.sha256(captions.encode()).hexdigest()
+        }
+
+    def on(self, examples: Sequence[Example]) -> "Finetuner":
+        """The same pair on other examples: its models, which no run trains, are not loaded again."""
+        other = Finetuner(self.profile, self.store, examples, progress=self.progress)
+        other._like = self
+        return other
+
+    @property
+    def vocabulary_map(self) -> VocabularyMap:
+        """The map of the pair's tokenizers, learned from the examples' captions."""
+        return self._while_same("map", self._checkpoints, self._find_map)
+
+    @vocabulary_map.setter
+    def vocabulary_map(self, chosen: VocabularyMap) -> None:
+        """A map in place of the learned one, for as long as the models stay these."""
+        self._loaded["map"] = self._checkpoints, chosen
+
+    def _find_map(self) -> VocabularyMap:
+        def make():
+            texts = [text for example in self.examples for text in example.references]
+            model, tokenizer = self._base_models[0], self._base_models[1].tokenizer
+            size = model.model.config.text_config.vocab_size
+            return VocabularyMap.make(model.processor.tokenizer, tokenizer, texts, vocab_size=size).to_content()
+
+        key = {"models": self._checkpoints, "captions": self._examples_key["captions"]}
+        return VocabularyMap.from_content(self.store.get_or_make(VOCABULARY_MAP, key, make))
+
+    @property
+    def _checkpoints(self) -> list[str]:
+        return [self._checkpoint(role) for role in ROLES]
+
+    @property
+    def _base_models(self) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
+        """Loaded once and never trained; a run trains copies, in float32 whatever the profile infers in."""
+        if self._like:
+            return self._like._base_models
+        return self._while_same("pair", self._checkpoints, self._load_pair)
+
+    def _load_pair(self) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
+        return captioner.load(replace(self.profile, dtype="float32")), load_pipeline(self.profile)
+
+    @property
+    def _latents(self) -> torch.Tensor:
+        return self._while_same("latents", self._checkpoints, self._find_latents)
+
+    def _find_latents(self) -> torch.Tensor:
+        model, pipeline = self._base_models
+        pairs.check(model, pipeline, self.examples)
+        return pairs.latents(self, pipeline, self.examples)
+
+    def pair(self, recipe: Recipe) -> tuple[TalkingPair, StableDiffusionPipeline]:
+        """Models as they were before any training, in one module; what no recipe trains is shared."""
+        model, pipeline = map(copy.copy, self._base_models)
+        model.model = _copied(model.model, TRAINED.get(model.model.config.model_type, ""))
+        pipeline.unet = _copied(pipeline.unet, TRAINED["unet"])
+        decoder = load_decoder(self.profile) if recipe.decoder == "tiny" else None
+        made = TalkingPair(
+            model,
+            pipeline,
+            self.vocabulary_map,
+            recipe.losses,
+            decoder=decoder,
+            connect=recipe.connect,
+            economy=recipe.economy,
+        )
+        return made.to(self.profile.device), pipeline
+
+    def pairs(self, pair: TalkingPair, pipeline: StableDiffusionPipeline, recipe: Recipe) -> pairs.Pairs:
+        """The batches of a recipe."""
+        options = {"batch_size": recipe.batch_size, "seed": recipe.seed}
+        return pairs.Pairs(pair.captioner, pipeline, self.examples, self._latents, **options)
+
+    def run(self, recipes: Sequence[Recipe]) -> list[Finetuned]:
+        """Every recipe's result, found or made now.
+
+        Several ranks share the recipes; those with micro-batches they make together, one after the other.
+
+        Raises:
+            ValueError: what `pairs.check` finds, before anything is trained.
+            finetune.Diverged: a run went astray; those before it are kept.
+            ranks.RankLost: another rank is gone from a run that all make together.
+        """
+        several = processes.place().world_size > 1
+        jobs = [self._job(recipe) for recipe in recipes]
+        joint = [several and recipe.micro_batches > 1 for recipe in recipes]
+        try:
+            alone = [self._curves(job) for job, j in zip(jobs, joint, strict=True) if not j]
+            found = iter(self.fill(alone, "finetuning"))
+            contents = [self._together(job) if j else next(found) for job, j in zip(jobs, joint, strict=True)]
+        finally:
+            self._sweep(jobs)
+        for job in jobs:  # its cost belongs to this run also where only its losses were read
+            self.store.count(*job[:2])
+        return [
+            self._finetuned(recipe, job, content) for recipe, job, content in zip(recipes, jobs, contents, strict=True)
+        ]
+
+    def _curves(self, job: Job) -> Job:
+        """What travels of a run: its losses, and the digests of the weights that it left."""
+
+        def make():
+            content = self.store.get_or_make(*job)
+            roles = sorted({name.split(".")[1] for name in content if name.startswith("weight.")})
+            losses = {name: value for name, value in content.items() if name.startswith("loss.")}
+            return losses | {"roles": roles, "digests": [_digest(_weights(content, role)) for role in roles]}
+
+        return FINETUNING, job[1], make
+
+    def _job(self, recipe: Recipe) -> Job:
+        key = {
+            "recipe": recipe.key(),
+            "captioner": self.captioner_key(),
+            "generator": self.made_by("generator") | {"image_size": self.profile.image_size},
+            "examples": self._examples_key,
+            "map": self.vocabulary_map.fingerprint(),
+        }
+        if recipe.decoder == "tiny":
+            folder, commit = Path(decoder_folder(self.profile)), self.profile.revision(self.profile.tiny_decoder)
+            key["decoder"] = provenance.checkpoint_hash(folder) if folder.is_dir() else f"{folder}@{commit}"
+
+        def make():
+            pair, pipeline = self.pair(recipe)
+            folder = self.store.path(WEIGHTS, key).with_suffix(".training")
+            lessons = self.pairs(pair, pipeline, recipe)
+            training = Finetuning(folder, pair, lessons, recipe, key, progress=self.progress).run()
+            weights = {f"weight.{name}": p.detach().cpu().numpy() for name, p in training.parameters.items()}
+            curves = {f"loss.{name}": curve for name, curve in training.curves.items()}
+            return weights | curves, recipe.steps, training.seconds
+
+        return WEIGHTS, key, make
+
+    def _together(self, job: Job) -> dict:
+        """The losses of a run that all ranks make step by step; rank 0 holds the weights' claim, and alone writes."""
+        kind, key, make = job
+        losses = self._curves(job)
+        processes.join(self.profile.device == "cpu")
+        if processes.place().rank:
+            if processes.told(0)[0]:
+                found = make()
+                self.store.get_or_make(kind, key, lambda: found)  # what rank 0 has written
+            return self.store.get_or_make(*losses)
+        asked = []
+
+        def make_with_all():
+            asked.append(processes.told(1))
+            return make()
+
+        content = self.store.get_or_make(FINETUNING, key, self._curves((kind, key, make_with_all))[2])
+        if not asked:  # it was there
+            processes.told(0)
+        return content
+
+    def _sweep(self, jobs: Sequence[Job]) -> None:
+        """Remove the states of runs whose weights are stored, and not before."""
+        for path in (self.store.path(kind, key) for kind, key, _ in jobs):
+            if path.exists():
+                shutil.rmtree(path.with_suffix(".training"), ignore_errors=True)
+
+    def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
+        stem = self.store.path(*job[:2]).stem
+        folders, contents, writers = {}, {}, {}
+        for role, digest in zip(content["roles"], content["digests"], strict=True):
+            folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
+            folders[role] = folder
+            contents[folder] = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
+            writers[folder] = partial(self._write, role, job)
+        losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
+        trained = TrainedProfile.of(self.profile, folders, contents, writers)
+        seconds, _ = self.store.cost(*job[:2]) or (np.nan, 0)
+        return Finetuned(recipe, trained, losses, seconds)
+
+    def _write(self, role: str, job: Job, place: Path) -> None:
+        weights = _weights(self.store.get_or_make(*job), role)
+        model, pipeline = self._base_models
+        base = self._base(role)
+        if role == "captioner":
+            write_captioner(place, base, model.model, weights)
+        else:
+            write_generator(place, base, pipeline.unet, weights)
+
+    def _base(self, role: str) -> str:
+        model = getattr(self.profile, role)
+        folder, revision = self.profile.locate(model), self.profile.revision(model)
+        return folder if Path(folder).is_dir() else snapshot_download(folder, revision=revision, local_files_only=True)
+
+
+def _weights(content: dict, role: str) -> dict[str, np.ndarray]:
+    """The trained weights of a role, by their names in its model."""
+    prefix = f"weight.{role}."
+    return {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+
+
+def _digest(weights: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode() + weights[name].tobytes())
+    return digest.hexdigest()
+
+
+def _copied(model: nn.Module, trained: str) -> nn.Module:
+    """A copy whose frozen weights are the original's: only those whose names hold `trained` take memory twice."""
+    return copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if trained not in name})
+
+
+# --- A profile of finetuned models, whose checkpoint folders are written when somebody first asks where they are.
+
+Writer = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class TrainedProfile(Profile):
+    """A profile some of whose models are folders that can be written.
+
+    Attributes:
+        contents: folder -> what stands for it in keys: what it was trained from, and the digest of its weights.
+        writers: folder -> what writes it into a place that is moved there afterwards.
+    """
+
+    contents: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    writers: Mapping[str, Writer] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, base: Profile, folders: Mapping[str, str], contents: Mapping[str, str], writers: Mapping[str, Writer]
+    ) -> "TrainedProfile":
+        """`base` with other models: role -> folder."""
+        same = {one.name: getattr(base, one.name) for one in fields(base) if one.name not in ("contents", "writers")}
+        own = {"contents": contents, "writers": writers}
+        return cls(**same | folders, **{name: getattr(base, name, {}) | value for name, value in own.items()})
+
+    def trained(self, model: str) -> str | None:
+        return self.contents.get(model)
+
+    def locate(self, model: str) -> str:
+        """As `Profile.locate`; a folder of `writers` that is not there is written first."""
+        if model in self.writers and not Path(model).is_dir():
+            _atomically(Path(model), self.writers[model])
+        return super().locate(model)
+
+    def __reduce__(self):
+        """Another process gets the folders, written, and not the models that write them."""
+        for folder in self.writers:
+            self.locate(folder)
+        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.name != "writers")
+
+
+def write_captioner(place: Path, base: str, model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """A captioner's folder: what lies in `base` beside its weights, and those of `model` with `weights` set."""
+    shutil.copytree(base, place, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin*"))
+    _with(model, weights).save_pretrained(place)
+
+
+def write_generator(place: Path, base: str, unet: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """A pipeline's folder: the other parts of `base`, and `unet` with `weights` set."""
+    shutil.copytree(base, place, ignore=shutil.ignore_patterns("unet", "*.bin", "*.ckpt"))
+    # Under names like those of the other parts: a pipeline is loaded in one variant.
+    _with(unet, weights).save_pretrained(place / "unet", variant=checkpoint.variant(base))
+
+
+def _with(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
+    model = copy.deepcopy(model)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(torch.from_numpy(value))
+    return model
+
+
+def _atomically(folder: Path, write: Writer) -> None:
+    """Written by one process at a time; a kill leaves no folder, or a whole one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with claim(folder.with_suffix(".claim")):
+        if folder.is_dir():
+            return
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            write(partial)
+            partial.rename(folder)
+        except (OSError, SafetensorError) as error:  # the latter of weights that find no room
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{folder} cannot be written ({error}): free some space, or set DFL_STORE.") from error

@@ -1,0 +1,216 @@
+"""The four losses of Section 4, of a captioner and a Stable Diffusion generator that talk to each other.
+
+`caption_loss` (Eq. 1) and `generation_loss` (Eq. 3) teach each model alone; `image_reconstruction_loss` (Eq. 2) sends
+the captioner's token distributions through the generator; `text_reconstruction_loss` (Eq. 4) sends the generator's
+one-step image through the captioner.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfl_utils.models.captioner import Captioner
+from dfl_utils.training import connection, teacher_forcing
+from dfl_utils.training.teacher_forcing import Caption
+from dfl_utils.training.vocabulary import VocabularyMap
+
+LOSSES = ("caption_loss", "image_reconstruction_loss", "generation_loss", "text_reconstruction_loss")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B image-caption pairs, and the noise of their step.
+
+    Attributes:
+        pixel_values: `(B, 3, S, S)` the images as the captioner's processor gives them.
+        caption: the captions as the captioner reads them.
+        prompt_ids: `(B, L)` the captions as the generator reads them.
+        latents: `(B, C, h, w)` the images as the generator sees them, scaled.
+        timesteps: `(B,)` uniform over the noise schedule.
+        noise: like `latents`, standard normal.
+        seed: of whatever else the step draws.
+        words_before: tokens, ends not counted, of the captions of the step's batch that lie before these; what is
+            drawn for them is passed over, so that a pair's noise does not depend on how its batch was cut.
+    """
+
+    pixel_values: Tensor
+    caption: Caption
+    prompt_ids: Tensor
+    latents: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    seed: int = 0
+    words_before: int = 0
+
+    def rows(self, chosen: slice) -> "Batch":
+        """The pairs in `chosen`, a slice of step 1."""
+        tensors = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise")
+        parts = {name: getattr(self, name)[chosen] for name in tensors}
+        return replace(self, caption=self.caption.rows(chosen), **parts)
+
+
+@dataclass(frozen=True)
+class Economy:
+    """What a joint step saves; the default is the paper's step, to the letter.
+
+    Attributes:
+        threshold: see `connection.mapped_embeds`.
+        share: part of each batch that goes through the two reconstructions, in (0, 1]; its mean is an unbiased
+            estimate of the same loss.
+    """
+
+    threshold: float = 0.0
+    share: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1 or not 0 <= self.threshold < 1:
+            raise ValueError(
+                f"share is {self.share} and threshold {self.threshold}: a share lies above 0 and not above 1, a "
+                "threshold from 0 to below 1."
+            )
+
+    def rows(self, size: int) -> int:
+        """Rows of a batch of that size that go through each of the reconstructions, at least one."""
+        return max(1, round(self.share * size))
+
+
+def one_step_image(scheduler: DDPMScheduler, noisy: Tensor, timesteps: Tensor, predicted_noise: Tensor) -> Tensor:
+    """The clean latents that a noise prediction implies (Section 4.2), `(B, C, h, w)`, differentiable in it."""
+    kept = scheduler.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1).to(noisy.dtype)
+    return (noisy - (1 - kept).sqrt() * predicted_noise) / kept.sqrt()
+
+
+class TalkingPair(nn.Module):
+    """Captioner and generator in one module, whose forward gives the losses: one optimiser and one DDP wrap suffice.
+
+    Args:
+        captioner: BLIP or BLIP-2.
+        pipeline: Stable Diffusion; its U-Net must keep gradients (not through `generator.use_onednn`).
+        vocabulary_map: captioner's tokens -> generator's.
+        losses: some of `LOSSES`; passes that none of them needs are not run.
+        decoder: makes pixels of the one-step latents: the pipeline's own `vae` if None, or an `AutoencoderTiny`.
+        connect: see `connection.distributions`.
+        economy: see `Economy`.
+
+    Raises:
+        ValueError: unknown losses, a generator that does not predict noise, a map of other vocabularies.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        pipeline: StableDiffusionPipeline,
+        vocabulary_map: VocabularyMap,
+        losses: tuple[str, ...] = LOSSES,
+        *,
+        decoder: AutoencoderKL | AutoencoderTiny | None = None,
+        connect: str = "softmax",
+        economy: Economy | None = None,
+    ):
+        super().__init__()
+        unknown = set(losses) - set(LOSSES)
+        if unknown or not losses:
+            raise ValueError(
+                f"losses must name some of {', '.join(LOSSES)}, not {', '.join(sorted(unknown)) or 'none'}."
+            )
+        if pipeline.scheduler.config.prediction_type != "epsilon":
+            raise ValueError(
+                f"The generator predicts {pipeline.scheduler.config.prediction_type}; the losses of Section 4 need one "
+                "that predicts noise (prediction_type epsilon)."
+            )
+        self.text_encoder, self.unet, self.model = pipeline.text_encoder, pipeline.unet, captioner.model
+        vocabulary_map.check(
+            captioner.model.config.text_config.vocab_size, self.text_encoder.get_input_embeddings().num_embeddings
+        )
+        tokenizer = pipeline.tokenizer
+        vocabulary_map.check(captioner.processor.tokenizer, tokenizer)  # as large is not yet the same
+        self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.captioner, self.scheduler = captioner, pipeline.scheduler
+        self.decoder = decoder or pipeline.vae
+        self.losses, self.connect, self.economy = tuple(losses), connect, economy or Economy()
+        self.register_buffer("index", vocabulary_map.index, persistent=False)
+        processor = captioner.processor.image_processor
+        self.register_buffer("mean", torch.tensor(processor.image_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor.image_std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Each loss of `losses`, a scalar: cross-entropies in nats a token, squared errors a latent value."""
+        size = len(batch.timesteps)
+        share = self.economy.rows(size)
+        found, prompts, targets = {}, [], []
+        if self._wants("caption_loss", "image_reconstruction_loss"):
+            needed = slice(0, size if self._wants("caption_loss") else share)
+            part = batch.rows(needed)
+            logits = self._predict(part.pixel_values, part.caption)
+            if self._wants("caption_loss"):
+                found["caption_loss"] = F.cross_entropy(logits, part.caption.targets)
+            if self._wants("image_reconstruction_loss"):
+                told = part.caption.rows(slice(0, share))
+                prompts.append(
+                    self.soft_prompt(
+                        logits[: len(told.targets)], told, batch.prompt_ids.shape[1], batch.seed, batch.words_before
+                    )
+                )
+                targets.append(slice(0, share))
+        if self._wants("generation_loss", "text_reconstruction_loss"):
+            asked = slice(0 if self._wants("generation_loss") else size - share, size)
+            with torch.no_grad():
+                prompts.append(self.text_encoder(batch.prompt_ids[asked]).last_hidden_state)
+            targets.append(asked)
+        if prompts:
+            found |= self._draw(batch, prompts, targets, size - share)
+        return {name: found[name] for name in self.losses}
+
+    def soft_prompt(
+        self, logits: Tensor, caption: Caption, length: int, seed: int = 0, words_before: int = 0
+    ) -> Tensor:
+        """What the generator is told by the captioner's predictions: `encoder_hidden_states` `(B, length, D)`.
+
+        The predictions of the prompt are not among `logits`, that of the end gives way to the generator's own.
+        """
+        stream = torch.Generator().manual_seed(seed + 1)  # another than that of the batch's noise
+        if words_before and self.connect != "softmax":
+            torch.rand(words_before, logits.shape[-1], generator=stream)
+        told = connection.distributions(logits[caption.words], self.connect, generator=stream)
+        table = self.text_encoder.get_input_embeddings().weight
+        # A one-hot draw hides the columns through which its gradient flows: all of them are kept.
+        threshold = self.economy.threshold if self.connect == "softmax" else 0.0
+        embeds = connection.mapped_embeds(told, self.index, table, threshold)
+        return connection.soft_prompt(self.text_encoder, embeds, caption.counts, length, self.ends)
+
+    def _wants(self, *names: str) -> bool:
+        return any(name in self.losses for name in names)
+
+    def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
+        return teacher_forcing.target_logits(self.captioner, self.captioner._encode(pixel_values), caption)
+
+    def _draw(self, batch: Batch, prompts: list[Tensor], rows: list[slice], first_read: int) -> dict[str, Tensor]:
+        """Both noise predictions in one pass of the U-Net, and what they cost."""
+        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        sample = torch.cat([noisy[part] for part in rows]).contiguous(memory_format=torch.channels_last)
+        timesteps = torch.cat([batch.timesteps[part] for part in rows])
+        predicted = self.unet(sample, timesteps, torch.cat(prompts)).sample
+        found = {}
+        if self._wants("image_reconstruction_loss"):
+            told, predicted = predicted[: rows[0].stop], predicted[rows[0].stop :]
+            found["image_reconstruction_loss"] = F.mse_loss(told, batch.noise[rows[0]])
+        if self._wants("generation_loss"):
+            found["generation_loss"] = F.mse_loss(predicted, batch.noise)
+        if self._wants("text_reconstruction_loss"):
+            part = batch.rows(slice(first_read, len(batch.timesteps)))
+            clean = one_step_image(
+                self.scheduler, noisy[first_read:], part.timesteps, predicted[-len(part.timesteps) :]
+            )
+            logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), part.caption)
+            found["text_reconstruction_loss"] = F.cross_entropy(logits, part.caption.targets)
+        return found
+
+    def as_pixel_values(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scaled latents as the captioner sees images: decoded, resized, normalised; differentiable."""
+        images = self.decoder.decode(latents / self.decoder.config.scaling_factor).sample / 2 + 0.5
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return (images - self.mean) / self.std

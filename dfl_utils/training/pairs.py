@@ -1,0 +1,165 @@
+"""Image-caption pairs for the finetuning: checked before any work, latents made once, batches fixed by the step."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from dfl_utils.models.captioner import Blip2Captioner, BlipCaptioner, Captioner
+from dfl_utils.models.workshop import Workshop, read
+from dfl_utils.store import blocks
+from dfl_utils.store.store import Job, Kind
+from dfl_utils.training import teacher_forcing
+from dfl_utils.training.losses import Batch
+from dfl_utils.world.data import Example
+
+LATENTS = Kind("latents", travels=False)
+LATENT_BLOCK = 256  # images a shard of latents
+ENCODE_BATCH = 32
+WHOLE = slice(None)
+
+
+def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> Tensor:
+    """What the generator sees of images, `(images, C, h, w)`: scaled means of the autoencoder's posterior.
+
+    Nothing that is trained changes them, so they are made once and kept in the store; only for images that lack them
+    is the autoencoder run.
+    """
+    vae, size = pipeline.vae, workshop.profile.image_size
+
+    def job(part: Sequence[Example]) -> Job:
+        @torch.no_grad()
+        def make():
+            processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
+            found = []
+            for start in range(0, len(part), ENCODE_BATCH):
+                pixels = processor.preprocess(read(part[start : start + ENCODE_BATCH]), size, size)
+                pixels = pixels.to(vae.device, vae.dtype, memory_format=torch.channels_last)
+                found.append(vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
+            return {"latents": torch.cat(found).contiguous().float().cpu().numpy()}, len(part)
+
+        key = workshop.made_by("generator") | {"image_size": size} | workshop.images_key(part)
+        return LATENTS, key, make
+
+    jobs = [job(examples[start : start + LATENT_BLOCK]) for start in range(0, len(examples), LATENT_BLOCK)]
+    return torch.from_numpy(np.concatenate([content["latents"] for content in workshop.fill(jobs, "latents")]))
+
+
+class Pairs:
+    """Batches of images with one of their captions, shuffled anew each epoch; a batch depends on seed and step alone.
+
+    Args:
+        captioner, pipeline: the models that will read the pairs.
+        examples: images with captions (their `references`), held to `check`.
+        latents: of the images, see `latents`.
+        batch_size: pairs a step (paper: 8).
+        seed: order, choice of captions, timesteps and noise.
+
+    Raises:
+        ValueError: no images, no batch, latents of other images, a negative seed.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        pipeline: StableDiffusionPipeline,
+        examples: Sequence[Example],
+        latents: Tensor,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+    ):
+        blocks.check_seed(seed)
+        if not examples or batch_size < 1 or len(latents) != len(examples):
+            raise ValueError(
+                f"{len(examples)} images, latents of {len(latents)} and a batch of {batch_size}: give at least one "
+                "image, its latents, and a batch of at least 1."
+            )
+        self.captioner, self.pipeline = captioner, pipeline
+        self.examples, self.batch_size, self.seed = list(examples), batch_size, seed
+        self.latents = latents
+        self.steps_per_epoch = -(-len(self.examples) // batch_size)
+
+    def batch(self, step: int, rows: slice = WHOLE) -> Batch:
+        """The pairs of a step, or some rows of them; an epoch's last batch is filled up from the epoch's beginning."""
+        pairs, latents, seed = self._drawn(step)
+        return self.make(pairs, latents, seed, rows)
+
+    def counts(self, step: int) -> tuple[int, ...]:
+        """Tokens of each caption of a step's batch, the end not counted."""
+        return self._read([pair.references[0] for pair in self._drawn(step)[0]]).counts
+
+    def _drawn(self, step: int) -> tuple[list[Example], Tensor, int]:
+        """Images with the caption chosen of each, their latents and the seed of the step's noise."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+        chosen = np.resize(np.roll(order, -place * self.batch_size), self.batch_size)
+        stream = np.random.default_rng([self.seed, epoch, place + 1])  # with a 0 at its end it were the order's stream
+        pairs = [replace(e, references=(e.references[stream.integers(len(e.references))],)) for e in self._of(chosen)]
+        return pairs, self.latents[chosen], int(stream.integers(2**31))
+
+    def make(self, pairs: Sequence[Example], latents: Tensor, seed: int, rows: slice = WHOLE) -> Batch:
+        """One batch of examples with their first caption, noised by `seed`; of its `rows` alone, if these are given.
+
+        The noise of a row is that which it has in the whole batch.
+        """
+        captions = [example.references[0] for example in pairs]
+        images = self.captioner.processor.image_processor(read(pairs[rows]), return_tensors="pt").pixel_values
+        stream = torch.Generator().manual_seed(seed)
+        steps = self.pipeline.scheduler.config.num_train_timesteps
+        timesteps = torch.randint(steps, (len(pairs),), generator=stream)
+        noise = torch.randn(latents.shape, generator=stream)
+        device = self.captioner.model.device
+        before = captions[: rows.start or 0]
+        words_before = sum(self._read(before).counts) if before else 0
+        caption = self._read(captions[rows]).to(device)
+        tensors = (images, prompt_ids(self.pipeline, captions[rows]), latents[rows], timesteps[rows], noise[rows])
+        pixel_values, ids, clean, timesteps, noise = (tensor.to(device) for tensor in tensors)
+        return Batch(pixel_values, caption, ids, clean, timesteps, noise, seed, words_before)
+
+    def _read(self, captions: Sequence[str]) -> teacher_forcing.Caption:
+        return teacher_forcing.read(self.captioner, captions, image_tokens(self.captioner))
+
+    def _of(self, chosen: np.ndarray) -> list[Example]:
+        return [self.examples[k] for k in chosen]
+
+
+def prompt_ids(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> Tensor:
+    """Captions as the generator's own pipeline tokenises a prompt, `(B, positions)`."""
+    tokenizer = pipeline.tokenizer
+    return tokenizer(
+        list(captions), padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+
+
+def image_tokens(captioner: Captioner) -> int:
+    """Places that an image takes in the text side's positions: BLIP-2's queries; none with BLIP's cross-attention."""
+    return getattr(captioner.model.config, "num_query_tokens", 0)
+
+
+def check(captioner: Captioner, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> None:
+    """Every caption fits both models; ValueError names the first image that has none, or one that does not."""
+    if not isinstance(captioner, BlipCaptioner | Blip2Captioner):
+        raise ValueError(
+            f"{captioner.model.name_or_path} is a {type(captioner.model).__name__}, and the finetuning needs a BLIP or "
+            "BLIP-2 captioner (Section 5 names what moves in those): give one."
+        )
+    room = pipeline.tokenizer.model_max_length
+    for example in examples:
+        if not example.references:
+            raise ValueError(f"Image {example.image_id} has no caption to learn from: leave it out.")
+        try:
+            own = teacher_forcing.read(captioner, example.references, image_tokens(captioner))
+        except ValueError as error:
+            raise ValueError(f"Image {example.image_id}: {error}") from None
+        lengths = [len(row) for row in pipeline.tokenizer(list(example.references), verbose=False).input_ids]
+        longest = max(*lengths, *(count + 2 for count in own.counts))
+        if longest > room:
+            raise ValueError(
+                f"Image {example.image_id} has a caption of {longest} tokens, and the generator reads {room}: "
+                "shorten it or leave it out."
+            )

@@ -1,0 +1,244 @@
+"""What a joint step costs beside a captioning step and a generation step: FLOPs counted, seconds measured, by part.
+
+A step is a forward and a backward pass; in seconds also AdamW's update. Both are shards of the run store: seconds
+belong to the day and the machine that they were measured on, which they name, and are not measured again.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.workshop import read
+from dfl_utils.store import provenance
+from dfl_utils.store.store import Kind
+from dfl_utils.training import full_size, pairs
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.losses import LOSSES, Batch
+from dfl_utils.training.shape_counter import ShapeCounter
+from dfl_utils.training.step_ways import DEPENDS, STEPS, Step, Way, ways
+from dfl_utils.training.vocabulary import VocabularyMap
+
+LOSSES_OF_WAYS, FLOPS, PUBLISHED_FLOPS = Kind("step-losses"), Kind("step-flops"), Kind("step-flops-published")
+SECONDS = Kind("step-seconds")
+SEED = 0  # of the batch's timesteps and noise
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step costs in each way.
+
+    Attributes:
+        ways: their names.
+        spent: `(rounds, ways, steps, parts, 2)` in the order of `STEPS`, `step_ways.PARTS` and `DIRECTIONS`; seconds,
+            or FLOPs, which have one round.
+        when, where: the day, and processor, cores, threads and torch.
+    """
+
+    ways: tuple[str, ...]
+    spent: np.ndarray
+    when: str
+    where: str
+
+    def of(self, step: str) -> np.ndarray:
+        """`(rounds, ways)` of one of `STEPS`."""
+        return self.spent[:, :, list(STEPS).index(step)].sum((-1, -2))
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """`(rounds, ways)`: a joint step over a captioning and a generation step of the same round and way."""
+        return self.of("joint") / (self.of("captioning") + self.of("generation"))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Models and one batch that every way is tried on; `images` are the batch's as the autoencoder takes them."""
+
+    captioner: Captioner
+    pipeline: StableDiffusionPipeline
+    vocabulary_map: VocabularyMap
+    tiny: AutoencoderTiny
+    batch: Batch
+    images: Tensor
+    _ready: dict = field(default_factory=dict)
+
+    def step(self, name: str, way: Way) -> Step:
+        """One of `STEPS` in one way, ready to run: the steps share their models, and this freezes what it freezes."""
+        if (name, way) not in self._ready:
+            step = Step(self.captioner, self.pipeline, self.vocabulary_map, self.tiny, name, way)
+            self._ready[name, way] = step.to(self.images.device).eval()
+        self._ready[name, way].prepare()
+        return self._ready[name, way]
+
+    @torch.no_grad()
+    def losses(self, tried: Mapping[str, Way]) -> np.ndarray:
+        """`(ways, 4)` losses of the joint step, in the order of `LOSSES`."""
+        steps = [self.step("joint", way) for way in tried.values()]
+        found = [step(self.batch, self.images) for step in steps]
+        return np.array([[losses[name].item() for name in LOSSES] for losses in found])
+
+    def flops(self, tried: Mapping[str, Way], counter: FlopCounterMode | ShapeCounter | None = None) -> np.ndarray:
+        """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions, or another counter does.
+
+        Attention is counted as the products that it consists of: of its kernel for a CPU torch knows no count.
+        """
+        counter = counter or FlopCounterMode(display=False)
+
+        def count(name: str, way: Way) -> np.ndarray:
+            with sdpa_kernel(SDPBackend.MATH), counter:
+                return self.step(name, way).spend(self.batch, self.images, counter.get_total_flops)
+
+        return _each(tried, count)[None]
+
+    def seconds(self, tried: Mapping[str, Way], rounds: int) -> np.ndarray:
+        """`(rounds, ways, steps, parts, 2)` on one thread: every round does all, and one more before them warms up."""
+        updates: dict = {}
+
+        def measure(name: str, way: Way) -> np.ndarray:
+            step = self.step(name, way)
+            if (name, way) not in updates:
+                updates[name, way] = torch.optim.AdamW(step.prepare(), lr=0.0).step  # it costs, and moves nothing
+            return step.spend(self.batch, self.images, self._clock, updates[name, way])
+
+        with _one_thread():
+            return np.array([_each(tried, measure) for _ in range(rounds + 1)])[1:]
+
+    def _clock(self) -> float:
+        if self.images.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class StepCost:
+    """Counts and measures the ways on a profile's own models, and counts them at the published sizes.
+
+    Args:
+        finetuner: its profile, store and examples; the first of these are the batch, each with its first caption.
+        tried: the ways; all of `step_ways.ways()` by default.
+        batch_size: pairs a step (paper: 8).
+
+    Raises:
+        ValueError: fewer examples than a batch holds, or none in it; no ways.
+    """
+
+    def __init__(self, finetuner: Finetuner, tried: Mapping[str, Way] | None = None, *, batch_size: int = 8):
+        if not 1 <= batch_size <= len(finetuner.examples):
+            raise ValueError(
+                f"batch_size is {batch_size} and there are {len(finetuner.examples)} examples: a step needs at least "
+                "one pair, and not more than there are."
+            )
+        self.finetuner, self.ways = finetuner, dict(ways() if tried is None else tried)
+        if not self.ways:
+            raise ValueError("tried names no way of doing a step: give at least one of step_ways.ways().")
+        self.examples = finetuner.examples[:batch_size]
+
+    def losses(self) -> np.ndarray:
+        """`(ways, 4)` losses of the batch, in the order of `losses.LOSSES`: what the ways approximate shows here."""
+
+        def measured():
+            return {"losses": self.bench.losses(self.ways)}, len(self.ways)
+
+        return self.finetuner.store.get_or_make(LOSSES_OF_WAYS, self._key(), measured)["losses"]
+
+    def flops(self) -> Costs:
+        """FLOPs of a step of the profile's models."""
+        return self._kept(FLOPS, lambda: self.bench.flops(self.ways))
+
+    def seconds(self, rounds: int) -> Costs:
+        """Seconds of a step of the profile's models, as they were when this was first asked; `rounds` at least 1."""
+        if rounds < 1:
+            raise ValueError(f"rounds is {rounds}: measure at least one.")
+        return self._kept(SECONDS, lambda: self.bench.seconds(self.ways, rounds), rounds=rounds)
+
+    def published_flops(self) -> Costs:
+        """FLOPs of a step at the sizes of the paper's models, whose weights are not needed for it; see `full_size`.
+
+        No way has a threshold here: which columns it leaves out is known of numbers alone.
+        """
+        exact = {name: replace(way, threshold=0.0) for name, way in self.ways.items()}
+
+        def count() -> np.ndarray:
+            own = self.bench
+            model, pipeline, tiny = full_size.models(own.captioner, own.pipeline.tokenizer)
+            batch, images = full_size.batch(own.batch.caption)
+            return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact, ShapeCounter())
+
+        return self._kept(PUBLISHED_FLOPS, count)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """The profile's models and the batch."""
+        finetuner, size = self.finetuner, self.finetuner.profile.image_size
+        pair, pipeline = finetuner.pair(Recipe(decoder="tiny"))
+        processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
+        images = processor.preprocess(read(self.examples), size, size)
+        images = images.to(finetuner.profile.device, memory_format=torch.channels_last)
+        models = (pair.captioner, pipeline, finetuner.vocabulary_map, pair.decoder)
+        with torch.no_grad():
+            latents = Step(*models, "joint", Way()).encode(images).contiguous().cpu()
+        lessons = pairs.Pairs(pair.captioner, pipeline, self.examples, latents)
+        return Bench(*models, lessons.make(self.examples, latents, SEED), images)
+
+    def _kept(self, kind: Kind, make: Callable[[], np.ndarray], **asked: int) -> Costs:
+        def measured():
+            spent = make()
+            return {"spent": spent, "noted": [date.today().isoformat(), _machine()]}, spent[..., 0, 0].size
+
+        found = self.finetuner.store.get_or_make(kind, self._key() | asked, measured)
+        return Costs(tuple(self.ways), found["spent"], *found["noted"])
+
+    def _key(self) -> dict:
+        finetuner, profile = self.finetuner, self.finetuner.profile
+        tiny = Path(profile.locate(profile.tiny_decoder)) if profile.tiny_decoder else None
+        own = {
+            "ways": [[name, asdict(way)] for name, way in self.ways.items()],  # in their order
+            "captioner": finetuner.captioner_key(),
+            "generator": finetuner.made_by("generator") | {"image_size": profile.image_size},
+            "decoder": provenance.checkpoint_hash(tiny) if tiny and tiny.is_dir() else tiny and str(tiny),
+            "captions": [example.references[0] for example in self.examples],
+            "map": finetuner.vocabulary_map.fingerprint(),
+        }
+        return own | finetuner.images_key(self.examples)
+
+
+def _each(tried: Mapping[str, Way], cost: Callable[[str, Way], np.ndarray]) -> np.ndarray:
+    """`(ways, steps, parts, 2)`; a plain step that a saving does not touch is not done again."""
+    known: dict = {}
+    for way in tried.values():
+        for name in STEPS:
+            if _work(name, way) not in known:
+                known[_work(name, way)] = cost(name, way)
+    return np.array([[known[_work(name, way)] for name in STEPS] for way in tried.values()])
+
+
+def _work(name: str, way: Way) -> tuple:
+    """Two ways of doing a step are the same work where these are equal."""
+    return name, *(getattr(way, setting) for setting in DEPENDS.get(name, asdict(way)))
+
+
+def _machine() -> str:
+    found = provenance.machine()
+    return f"{found['cpu']}, {found['cores']} cores, one thread, torch {torch.__version__}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

