@@ -257,8 +257,8 @@ def test_only_the_full_scale_publishes(house, monkeypatch, scale, published):
     monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: None)
     monkeypatch.setattr(book, "require_pictures", lambda copy: None)
     monkeypatch.setattr(book, "refuse_stale", lambda scale: None)
-    monkeypatch.setattr(book.exhibits, "require_clean", lambda: None)
-    monkeypatch.setattr(book.exhibits, "publish", lambda profile, path, store: seen.append(profile) or house.root)
+    monkeypatch.setattr(book.publish, "require_clean", lambda: None)
+    monkeypatch.setattr(book.publish, "publish", lambda profile, path, store: seen.append(profile) or house.root)
     assert book.build(scale, html=False) is None
     assert seen == published
 

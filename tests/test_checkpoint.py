@@ -14,7 +14,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfi
 
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.mini import architectures
-from dfl_utils.models import checkpoint, similarity
+from dfl_utils.models import checkpoint, layout, similarity
 from dfl_utils.models.captioner import Captioner
 from dfl_utils.models.generator import Generator
 from dfl_utils.store import provenance
@@ -23,7 +23,7 @@ from dfl_utils.world import profile
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import MINI
 
-NEEDS = {"blip-base": (checkpoint.TOKENIZER, checkpoint.PROCESSOR)}
+NEEDS = {"blip-base": (layout.TOKENIZER, layout.PROCESSOR)}
 
 
 @pytest.fixture
@@ -62,9 +62,7 @@ def test_a_missing_file_is_named(copy, model, lost, sentence):
     path = folder / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError, match=sentence):
-        checkpoint.check(
-            str(folder), model, *({"blip-base": (checkpoint.TOKENIZER, checkpoint.PROCESSOR)}.get(model, ()))
-        )
+        checkpoint.check(str(folder), model, *({"blip-base": (layout.TOKENIZER, layout.PROCESSOR)}.get(model, ())))
 
 
 def test_the_mend_is_a_command_that_works():

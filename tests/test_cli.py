@@ -92,9 +92,9 @@ def test_data_and_quality_call_the_embedded_world(house, monkeypatch):
     splits, report = ModuleType("splits"), ModuleType("quality_report")
     splits.write = lambda root, progress: seen.append((root, progress))
     report.main = lambda argv: seen.append(argv)
-    for name, module in (("splits", splits), ("quality_report", report)):
-        monkeypatch.setitem(sys.modules, f"dfl_utils.mini.{name}", module)
-        monkeypatch.setattr(f"dfl_utils.mini.{name}", module, raising=False)
+    for name, module in (("world.splits", splits), ("mini.quality_report", report)):
+        monkeypatch.setitem(sys.modules, f"dfl_utils.{name}", module)
+        monkeypatch.setattr(f"dfl_utils.{name}", module, raising=False)
     assert cli.main(["data"]) == 0
     assert cli.main(["quality"]) == 0
     assert seen == [(house.root / "data/mini/world", True), []]

@@ -297,6 +297,6 @@ def test_a_folder_that_is_not_there_yet_is_asked_by_its_parent(tmp_path):
 
 
 def test_the_doctor_leaves_torch_alone():
-    code = "import sys; from dfl_utils import doctor, profile\n"
+    code = "import sys; from dfl_utils.build import doctor; from dfl_utils.world import profile\n"
     code += "doctor.examine(profile.configured('mini')); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

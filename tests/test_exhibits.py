@@ -109,7 +109,7 @@ def test_a_second_publication_of_the_same_run_changes_nothing(house, saved):
 
 
 def test_a_tree_with_changes_publishes_nothing(house, saved):
-    house.write("dfl_utils/game/scorer.py", "def same(x):\n    return -x\n")
+    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
     with pytest.raises(ValueError, match=r"published from a commit, and dfl_utils/scores\.py is not committed"):
         publish.publish("mini", saved, house.root / ".store")
     assert not (house.root / "results").exists()
@@ -120,12 +120,12 @@ def test_what_has_changed_since_is_listed_by_its_name(house, saved):
     made = git(house, "rev-parse", "HEAD")[:12]
     commit(house)  # results alone are no change
     assert publish.changed("mini") == []
-    house.write("dfl_utils/game/scorer.py", "def same(x):\n    return -x\n")
+    house.write("dfl_utils/scores.py", "def same(x):\n    return -x\n")
     house.write("data/mini/clip/model.safetensors", "other weights")
     house.write("README.md", "words")
     assert publish.changed("mini") == [
         f"results/mini: {name} has changed since {made}"
-        for name in ("data/mini/clip/model.safetensors", "dfl_utils/game/scorer.py")
+        for name in ("data/mini/clip/model.safetensors", "dfl_utils/scores.py")
     ]
 
 

@@ -145,7 +145,7 @@ def test_a_killed_download_goes_on_in_the_next_call(server, web, tmp_path):
 
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(server, web, tmp_path):
     server.files["/a"], server.faults = CONTENT, ["stall"]
-    code = "import sys; from pathlib import Path; from dfl_utils import download\n"
+    code = "import sys; from pathlib import Path; from dfl_utils.build import download\n"
     code += "with download.client() as web: download.fetch(sys.argv[1], Path(sys.argv[2]), web=web)"
     with subprocess.Popen([sys.executable, "-c", code, f"{server.url}/a", tmp_path / "a"]) as process:
         while not ((tmp_path / "a.part").is_file() and (tmp_path / "a.part").stat().st_size == 5120):

@@ -385,7 +385,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_finetune
-from dfl_utils import finetune
+from dfl_utils.training import finetune
 
 finetune.CHECKPOINT_SECONDS = -1
 kill = lambda weights, step: os.kill(os.getpid(), signal.SIGKILL) if step == 7 else test_finetune.bowl(weights, step)

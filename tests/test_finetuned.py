@@ -92,7 +92,7 @@ def contents(make, root, runs):
     """The two runs' shards."""
     finetuner = make(root)
     jobs = [finetuner._job(run.recipe) for run in runs]
-    return [finetuner.store.get_or_make(*job) for job in jobs]
+    return [finetuner.store.get(*job) for job in jobs]
 
 
 def test_the_captioners_folder_loads_in_transformers(runs, contents, mini):

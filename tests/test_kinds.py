@@ -364,11 +364,13 @@ def test_moved_and_reworded_code_changes_no_key(world, tmp_path):
                 node.body[0] = ast.Expr(ast.Constant("Said otherwise."))
         path.write_text(ast.unparse(tree) + "\n\ndef added():\n    return 1\n", encoding="utf-8")
     package = root / "dfl_utils"
-    (package / "workshop.py").rename(package / "atelier.py")
-    (package / "workshop.py").write_text("import sys\nfrom dfl_utils import atelier\nsys.modules[__name__] = atelier\n")
+    (package / "models/workshop.py").rename(package / "models/atelier.py")
+    (package / "models/workshop.py").write_text(
+        "import sys\nfrom dfl_utils.models import atelier\nsys.modules[__name__] = atelier\n"
+    )
     program = (
         "import json, sys, pathlib, test_kinds as t; w = t.make_world(pathlib.Path(sys.argv[1])); t._learn(w); "
-        "assert t.workshop.__name__ == 'dfl_utils.atelier'; print(json.dumps({k: t.key(w, k) for k in t.KEYS}))"
+        "assert t.workshop.__name__ == 'dfl_utils.models.atelier'; print(json.dumps({k: t.key(w, k) for k in t.KEYS}))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
     command = [sys.executable, "-c", program, str(world.folder)]
@@ -378,7 +380,7 @@ def test_moved_and_reworded_code_changes_no_key(world, tmp_path):
 
 
 def test_nothing_in_the_package_reads_its_own_source():
-    for path in (provenance.ROOT / "dfl_utils").glob("*.py"):
+    for path in (provenance.ROOT / "dfl_utils").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"getsource|ast\.dump|code_hash|__file__\)\.read", text), path
 

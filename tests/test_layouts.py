@@ -36,7 +36,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration, BlipForConditionalGeneration, CLIPModel, ViTModel
 
-from dfl_utils.models import captioner, checkpoint, similarity
+from dfl_utils.models import captioner, checkpoint, layout, similarity
 from dfl_utils.models.generator import Generator, load_decoder, load_pipeline, truncated
 from dfl_utils.scores import embeddings
 from dfl_utils.store import provenance
@@ -67,7 +67,7 @@ def outputs(name: str, folder: str | Path, **fields: object) -> list:
         return [load_decoder(models).decode(latents).sample.tolist()]
     found = [similarity.ENCODERS[name](models).embed(IMAGES).tolist()]
     if name == "clip":
-        model, place = checkpoint.load(CLIPModel, models, "clip", checkpoint.TOKENIZER)
+        model, place = checkpoint.load(CLIPModel, models, "clip", layout.TOKENIZER)
         tokenizer = AutoTokenizer.from_pretrained(place, revision=models.revision(place))
         found += [embeddings.clip_encoder(model, tokenizer)(TEXTS).tolist()]
     return found
@@ -328,7 +328,7 @@ def test_what_is_cached_in_part_is_left_to_the_library(copy, cut_off):
     folder = copy("clip")
     (folder / "model.safetensors").unlink()
     hub_cache(cut_off, IDS["clip"], folder, COMMIT)
-    checkpoint.check(IDS["clip"], "clip", checkpoint.TOKENIZER, revision=COMMIT)
+    checkpoint.check(IDS["clip"], "clip", layout.TOKENIZER, revision=COMMIT)
     assert provenance.used["clip"]["sha256"] is None
 
 

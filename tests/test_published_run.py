@@ -34,10 +34,10 @@ def filled(tmp_path, monkeypatch):
     store = RunStore(tmp_path / "store")
 
     def look():
-        store.get_or_make(DRAWN, KEY, lambda: (content(2.0), 5))
+        store.get(DRAWN, KEY, lambda: (content(2.0), 5))
         return content(), 3
 
-    store.get_or_make(SEEN, KEY, look)
+    store.get(SEEN, KEY, look)
     store.count(DRAWN, KEY)
     monkeypatch.delenv("DFL_LEDGER")
     return store, Ledger.read(tmp_path / "one.shards")
@@ -68,7 +68,7 @@ def test_what_was_asked_for_travels_and_the_rest_leaves_its_cost(run, filled):
 def test_a_published_shard_is_found_and_nothing_is_written(run, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in run.folder.iterdir()}
     store = RunStore(tmp_path / "new", run)
-    assert store.get_or_make(SEEN, KEY, never)["x"] == 1.0
+    assert store.get(SEEN, KEY, never)["x"] == 1.0
     store.count(DRAWN, KEY)
     assert store.spent["test-drawn"].calls == 5 and store.spent["test-seen"].made == 0
     assert not list((tmp_path / "new").iterdir())
@@ -78,14 +78,14 @@ def test_a_published_shard_is_found_and_nothing_is_written(run, tmp_path):
 @pytest.mark.parametrize("change", [{"image": 2}, {"image": 1, "more": 0}])
 def test_a_changed_key_is_not_found_and_the_work_is_done(run, tmp_path, change):
     store = RunStore(tmp_path / "new", run)
-    assert store.get_or_make(SEEN, change, lambda: content(9.0))["x"] == 9.0
+    assert store.get(SEEN, change, lambda: content(9.0))["x"] == 9.0
     assert store.spent["test-seen"].made == 1
 
 
 def test_a_raised_version_is_not_found(run, tmp_path):
     try:
         object.__setattr__(SEEN, "version", 2)
-        assert RunStore(tmp_path / "new", run).get_or_make(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
+        assert RunStore(tmp_path / "new", run).get(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
     finally:
         object.__setattr__(SEEN, "version", 1)
 
@@ -120,7 +120,7 @@ def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
     harm(path)
     harmed, store = path.read_bytes(), RunStore(tmp_path / "new", run)
     with caplog.at_level(logging.WARNING):
-        assert store.get_or_make(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
+        assert store.get(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
     (said,) = [record.getMessage() for record in caplog.records]
     assert str(path) in said and "done anew" in said and "git checkout -- results/mini/store" in said
     assert path.read_bytes() == harmed and store.spent["test-seen"].made == 1
@@ -131,7 +131,7 @@ def test_a_damaged_file_is_said_once_for_all_its_shards(run, tmp_path, caplog):
     assert not run.stems and not caplog.records
     store = RunStore(tmp_path / "new", run)
     for image in range(3):
-        store.get_or_make(SEEN, {"image": image}, content)
+        store.get(SEEN, {"image": image}, content)
     assert len(caplog.records) == 1 and run.cost(SEEN.stem(KEY)) is None
 
 
@@ -139,23 +139,24 @@ def test_a_listed_shard_that_is_not_there_is_said_once(run, tmp_path, caplog):
     run.file(SEEN.stem(KEY)).unlink()
     store = RunStore(tmp_path / "new", run)
     for _ in range(2):
-        assert store.get_or_make(SEEN, KEY, content)["x"] == 1.0
-    store.get_or_make(SEEN, {"image": 9}, content)  # was never published
+        assert store.get(SEEN, KEY, content)["x"] == 1.0
+    store.get(SEEN, {"image": 9}, content)  # was never published
     (said,) = [record.getMessage() for record in caplog.records]
     assert str(run.file(SEEN.stem(KEY))) in said and "lacks shards that the index lists" in said
 
 
-def test_publishing_knows_what_stays_in_a_process_that_makes_nothing(tmp_path):
-    program = (
-        "import sys; from pathlib import Path; import numpy as np; from dfl_utils import published_run, shards; "
-        "store = Path(sys.argv[1]); store.mkdir(); name = 'weights-' + 64 * '0'; "
-        "metadata = {'key': '{}', 'seconds': '1', 'calls': '2'}; "
-        "shards.write(store / f'{name}.safetensors', {'x': np.zeros(1)}, metadata); "
-        "published_run.write(store.with_name('out'), store, {'one': [name]}, []); "
-        "print(sorted(path.name for path in store.with_name('out').iterdir()))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "in")], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("['index.json']\n", 0), done.stderr
+def test_publishing_knows_what_stays_in_a_process_that_makes_nothing():
+    program = "from dfl_utils.build import publish; print(*sorted(publish.staying()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["images", "latents", "token-images", "weights"], done.stderr
+
+
+def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path):
+    stem = f"weights-{64 * '0'}"
+    shards.write(tmp_path / f"{stem}.safetensors", {"x": np.zeros(1)}, {"key": "{}", "seconds": "1", "calls": "2"})
+    published_run.write(tmp_path / "out", tmp_path, {"one": [stem]}, [], {"weights"})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.json"]
+    assert PublishedRun(tmp_path / "out").cost(stem) == (1.0, 2)
 
 
 def test_a_publication_that_is_stopped_leaves_the_old_run(run, filled, monkeypatch):
@@ -220,19 +221,19 @@ def test_what_a_shard_is_made_from_can_be_kept_from_coming_out_of_it(run, tmp_pa
     store = RunStore(tmp_path / "new", PublishedRun(run.folder, inner=False))
 
     def look():
-        return store.get_or_make(SEEN, KEY, lambda: content(9.0))
+        return store.get(SEEN, KEY, lambda: content(9.0))
 
-    assert store.get_or_make(Kind("test-whole"), {}, look)["x"] == 9.0
-    assert RunStore(tmp_path / "other", PublishedRun(run.folder, inner=False)).get_or_make(SEEN, KEY, never)["x"] == 1.0
+    assert store.get(Kind("test-whole"), {}, look)["x"] == 9.0
+    assert RunStore(tmp_path / "other", PublishedRun(run.folder, inner=False)).get(SEEN, KEY, never)["x"] == 1.0
 
 
 def test_only_the_listed_shards_are_made(run, tmp_path, monkeypatch):
     (tmp_path / "only.txt").write_text(SEEN.stem({"image": 2}))
     monkeypatch.setenv("DFL_ONLY", str(tmp_path / "only.txt"))
     store = RunStore(tmp_path / "new", run)
-    assert store.get_or_make(SEEN, {"image": 2}, lambda: content(9.0))["x"] == 9.0
+    assert store.get(SEEN, {"image": 2}, lambda: content(9.0))["x"] == 9.0
     with pytest.raises(ValueError, match="is not in the published run: a version, a model"):
-        store.get_or_make(SEEN, {"image": 3}, never)
+        store.get(SEEN, {"image": 3}, never)
 
 
 def test_writing_leaves_the_old_run_where_a_shard_is_lost(run, filled):

@@ -161,7 +161,7 @@ def learn(finetuner, recipes):
     """Losses and trained weights of every run."""
     found = {}
     for k, run in enumerate(finetuner.run(recipes)):
-        content = finetuner.store.get_or_make(*finetuner._job(run.recipe))
+        content = finetuner.store.get(*finetuner._job(run.recipe))
         found |= {f"run {k} {name}": value for name, value in content.items()}
     return found
 

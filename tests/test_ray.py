@@ -42,7 +42,7 @@ class Prepare:
                     os.kill(os.getpid(), signal.SIGKILL)  # the claim of the shard in hand is left behind
                 return {"ids": np.array(image_ids)}, len(image_ids)
 
-            store.get_or_make(Kind("test-count"), {"ids": list(image_ids)}, count)
+            store.get(Kind("test-count"), {"ids": list(image_ids)}, count)
             loaded.append(loaded[0] if loaded else self.prepare_game())  # not before: a worker loads for ten seconds
             loaded[0](image_ids)
 
@@ -106,7 +106,7 @@ def test_a_worker_was_killed_and_nothing_is_lost_or_counted_twice(filled, exampl
     store, counted = RunStore(root), []
     for part in found:
         key = {"ids": list(part.image_ids)}
-        counted += store.get_or_make(Kind("test-count"), key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
+        counted += store.get(Kind("test-count"), key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
     assert counted == ids and store.spent["test-count"].calls == len(ids)
     assert not list(root.glob("*.partial"))
 

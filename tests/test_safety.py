@@ -163,7 +163,7 @@ sys.addaudithook(guard)
 """
 LOOP = """
 import sys
-from dfl_utils import data, profile
+from dfl_utils.world import data, profile
 from dfl_utils.game.loops import Game
 from dfl_utils.store.store import RunStore
 
@@ -178,7 +178,7 @@ print(run.sim_image["clip"].shape, len(read.captions_hat), game.features(run).sh
 CHAPTER = """
 import sys
 from pathlib import Path
-from dfl_utils import execution
+from dfl_utils.build import execution
 execution.run_chapter("world", scale="ci", target=Path(sys.argv[1]), results=Path(sys.argv[1]).parent)
 """
 

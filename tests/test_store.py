@@ -48,9 +48,9 @@ def same(a, b):
 
 
 def test_contents_come_back_exactly(tmp_path):
-    made = RunStore(tmp_path).get_or_make(LOOP, {"a": 1}, lambda: CONTENT)
+    made = RunStore(tmp_path).get(LOOP, {"a": 1}, lambda: CONTENT)
     same(made, CONTENT)
-    same(RunStore(tmp_path).get_or_make(LOOP, {"a": 1}, never), CONTENT)
+    same(RunStore(tmp_path).get(LOOP, {"a": 1}, never), CONTENT)
     (only,) = tmp_path.iterdir()
     assert only.name.startswith("test-loop-") and only.suffix == ".safetensors"
 
@@ -61,17 +61,17 @@ def test_arrays_in_any_memory_order_come_back(tmp_path):
         "step": CONTENT["embeddings"][:, ::2],
         "big": np.arange(3, dtype=">i4"),
     }
-    RunStore(tmp_path).get_or_make(LOOP, {}, lambda: odd)
-    for name, value in RunStore(tmp_path).get_or_make(LOOP, {}, never).items():
+    RunStore(tmp_path).get(LOOP, {}, lambda: odd)
+    for name, value in RunStore(tmp_path).get(LOOP, {}, never).items():
         np.testing.assert_array_equal(value, odd[name])
 
 
 def test_the_key_is_what_counts_not_its_order(tmp_path):
     store = RunStore(tmp_path)
-    store.get_or_make(LOOP, {"a": 1, "b": [1, 2]}, lambda: {"x": ["1"]})
-    assert store.get_or_make(LOOP, {"b": (1, 2), "a": 1}, never) == {"x": ["1"]}
+    store.get(LOOP, {"a": 1, "b": [1, 2]}, lambda: {"x": ["1"]})
+    assert store.get(LOOP, {"b": (1, 2), "a": 1}, never) == {"x": ["1"]}
     for kind, key in ((LOOP, {"a": 1, "b": [2, 1]}), (LOOP, {"a": 1}), (OTHER, {"a": 1, "b": [1, 2]})):
-        assert store.get_or_make(kind, key, lambda: {"x": ["2"]}) == {"x": ["2"]}
+        assert store.get(kind, key, lambda: {"x": ["2"]}) == {"x": ["2"]}
     metadata = safetensors.safe_open(store.path(LOOP, {"a": 1}), "np").metadata()
     assert (
         json.loads(metadata["key"]) == {"kind": "test-loop", "version": 1, "a": 1}
@@ -86,25 +86,25 @@ def test_costs_are_counted_once_a_shard_and_kept_with_it(tmp_path, monkeypatch):
     first = RunStore(tmp_path)
 
     def outer():
-        first.get_or_make(INNER, {"k": 1}, lambda: ({"x": ["a"]}, 3))  # ticks: in, begin, end, out
+        first.get(INNER, {"k": 1}, lambda: ({"x": ["a"]}, 3))  # ticks: in, begin, end, out
         return {"y": ["b"]}, 10
 
-    first.get_or_make(OUTER, {}, outer)  # begin at 1, end at 6; inside the store from 2 to 5
+    first.get(OUTER, {}, outer)  # begin at 1, end at 6; inside the store from 2 to 5
     inner = Spent(1.0, 3, made=1, inner_seconds=1.0, inner_calls=3)
     assert first.spent == {"test-inner": inner, "test-outer": Spent(2.0, 10, made=1)}
     for _ in range(2):
-        first.get_or_make(INNER, {"k": 1}, never)  # now it was asked for
+        first.get(INNER, {"k": 1}, never)  # now it was asked for
         assert first.spent == {"test-inner": Spent(1.0, 3, made=1), "test-outer": Spent(2.0, 10, made=1)}
     second = RunStore(tmp_path)
     for _ in range(2):
-        second.get_or_make(OUTER, {}, never)
+        second.get(OUTER, {}, never)
     assert second.spent == {"test-outer": Spent(2.0, 10, loaded=1)}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "header", "empty", "foreign"])
 def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
     path = RunStore(tmp_path).path(LOOP, {})
-    RunStore(tmp_path).get_or_make(LOOP, {}, lambda: CONTENT)
+    RunStore(tmp_path).get(LOOP, {}, lambda: CONTENT)
     raw = bytearray(path.read_bytes())
     if damage == "truncate":
         raw = raw[:-1]
@@ -118,9 +118,9 @@ def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
         raw = safetensors.numpy.save({"x": np.ones(3)})
     path.write_bytes(raw)
     with caplog.at_level(logging.WARNING):
-        same(RunStore(tmp_path).get_or_make(LOOP, {}, lambda: CONTENT), CONTENT)
+        same(RunStore(tmp_path).get(LOOP, {}, lambda: CONTENT), CONTENT)
     assert [r.getMessage().count("is not whole") for r in caplog.records] == [1] and str(path) in caplog.text
-    same(RunStore(tmp_path).get_or_make(LOOP, {}, never), CONTENT)
+    same(RunStore(tmp_path).get(LOOP, {}, never), CONTENT)
 
 
 def test_no_flipped_bit_is_ever_read(tmp_path):
@@ -142,27 +142,27 @@ def test_no_flipped_bit_is_ever_read(tmp_path):
 def test_shards_in_each_others_places_are_made_anew(tmp_path, caplog):
     store, keys = RunStore(tmp_path), [{"shard": 0}, {"shard": 1}]
     for key in keys:
-        store.get_or_make(LOOP, key, lambda key=key: {"x": [str(key["shard"])]})
+        store.get(LOOP, key, lambda key=key: {"x": [str(key["shard"])]})
     one, other = (store.path(LOOP, key) for key in keys)
     one.rename(tmp_path / "aside")
     other.rename(one)
     (tmp_path / "aside").rename(other)
     again = RunStore(tmp_path)
     with caplog.at_level(logging.WARNING):
-        found = [again.get_or_make(LOOP, key, lambda key=key: {"x": [str(key["shard"])]}) for key in keys]
+        found = [again.get(LOOP, key, lambda key=key: {"x": [str(key["shard"])]}) for key in keys]
     assert found == [{"x": ["0"]}, {"x": ["1"]}] and again.spent["test-loop"].made == 2
     assert caplog.text.count("is not whole (it is the shard of another key) and is made anew") == 2
 
 
 def test_a_damaged_shard_that_nobody_reads_counts_for_nothing(tmp_path):
     store = RunStore(tmp_path)
-    store.get_or_make(LOOP, {}, lambda: ({"x": ["a"]}, 3))
+    store.get(LOOP, {}, lambda: ({"x": ["a"]}, 3))
     path = store.path(LOOP, {})
     again = RunStore(tmp_path)
     path.write_bytes(path.read_bytes()[:20])
     again.count(LOOP, {})
     assert again.spent == {}
-    again.get_or_make(LOOP, {}, lambda: ({"x": ["a"]}, 3))
+    again.get(LOOP, {}, lambda: ({"x": ["a"]}, 3))
     again.count(LOOP, {})
     assert again.spent["test-loop"].calls == 3
 
@@ -170,9 +170,9 @@ def test_a_damaged_shard_that_nobody_reads_counts_for_nothing(tmp_path):
 def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
     store = RunStore(tmp_path)
     with pytest.raises(ZeroDivisionError):
-        store.get_or_make(LOOP, {}, lambda: 1 / 0)
+        store.get(LOOP, {}, lambda: 1 / 0)
     assert not list(tmp_path.iterdir())
-    assert store.get_or_make(LOOP, {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
+    assert store.get(LOOP, {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
 
 
 def test_nothing_is_made_ahead_of_need(tmp_path):
@@ -201,7 +201,7 @@ def test_claimed_shards_are_visited_last(tmp_path):
 WORKER = """
 import json, os, signal, sys, time
 import numpy as np
-from dfl_utils import claims, shards
+from dfl_utils.store import claims, shards
 from dfl_utils.store.store import Kind, RunStore
 root, log, task = sys.argv[1:]
 
@@ -257,7 +257,7 @@ def test_two_processes_make_each_shard_once(tmp_path):
 @pytest.mark.parametrize(("task", "cue"), [("hang", "making\n"), ("half", "writing\n")])
 def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
     store = RunStore(tmp_path / "store")
-    store.get_or_make(LOOP, {"shard": 0}, lambda: {"x": np.zeros(1000, int)})
+    store.get(LOOP, {"shard": 0}, lambda: {"x": np.zeros(1000, int)})
     process = worker(tmp_path, task)
     assert process.stdout.readline() == cue
     process.send_signal(signal.SIGKILL)
@@ -325,13 +325,13 @@ def test_a_holder_that_wakes_up_too_late_does_no_harm(tmp_path, monkeypatch, tas
     process = worker(tmp_path, task)
     assert process.stdout.readline() == "stopping\n"
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-    found = store.get_or_make(LOOP, key, lambda: ({"x": np.full(1000, 0)}, 1))
+    found = store.get(LOOP, key, lambda: ({"x": np.full(1000, 0)}, 1))
     before = store.path(LOOP, key).stat().st_ino
     process.send_signal(signal.SIGCONT)
     total, made, loaded, calls = json.loads(process.communicate(timeout=60)[0])
     assert (total, made + loaded, calls) == (66, 12, 12)
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
-    same(RunStore(tmp_path / "store").get_or_make(LOOP, key, never), found)
+    same(RunStore(tmp_path / "store").get(LOOP, key, never), found)
     if task == "stop-writing":  # what it had written was swept away
         assert store.path(LOOP, key).stat().st_ino == before
 
@@ -342,12 +342,12 @@ def test_a_full_disk_while_claiming_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(claims.SoftFileLease, "acquire", full)
     with pytest.raises(OSError, match=r"loop-.*claim cannot be written \(No space left on device\): free some space"):
-        RunStore(tmp_path).get_or_make(LOOP, {}, never)
+        RunStore(tmp_path).get(LOOP, {}, never)
 
 
 def test_what_killed_processes_left_is_swept_when_a_store_is_opened(tmp_path):
     store = RunStore(tmp_path)
-    store.get_or_make(LOOP, {}, lambda: {"x": ["a"]})
+    store.get(LOOP, {}, lambda: {"x": ["a"]})
     path = store.path(LOOP, {})
     left = path.with_suffix(".claim")
     with claim(left):
@@ -380,13 +380,13 @@ def test_an_unwritable_root_is_refused_before_any_work(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, value, sentence):
     with pytest.raises(ValueError, match=sentence):
-        RunStore(tmp_path).get_or_make(LOOP, {}, lambda: {"x": value})
+        RunStore(tmp_path).get(LOOP, {}, lambda: {"x": value})
 
 
 def test_bad_keys_and_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not plain JSON"):
-        RunStore(tmp_path).get_or_make(LOOP, {"p": Path("a")}, never)
+        RunStore(tmp_path).get(LOOP, {"p": Path("a")}, never)
     with pytest.raises(ValueError, match="is not plain JSON"):
-        RunStore(tmp_path).get_or_make(LOOP, {"p": float("nan")}, never)
+        RunStore(tmp_path).get(LOOP, {"p": float("nan")}, never)
     with pytest.raises(ValueError, match="'../x' names no kind of shard"):
         Kind("../x")

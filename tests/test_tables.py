@@ -55,12 +55,12 @@ def test_what_was_spent_is_the_sum_over_kinds_but_for_what_only_others_were_made
     assert tidy.spent(store) == {"seconds": 0, "model_calls": 0}
 
     def look(asked):
-        asked.get_or_make(Kind("test-inner"), {}, lambda: ({"x": np.zeros(1)}, 7))
+        asked.get(Kind("test-inner"), {}, lambda: ({"x": np.zeros(1)}, 7))
         return {"x": np.zeros(1)}, 3
 
     for again in (store, RunStore(tmp_path)):
-        again.get_or_make(Kind("test-one"), {}, lambda: ({"x": np.zeros(1)}, 2))
-        again.get_or_make(Kind("test-other"), {}, lambda again=again: look(again))
+        again.get(Kind("test-one"), {}, lambda: ({"x": np.zeros(1)}, 2))
+        again.get(Kind("test-other"), {}, lambda again=again: look(again))
         assert tidy.spent(again)["model_calls"] == 5
     assert tidy.spent(store) == tidy.spent(again)
     again.count(Kind("test-inner"), {})

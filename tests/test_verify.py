@@ -18,7 +18,7 @@ from dfl_utils.store.store import Kind
 
 WORK = """import numpy as np
 import pandas as pd
-from dfl_utils import exhibits
+from dfl_utils.exhibits import tidy
 from dfl_utils.store.store import Kind, RunStore
 
 DRAWN, SEEN = Kind("test-drawings", travels=False), Kind("test-looks", version=VERSION)
@@ -30,17 +30,17 @@ def draw(k):
 
 
 def look(k):
-    x = store.get_or_make(DRAWN, {"image": k}, lambda: draw(k))["x"]
+    x = store.get(DRAWN, {"image": k}, lambda: draw(k))["x"]
     return {"mean": np.array([x.mean()]), "words": [f"about {x.mean():.1f}"]}, 1
 
 
-seen = [store.get_or_make(SEEN, {"drawings": DRAWN.key(image=k)}, lambda k=k: look(k)) for k in range(NUM_IMAGES)]
+seen = [store.get(SEEN, {"drawings": DRAWN.key(image=k)}, lambda k=k: look(k)) for k in range(NUM_IMAGES)]
 means = np.array([one["mean"][0] for one in seen])
 row = ["table1", "nocaps", "overall", "", np.nan, "CIDEr", 0.0, np.nan, np.nan, NUM_IMAGES, np.nan]
-frame = pd.DataFrame([row] * 2, columns=exhibits.COLUMNS).assign(
+frame = pd.DataFrame([row] * 2, columns=tidy.COLUMNS).assign(
     method=["mean", "spread"], value=[means.mean(), means.std()]
 )
-exhibits.save("one", frame, {"seconds": 1.0, "model_calls": 51 * NUM_IMAGES})"""
+tidy.save("one", frame, {"seconds": 1.0, "model_calls": 51 * NUM_IMAGES})"""
 
 
 def chapter(house, parameters="NUM_IMAGES = 4\nSEED = 0\nVERSION = 1"):

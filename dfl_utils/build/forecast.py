@@ -124,7 +124,7 @@ class Forecast:
         def count():
             return {"flops": np.array([self.units.of(work)])}
 
-        return float(self.store.get_or_make(UNIT_FLOPS, key, count)["flops"][0])
+        return float(self.store.get(UNIT_FLOPS, key, count)["flops"][0])
 
     @cached_property
     def _key(self) -> dict:

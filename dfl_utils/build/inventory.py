@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfl_utils.build.catalogue import Model
 from dfl_utils.build.web_files import File
-from dfl_utils.models.checkpoint import PROCESSOR, TOKENIZER, UNUSED
+from dfl_utils.models.layout import PROCESSOR, TOKENIZER, UNUSED
 from dfl_utils.world.profile import Profile
 
 WEIGHTLESS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}

@@ -15,7 +15,7 @@ import pandas as pd
 from dfl_utils.build import chapter as chapters
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import provenance, published_run
-from dfl_utils.store.store import Ledger
+from dfl_utils.store.store import KINDS, Ledger
 
 STAMPED = ("profile", "commit", "date", "machine", "versions", "checkpoints", "exhibits", "chapters")
 ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
@@ -64,9 +64,6 @@ def publish(profile: str, scale_dir: Path, store: Path) -> Path:
     Raises:
         ValueError: as `merged`; changes that are not committed; a shard that is lost.
     """
-    from dfl_utils.game import drawings, token_drawings  # noqa: F401, they declare the kinds that stay
-    from dfl_utils.training import finetuned  # noqa: F401, as above
-
     require_clean()
     frame, records = merged(scale_dir)
     target = provenance.ROOT / "results" / profile
@@ -74,12 +71,20 @@ def publish(profile: str, scale_dir: Path, store: Path) -> Path:
     ledgers = {name: Ledger.read(scale_dir / f"{name}.shards") for name in chapters.sources()}
     asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
     behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
-    published_run.write(target / "store", store, asked, behind)
+    published_run.write(target / "store", store, asked, behind, staying())
     for picture in sorted([*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]):
         shutil.copyfile(picture, target / picture.name)
     tidy.write(frame, target / "exhibits.csv")
     tidy.write_json(_stamp(profile, records, target / "exhibits.csv"), target / "stamp.json")
     return target
+
+
+def staying() -> set[str]:
+    """Names of the kinds that do not travel."""
+    from dfl_utils.game import drawings, token_drawings  # noqa: F401, they declare such kinds
+    from dfl_utils.training import finetuned  # noqa: F401, as above
+
+    return {kind.name for kind in KINDS.values() if not kind.travels}
 
 
 def require_clean() -> None:

@@ -61,7 +61,7 @@ class Drawings:
             images = self.workshop.generator.draw(*flat)
             return {"images_hat": images.reshape(len(key["captions"]), -1, *images.shape[1:])}, len(images)
 
-        return self.workshop.store.get_or_make(IMAGES, key, make)["images_hat"]
+        return self.workshop.store.get(IMAGES, key, make)["images_hat"]
 
     def load(self, k: int) -> np.ndarray:
         """The N drawings of example k, `(N, H, W, 3)` uint8."""
@@ -72,7 +72,7 @@ class Drawings:
         def take():
             return {"images_hat": np.concatenate([self.draw(block)[key["place"]] for block in own])}
 
-        return self.workshop.store.get_or_make(SHOWN, key, take)["images_hat"]
+        return self.workshop.store.get(SHOWN, key, take)["images_hat"]
 
     def source(self, block: Block) -> dict:
         """The drawings of a block in the key of what is made from them."""

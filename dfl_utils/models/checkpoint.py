@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from dfl_utils.models import layout
 from dfl_utils.store import provenance
 from dfl_utils.world.annotations import read_json
 
 # of this module's interface
-from dfl_utils.world.profile import Profile, inference_dtype
+from dfl_utils.world.profile import Profile
 
 transformers_logging.disable_progress_bar()  # one bar a file says nothing in a chapter
 
@@ -41,7 +42,7 @@ def check(folder: str, role: str, *needs: tuple[tuple[str, ...], ...], revision:
     Args:
         folder: checkpoint folder in the Hugging Face layout (a pipeline's has one subfolder a component), or a hub id.
         role: the model's part in the run, such as `generator`; it names the checkpoint in the stamp.
-        needs: what must lie beside the weights: some of `TOKENIZER`, `PROCESSOR`.
+        needs: what must lie beside the weights: some of `layout.TOKENIZER`, `layout.PROCESSOR`.
         revision: commit of a hub id.
 
     Raises:
@@ -75,7 +76,7 @@ def variant(folder: str) -> str | None:
     """
     root = Path(folder)
     pipeline = (root / "model_index.json").exists()
-    parts = sorted(path for path in root.iterdir() if path.name not in UNUSED) if pipeline else [root]
+    parts = sorted(path for path in root.iterdir() if path.name not in layout.UNUSED) if pipeline else [root]
     return next((found for part in parts if (found := _weights(part)[0]) is not None), None)
 
 
@@ -149,15 +150,15 @@ def _require_one(folder: Path, sets: tuple[tuple[str, ...], ...]) -> None:
 def _check_pipeline(root: Path) -> None:
     index = _read_json(root / "model_index.json")
     for name, value in index.items():
-        if not isinstance(value, list) or not value[0] or name in UNUSED:
+        if not isinstance(value, list) or not value[0] or name in layout.UNUSED:
             continue
         part = root / name
         if not part.is_dir():
             raise FileNotFoundError(f"{root} lacks the folder {name} that its model_index.json names; {_mend(root)}.")
         if name.startswith("tokenizer"):
-            _require_one(part, TOKENIZER)
+            _require_one(part, layout.TOKENIZER)
         elif name == "scheduler":
-            _require_one(part, SCHEDULER)
+            _require_one(part, layout.SCHEDULER)
         else:
             _check_model(part)
 
@@ -249,15 +250,6 @@ def _unavailable(model: str, revision: str | None, error: OSError) -> str:
     )
 
 
-# --- Files of a checkpoint folder in the Hugging Face layout, beside its weights; named without torch.
-
-# A part that a loader would replace by an empty or default one if it were lost: any one of these sets will do.
-TOKENIZER = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-PROCESSOR = (("processor_config.json",), ("preprocessor_config.json",))
-SCHEDULER = (("scheduler_config.json",),)
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; we never load them
-
-
 # --- Tokenizers and processors, read once for all checkpoints that hold the same files.
 #
 # A finetuned model's folder has a copy of its base's tokenizer, and every chapter loads many of them. What is
@@ -307,3 +299,21 @@ def of_pipeline(folder: str) -> dict[str, PreTrainedTokenizerBase]:
 def _named(folder: str, library: str, kind: str) -> PreTrainedTokenizerBase:
     read = getattr(importlib.import_module(library), kind).from_pretrained
     return shared(kind, folder, lambda: read(folder, local_files_only=True))
+
+
+# --- The number type that captioner and generator infer in.
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def inference_dtype(profile: Profile) -> torch.dtype:
+    """The profile's `dtype`. Judges, the probe and all training are float32 in every profile.
+
+    Raises:
+        ValueError: an unknown name, or float16 on a CPU, which has no fast arithmetic for it and lacks some of it.
+    """
+    if profile.dtype not in DTYPES:
+        raise ValueError(f"dtype is {profile.dtype!r}: choose one of {', '.join(DTYPES)}.")
+    if profile.dtype == "float16" and profile.device.startswith("cpu"):
+        raise ValueError("dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'.")
+    return DTYPES[profile.dtype]

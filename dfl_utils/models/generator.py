@@ -24,8 +24,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from dfl_utils.models import checkpoint
+from dfl_utils.models.checkpoint import inference_dtype
 from dfl_utils.world.annotations import read_json
-from dfl_utils.world.profile import Profile, inference_dtype
+from dfl_utils.world.profile import Profile
 
 diffusers_logging.disable_progress_bar()
 

@@ -161,7 +161,7 @@ class Workshop:
             return {"embeddings": self.encoder(name).embed(read(examples))}, len(examples)
 
         key = self.originals_key(name, examples)
-        return self.store.get_or_make(ORIGINALS[name], key, embed)["embeddings"]
+        return self.store.get(ORIGINALS[name], key, embed)["embeddings"]
 
 
 def read(examples: Sequence[Example]) -> list[Image.Image]:

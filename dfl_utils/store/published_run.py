@@ -11,7 +11,7 @@ import logging
 import lzma
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -182,15 +182,21 @@ def opened() -> PublishedRun | None:
         return None
 
 
-def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind: Iterable[str]) -> int:
+def write(
+    folder: Path,
+    store: Path,
+    asked: Mapping[str, Iterable[str]],
+    behind: Iterable[str],
+    staying: Collection[str] = (),
+) -> int:
     """Publish shards of a run store in place of what `folder` held.
 
     Args:
         folder: written whole, or left as it was.
         store: the run store's folder.
-        asked: chapter -> names of the shards that it asked for; kinds that do not travel are left out, so the modules
-            that declare those have been imported.
+        asked: chapter -> names of the shards that it asked for.
         behind: names of the shards that those were made from or whose cost counts.
+        staying: kinds of which only the cost is published.
 
     Returns:
         Bytes of the folder.
@@ -199,9 +205,6 @@ def write(folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind:
         ValueError: a shard that is not there or not whole.
         OSError: the folder cannot be written.
     """
-    from dfl_utils.store.store import KINDS
-
-    staying = {kind.name for kind in KINDS.values() if not kind.travels}
     wanted = {name: sorted({stem for stem in stems if kind_of(stem) not in staying}) for name, stems in asked.items()}
     travelling = {stem for stems in wanted.values() for stem in stems}
     new, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")

@@ -187,7 +187,7 @@ class RunStore:
         """
         return self.root / f"{kind.stem(key)}.safetensors"
 
-    def get_or_make(self, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
+    def get(self, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
         """The content of a shard: loaded if it is there and whole, else made and stored.
 
         Another process that is making the same shard is waited for.
@@ -213,7 +213,7 @@ class RunStore:
         A job is also put aside where another process is making a shard that it needs.
 
         Args:
-            jobs: `(kind, key, make)` each, as for `get_or_make`.
+            jobs: `(kind, key, make)` each, as for `get`.
         """
         waiting = list(jobs)
         while waiting:
@@ -226,7 +226,7 @@ class RunStore:
                     yield job, content
             if claimed:
                 job = claimed.pop(0)
-                yield job, self.get_or_make(*job)
+                yield job, self.get(*job)
             waiting = claimed
 
     def _at_once(self, job: Job) -> Content | None:
@@ -261,7 +261,7 @@ class RunStore:
             self.ledger.note("counted", stem)
 
     def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
-        """As `get_or_make`; None if another process is making the shard and is not waited for."""
+        """As `get`; None if another process is making the shard and is not waited for."""
         began, path = time.perf_counter(), self.path(kind, key)
         try:
             if (content := self._from_published(path, kind, key)) is not None:

@@ -99,7 +99,7 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
             **{f"picture {name}": image for name, image in _pictures(pair, batch, tensors).items()},
         }, 1
 
-    return _read(finetuner.store.get_or_make(ANATOMY, key, make))
+    return _read(finetuner.store.get(ANATOMY, key, make))
 
 
 @torch.no_grad()

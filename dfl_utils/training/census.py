@@ -18,7 +18,7 @@ from dfl_utils.store import provenance
 from dfl_utils.store.store import Kind, RunStore
 from dfl_utils.training import alignment, vocabulary
 from dfl_utils.training.alignment import Votes
-from dfl_utils.training.vocabulary import END, VocabularyMap
+from dfl_utils.training.vocabulary import END, MEANING_PACKAGES, VocabularyMap
 
 BLOCK = 20_000  # captions a shard
 CENSUS = Kind("census")
@@ -186,7 +186,7 @@ class Tally:
 
     def _kept(self, what: str, make: Callable[[], np.ndarray], asked: object) -> np.ndarray:
         key = self._key | {"what": what, "asked": asked}
-        return self._store.get_or_make(TALLY, key, lambda: {"found": make()})["found"]
+        return self._store.get(TALLY, key, lambda: {"found": make()})["found"]
 
 
 def learn(
@@ -206,7 +206,9 @@ def learn(
         return {"index": made.index.numpy(), "how": list(made.how), "names": names}
 
     key = _key(*pair) | {"captions": _digest("\n".join(captions)), "options": options}
-    found = store.get_or_make(TOKEN_MAP, key, make)
+    if options.get("by_meaning", True):
+        key["meaning"] = {name: provenance.release(name) for name in MEANING_PACKAGES}
+    found = store.get(TOKEN_MAP, key, make)
     *prints, size = found["names"]
     return VocabularyMap(torch.from_numpy(found["index"]), tuple(found["how"]), *prints, int(size))
 
@@ -268,7 +270,7 @@ def _block(store: RunStore, captioner, generator, captions: Sequence[str]) -> di
         votes = vars(alignment.align(ours, theirs))
         return content | {name: _rows(counter) for name, counter in votes.items()}, len(captions)
 
-    return store.get_or_make(CENSUS, _block_key(captioner, generator, captions), make)
+    return store.get(CENSUS, _block_key(captioner, generator, captions), make)
 
 
 def _rows(counter: Counter) -> np.ndarray:

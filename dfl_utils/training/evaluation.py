@@ -158,7 +158,7 @@ def validation_losses(
         values = {name: np.array([losses[name].item() for losses in found], np.float32) for name in LOSSES}
         return values, len(found)
 
-    return finetuner.store.get_or_make(VALIDATION_LOSSES, key, make)
+    return finetuner.store.get(VALIDATION_LOSSES, key, make)
 
 
 def _models(finetuner: Finetuner, profile: Profile) -> tuple[captioner.Captioner, StableDiffusionPipeline]:

@@ -29,7 +29,7 @@ from dfl_utils.store.store import Job, Kind, RunStore
 from dfl_utils.training import pairs
 from dfl_utils.training.finetune import ROLES, TRAINED, Finetuning, Recipe
 from dfl_utils.training.losses import TalkingPair
-from dfl_utils.training.vocabulary import VocabularyMap
+from dfl_utils.training.vocabulary import MEANING_PACKAGES, VocabularyMap
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
@@ -99,8 +99,9 @@ class Finetuner(Workshop):
             size = model.model.config.text_config.vocab_size
             return VocabularyMap.make(model.processor.tokenizer, tokenizer, texts, vocab_size=size).to_content()
 
-        key = {"models": self._checkpoints, "captions": self._examples_key["captions"]}
-        return VocabularyMap.from_content(self.store.get_or_make(VOCABULARY_MAP, key, make))
+        packages = {name: provenance.release(name) for name in (*MEANING_PACKAGES, "tokenizers", "transformers")}
+        key = {"models": self._checkpoints, "captions": self._examples_key["captions"], "packages": packages}
+        return VocabularyMap.from_content(self.store.get(VOCABULARY_MAP, key, make))
 
     @property
     def _checkpoints(self) -> list[str]:
@@ -176,7 +177,7 @@ class Finetuner(Workshop):
         """What travels of a run: its losses, and the digests of the weights that it left."""
 
         def make():
-            content = self.store.get_or_make(*job)
+            content = self.store.get(*job)
             roles = sorted({name.split(".")[1] for name in content if name.startswith("weight.")})
             losses = {name: value for name, value in content.items() if name.startswith("loss.")}
             return losses | {"roles": roles, "digests": [_digest(_weights(content, role)) for role in roles]}
@@ -214,15 +215,15 @@ class Finetuner(Workshop):
         if processes.place().rank:
             if processes.told(0)[0]:
                 found = make()
-                self.store.get_or_make(kind, key, lambda: found)  # what rank 0 has written
-            return self.store.get_or_make(*losses)
+                self.store.get(kind, key, lambda: found)  # what rank 0 has written
+            return self.store.get(*losses)
         asked = []
 
         def make_with_all():
             asked.append(processes.told(1))
             return make()
 
-        content = self.store.get_or_make(FINETUNING, key, self._curves((kind, key, make_with_all))[2])
+        content = self.store.get(FINETUNING, key, self._curves((kind, key, make_with_all))[2])
         if not asked:  # it was there
             processes.told(0)
         return content
@@ -247,7 +248,7 @@ class Finetuner(Workshop):
         return Finetuned(recipe, trained, losses, seconds)
 
     def _write(self, role: str, job: Job, place: Path) -> None:
-        weights = _weights(self.store.get_or_make(*job), role)
+        weights = _weights(self.store.get(*job), role)
         model, pipeline = self._base_models
         base = self._base(role)
         if role == "captioner":

