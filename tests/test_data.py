@@ -71,15 +71,14 @@ def test_nocaps_splits_by_domain(profile):
     assert example.path == profile.data_root / "nocaps/val/0000000000000001.jpg"
 
 
+def said(profile):
+    """All that is read of the data, but the folders in which the images lie."""
+    parts = (("coco", "test"), ("coco", "train"), ("nocaps", "overall"))
+    return [replace(e, path=e.path.name) for dataset, split in parts for e in data.load(profile, dataset, split)]
+
+
 def test_other_published_layouts_give_the_same_examples(profile):
-    root = profile.data_root
-    before = [
-        (e.image_id, e.references, e.domain, e.path.name)
-        for s in ("test", "train")
-        for e in data.load(profile, "coco", s)
-    ] + [  # fmt: skip
-        (e.image_id, e.references, e.domain, e.path.name) for e in data.load(profile, "nocaps", "overall")
-    ]
+    root, before = profile.data_root, said(profile)
     (root / "coco/images").mkdir()
     for folder in ("train2014", "val2014"):
         (root / "coco" / folder).rename(root / "coco/images" / folder)
@@ -91,14 +90,16 @@ def test_other_published_layouts_give_the_same_examples(profile):
         edit(captions, lambda content, field=field: [image.pop(field) for image in content["images"]])
     captions.rename(root / "nocaps/annotations" / captions.name)
     (root / "nocaps/val").rename(root / "nocaps/images")
-    after = [
-        (e.image_id, e.references, e.domain, e.path.name)
-        for s in ("test", "train")
-        for e in data.load(profile, "coco", s)
-    ] + [  # fmt: skip
-        (e.image_id, e.references, e.domain, e.path.name) for e in data.load(profile, "nocaps", "overall")
-    ]
-    assert before == after
+    assert said(profile) == before
+
+
+def test_each_data_set_may_have_a_root_of_its_own(profile, tmp_path):
+    before = said(profile)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("coco", "nocaps"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    roots = {f"{name}_root": tmp_path / "elsewhere" / name for name in ("coco", "nocaps")}
+    assert said(bring(tmp_path / "nothing", **roots)) == before
 
 
 KARPATHY, NOCAPS = "coco/dataset_coco.json", "nocaps/nocaps_val_4500_captions.json"
@@ -109,16 +110,9 @@ KARPATHY, NOCAPS = "coco/dataset_coco.json", "nocaps/nocaps_val_4500_captions.js
     [
         (KARPATHY, lambda c: c["images"][2]["sentences"].clear(), "no reference caption for image 42"),
         (KARPATHY, lambda c: c["images"][2].pop("filename"), "lacks the field 'filename'"),
-        (KARPATHY, lambda c: c.pop("images"), "lacks the field 'images'"),
-        (
-            KARPATHY,
-            lambda c: [i.update(split="val") for i in c["images"]],
-            "no images of split 'test'; to get the data",
-        ),
-        (NOCAPS, lambda c: c["images"][1].pop("domain"), "lacks the field 'domain'"),
+        (KARPATHY, lambda c: [i.update(split="val") for i in c["images"]], "no images of split 'test'; to get the"),
         (NOCAPS, lambda c: c["images"][1].update(domain="far"), "unknown domain 'far'; it should be one of in-domain"),
         (NOCAPS, lambda c: c.update(annotations=c["annotations"][:20]), "no reference caption for image 2"),
-        (NOCAPS, lambda c: [a.update(caption=" ") for a in c["annotations"]], "no reference caption for image 0"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_file(profile, file, change, sentence):
@@ -134,9 +128,6 @@ def test_broken_json_is_named(profile):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"dataset_coco.json is not valid JSON \(.*\); fetch or write the file again"):
         data.load(profile, "coco", "test")
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"dataset_coco.json is not valid JSON"):
-        data.read_json(path)
 
 
 def test_missing_files_are_named_with_the_mend(profile):
@@ -149,20 +140,14 @@ def test_missing_files_are_named_with_the_mend(profile):
         data.load(profile, "coco", "test")
 
 
-@pytest.mark.parametrize(("dataset", "split"), [("flickr", "test"), ("coco", "in"), ("nocaps", "test")])
-def test_unknown_datasets_and_splits_are_refused(profile, dataset, split):
-    with pytest.raises(ValueError, match=f"no split '{split}' of dataset '{dataset}': choose from coco: train"):
-        data.load(profile, dataset, split)
-
-
-def test_read_image_gives_rgb(tmp_path):
-    Image.fromarray(RED[..., 0]).save(tmp_path / "gray.png")
-    image = data.read_image(tmp_path / "gray.png")
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (200, 200, 200)
+def test_unknown_datasets_and_splits_are_refused(profile):
+    for dataset, split in (("flickr", "test"), ("nocaps", "test")):
+        with pytest.raises(ValueError, match=f"no split '{split}' of dataset '{dataset}': choose from coco: train"):
+            data.load(profile, dataset, split)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-@pytest.mark.parametrize("keep", [0, 20, 0.6])
+@pytest.mark.parametrize("keep", [20, 0.6])
 def test_truncated_images_are_refused(tmp_path, format, keep):
     path = tmp_path / "picture"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -175,10 +160,9 @@ def test_truncated_images_are_refused(tmp_path, format, keep):
 
 
 def test_missing_images_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"a.png is missing; fetch or write the data again \(`dfl data`\)"):
-        data.read_image(tmp_path / "a.png")
-    with pytest.raises(FileNotFoundError, match=r"a.png is missing; fetch"):
-        data.read_bytes(tmp_path / "a.png")
+    for read in (data.read_image, data.read_bytes):
+        with pytest.raises(FileNotFoundError, match=r"a.png is missing; fetch or write the data again \(`dfl data`\)"):
+            read(tmp_path / "a.png")
 
 
 def examples(**counts):
@@ -202,10 +186,10 @@ def test_a_subset_is_stratified_by_domain():
     assert [e.image_id for e in data.subset(examples(x=100), 10, seed=0)] != list(range(10))
 
 
-@pytest.mark.parametrize("num_images", [0, -1, 5])
-def test_a_subset_out_of_range_is_refused(num_images):
-    with pytest.raises(ValueError, match=f"num_images is {num_images}: choose 1 to 4, the images that there are"):
-        data.subset(examples(x=4), num_images, seed=0)
+def test_a_subset_out_of_range_is_refused():
+    for num_images in (0, 5):
+        with pytest.raises(ValueError, match=f"num_images is {num_images}: choose 1 to 4, the images that there are"):
+            data.subset(examples(x=4), num_images, seed=0)
 
 
 def test_ensure_calls_the_profiles_writer_or_asks_for_the_data(tmp_path):
@@ -218,20 +202,6 @@ def test_ensure_calls_the_profiles_writer_or_asks_for_the_data(tmp_path):
 
 
 # --- what the published files get wrong --------------------------------------------------------------------
-def test_each_data_set_may_have_a_root_of_its_own(profile, tmp_path):
-    before = data.load(profile, "coco", "train"), data.load(profile, "nocaps", "overall")
-    (tmp_path / "elsewhere").mkdir()
-    for name in ("coco", "nocaps"):
-        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
-    roots = {f"{name}_root": tmp_path / "elsewhere" / name for name in ("coco", "nocaps")}
-    moved = bring(tmp_path / "nothing", **roots)
-    after = data.load(moved, "coco", "train"), data.load(moved, "nocaps", "overall")
-    for old, new in zip(before, after, strict=True):
-        assert [replace(example, path=example.path.name) for example in old] == [
-            replace(example, path=example.path.name) for example in new
-        ]
-
-
 def karpathy(profile, *images, split="test"):
     """Write Karpathy's file of these records, with a picture for each; the split's examples."""
     path = profile.data_root / KARPATHY
@@ -275,19 +245,10 @@ def test_flickrs_file_has_neither_cocoid_nor_filepath(profile):
 
 
 def test_an_image_without_any_number_is_refused(profile):
-    with pytest.raises(
-        ValueError, match="images without cocoid, a number at the end of the file name and imgid; fetch"
-    ):
+    with pytest.raises(ValueError, match="without cocoid, a number at the end of the file name and imgid; fetch"):
         karpathy(profile, {"filename": "dog.jpg"})
     with pytest.raises(ValueError, match="has 'x7' for an image id, which should be a whole number"):
         karpathy(profile, {"filename": "dog.jpg", "cocoid": "x7"})
-
-
-@pytest.mark.parametrize("count", [5, 6, 7])
-def test_an_image_has_as_many_references_as_people_wrote(profile, count):
-    sentences = [{"raw": f"caption {k}"} for k in range(count)]
-    (found,) = karpathy(profile, {"filename": "1.jpg", "cocoid": 1, "sentences": sentences})
-    assert found.references == tuple(f"caption {k}" for k in range(count))
 
 
 def test_captions_keep_their_letters_and_lose_odd_whitespace(profile):
@@ -315,9 +276,6 @@ def test_an_image_that_comes_twice_is_one_with_the_captions_of_both(profile):
 def test_two_files_of_one_id_are_refused(profile):
     with pytest.raises(ValueError, match="gives the id 1 to 1.jpg and to 2.jpg; fetch or write the file again"):
         karpathy(profile, {"filename": "1.jpg", "cocoid": 1}, {"filename": "2.jpg", "cocoid": 1})
-    edit(profile.data_root / NOCAPS, lambda content: content["images"][1].update(id=0, domain="near-domain"))
-    with pytest.raises(ValueError, match="gives the id 0 to 0000000000000000.jpg and to 0000000000000001.jpg"):
-        data.load(profile, "nocaps", "overall")
 
 
 def test_an_image_in_two_splits_is_refused(profile):
@@ -328,14 +286,9 @@ def test_an_image_in_two_splits_is_refused(profile):
 
 
 def test_nocaps_without_domains_is_read_as_a_whole(profile):
-    domains = [example.domain for example in data.load(profile, "nocaps", "overall")]
     edit(profile.data_root / NOCAPS, lambda content: [image.pop("domain") for image in content["images"]])
-    found = data.load(profile, "nocaps", "overall")
-    assert [example.domain for example in found] == [None] * 3 and len(domains) == 3
-    sentence = (
-        "captions.json says of no image which domain it is of: put nocaps_val_image_info.json beside it, or take the"
-    )
-    with pytest.raises(ValueError, match=sentence):
+    assert [example.domain for example in data.load(profile, "nocaps", "overall")] == [None] * 3
+    with pytest.raises(ValueError, match="captions.json says of no image which domain it is of: put nocaps_val_image"):
         data.load(profile, "nocaps", "near")
 
 
@@ -423,12 +376,6 @@ def test_what_is_transparent_becomes_white(tmp_path):
     assert np.asarray(data.read_image(tmp_path / "whole.png")).tolist() == [[[255, 0, 0], [0, 0, 255]]]
 
 
-def test_plain_images_are_read_as_pillow_reads_them(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(np.asarray(data.read_image(tmp_path / "a.png")), pixels)
-
-
 # --- a folder of one's own ---------------------------------------------------------------------------------
 CAPTIONS = {"b.jpg": ["a red wall", "a wall, and red"], "a.png": ["a réd wall"], "deep/c.JPG": ["red"]}
 
@@ -484,13 +431,15 @@ def test_an_imagefolders_metadata_are_found(own, name):
 
 
 def test_ids_stay_when_rows_and_files_are_reordered_or_added(own, tmp_path):
-    before = {e.path: (e.image_id, set(e.references)) for e in data.folder(own, write(tmp_path / "c.csv"))}
+    def read(rows):
+        found = data.folder(own, write(tmp_path / "c.csv", rows=rows))
+        return {e.path: (e.image_id, set(e.references)) for e in found}
+
+    before = read(ROWS)
     save(own / "aa.png")
-    after = {
-        e.path: (e.image_id, set(e.references)) for e in data.folder(own, write(tmp_path / "c.csv", rows=ROWS[::-1]))
-    }
-    added = after.pop(own / "aa.png")
-    assert after == before and added[1] == set()
+    after = read(ROWS[::-1])
+    assert after.pop(own / "aa.png")[1] == set()
+    assert after == before
     assert len({image_id for image_id, _ in before.values()}) == 3 and max(i for i, _ in before.values()) < 2**53
 
 
@@ -507,26 +456,11 @@ def test_a_csv_of_a_spreadsheet_is_read(own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "columns", "rows", "sentence"),
     [
-        (
-            "c.csv",
-            ("file", "note"),
-            ROWS,
-            "has the columns 'file', 'note': it needs one of file, .* one of caption, text",
-        ),
+        ("c.csv", ("file", "note"), ROWS, "has the columns 'file', 'note': it needs one of file, .* of caption, text"),
         ("c.csv", ("file;caption",), [("b.jpg;red",)], "has the columns 'file;caption': .* separated by commas"),
-        ("c.csv", (), [], "has the columns of nothing"),
-        (
-            "c.csv",
-            ("file", "caption"),
-            [("b.jpg", "a wall", "and red")],
-            "line 2, has another number of cells: .* quotes",
-        ),
         ("c.csv", ("file", "caption"), [("b.jpg",)], "line 2, has another number of cells"),
         ("c.csv", ("file", "caption"), [("b.jpg", " ")], "line 2, has an empty caption of b.jpg: write one, or drop"),
-        ("c.csv", ("file", "caption"), [("d.jpg", "red")], "line 2, names 'd.jpg', which is no image of .*own: put it"),
-        ("c.jsonl", ("file", "caption"), [("d.jpg", "red")], "line 1, names 'd.jpg', which is no image of"),
-        ("c.jsonl", ("file", "caption"), [("b.jpg", None)], "line 1, has an empty caption of b.jpg"),
-        ("c.jsonl", ("file", "title"), ROWS, "has the columns 'file', 'title'"),
+        ("c.jsonl", ("file", "caption"), [("d.jpg", "red")], "line 1, names 'd.jpg', which is no image of .*own: put"),
         ("c.json", None, [("b.jpg", "")], "images, has an empty caption of b.jpg"),
         ("c.txt", None, [], "c.txt is no captions file that is known: give one of .csv, .jsonl, .json"),
     ],
@@ -540,15 +474,9 @@ def test_a_broken_captions_file_is_named(own, tmp_path, name, columns, rows, sen
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        (
-            "c.jsonl",
-            '{"file": "b.jpg", "caption": "a"}\n{"file":',
-            r"c.jsonl is not JSON Lines in UTF-8 \(.*\): give one",
-        ),
-        ("c.jsonl", '["b.jpg", "red"]', "c.jsonl, line 1, is no JSON object"),
+        ("c.jsonl", '{"file": "b.jpg", "caption": "a"}\n{"file":', r"c.jsonl is not JSON Lines in UTF-8 \(.*\): give"),
         ("c.csv", 'file,caption\nb.jpg,"a "red" wall"', "c.csv is not a CSV file in UTF-8"),
         ("c.json", '{"images": [], "annotations": [{"image_id": 4, "caption": "a"}]}', "caption of image 4, which its"),
-        ("c.json", '{"annotations": []}', "lacks the field 'images'"),
     ],
 )
 def test_a_captions_file_of_another_format_is_named(own, tmp_path, name, text, sentence):
