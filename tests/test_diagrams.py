@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.patches import FancyBboxPatch
 
-from dfl_utils.exhibits import diagrams, plots
-from dfl_utils.exhibits.diagrams import Part
+from dfl_utils.exhibits import diagrams
 from dfl_utils.training.anatomy import Anatomy
 from dfl_utils.training.finetune import ROLES
 from dfl_utils.training.losses import LOSSES
@@ -45,15 +43,6 @@ def test_the_diagrams_show_every_shape_and_every_loss(found):
     assert "of the caption" not in b.replace("along the caption", "")
 
 
-def test_a_diagram_is_as_wide_as_a_phone_and_its_words_stay_inside(found):
-    figure = diagrams.image_text_image(found)
-    assert figure.get_figwidth() <= 4.6
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    for text in figure.axes[0].texts:
-        box = text.get_window_extent(renderer).transformed(figure.dpi_scale_trans.inverted())
-        assert box.x0 >= -0.01 and box.x1 <= diagrams.WIDTH + 0.01, text.get_text()
-
-
 def test_the_side_that_is_trained_is_the_side_that_is_coloured(found):
     def trained(figure) -> list[str]:
         fill = to_rgba(diagrams.LOOKS["trained"][0])
@@ -64,27 +53,3 @@ def test_the_side_that_is_trained_is_the_side_that_is_coloured(found):
     assert trained(diagrams.image_text_image(found)) == [tops[2], tops[6]]
     other = diagrams.image_text_image(replace(found, side="image"))
     assert trained(other) == [tops[1], tops[6]]
-
-
-def test_a_chain_has_an_arrow_fewer_than_boxes():
-    figure = diagrams.chain([Part("one", "given", "two"), Part("two", "frozen", "three"), Part("three", "loss")])
-    arrows = [text for text in figure.axes[0].texts if getattr(text, "arrow_patch", None)]
-    assert len(arrows) == 2
-
-
-def test_smoothing_by_hand():
-    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
-    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])
-    for window in (0, 5):
-        with pytest.raises(ValueError, match="window"):
-            plots.smooth([1, 2, 6, 0], window)
-
-
-def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
-    runs = {"both": [{"caption_loss": [1, 3, 5]}, {"caption_loss": [3, 5, 7]}], "other": [{"generation_loss": [2.0]}]}
-    figure = plots.loss_curves(runs, window=2)
-    (line,) = figure.axes[0].lines
-    np.testing.assert_allclose(line.get_xydata(), [[2, 3], [3, 5]])
-    assert "nats a token" in figure.axes[0].get_ylabel()
-    (short,) = figure.axes[1].lines  # shorter than the window, which is cut
-    np.testing.assert_allclose(short.get_xydata(), [[1, 2]])

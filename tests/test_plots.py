@@ -36,19 +36,14 @@ def curves(axis):
     return {line.get_label(): line for line in axis.lines}
 
 
-def test_rank_curves_have_one_panel_a_metric_in_their_order(rows):
-    panels = [axis for axis in plots.rank_curves(rows, METRICS).axes if axis.lines]
+def test_curves_are_drawn_by_rank_with_their_intervals_and_only_a_distance_is_reversed(rows):
+    figure = plots.rank_curves(rows, METRICS)
+    panels = [axis for axis in figure.axes if axis.lines]
     assert [axis.get_ylabel() for axis in panels] == [plots.AXES[metric] for metric in METRICS]
-
-
-def test_the_best_rank_is_at_the_right_and_only_a_distance_is_reversed(rows):
-    for axis, metric in zip(plots.rank_curves(rows, METRICS).axes, METRICS, strict=False):
-        assert axis.xaxis_inverted()
+    for axis, metric in zip(panels, METRICS, strict=True):
+        assert axis.xaxis_inverted()  # the best rank is at the right
         assert axis.yaxis_inverted() == (metric == "WMD")
-
-
-def test_curves_are_drawn_by_rank_with_their_intervals(rows):
-    axis = plots.rank_curves(rows, METRICS).axes[0]
+    axis = panels[0]
     for name in ("ranked by CLIP", "ranked by DINO"):
         np.testing.assert_array_equal(curves(axis)[name].get_xydata(), [[0, 50], [1, 40], [2, 30]])
     for band in axis.collections:
@@ -64,11 +59,6 @@ def test_the_baseline_is_a_level_line_and_may_be_missing(rows):
     assert set(curves(axis)) == {"ranked by CLIP", "ranked by DINO"}
 
 
-def test_one_legend_names_each_line_once(rows):
-    (legend,) = plots.rank_curves(rows, METRICS).legends
-    assert [text.get_text() for text in legend.texts] == ["ranked by CLIP", "ranked by DINO", "random pick"]
-
-
 @pytest.fixture
 def swept():
     """Rows of figure9: two lines against N, one of a method without a colour of its own, a level and a gain."""
@@ -82,30 +72,7 @@ def test_score_curves_rise_to_the_right_and_leave_gains_out(swept):
     assert set(curves(axis)) == {"clip, other model", "random pick", "beam search"}
     np.testing.assert_array_equal(curves(axis)["random pick"].get_xydata(), [[1, 2], [5, 6]])
     assert not axis.xaxis_inverted() and axis.yaxis_inverted()  # KID is a distance
-    assert axis.get_xlabel() == "candidates"
-
-
-def test_a_method_without_a_colour_takes_one_that_nobody_has(swept):
-    axis = plots.score_curves(swept, ["KID"], "candidates").axes[0]
-    taken = [line.get_color() for line in axis.lines]
-    assert len(set(taken)) == 3
-    assert curves(axis)["beam search"].get_color() == plots.COLOURS["beam"]
-
-
-def test_levels_differ_in_their_dashes(swept):
-    levels = swept.assign(x=np.nan).drop_duplicates("method")
-    lines = plots.score_curves(levels, ["KID"], "candidates").axes[0].lines
-    assert len({line.get_linestyle() for line in lines}) == len(lines) == 3
-
-
-def test_panels_stand_in_columns_and_a_spare_one_is_blank(swept):
-    frame = pd.concat([swept.assign(metric=metric) for metric in ("KID", "FID", "IS")])
-    figure = plots.score_curves(frame, ["IS", "FID", "KID"], "candidates", columns=2)
-    assert [axis.axison for axis in figure.axes] == [True, True, True, False]
-    assert len(plots.score_curves(frame, ["IS", "FID", "KID"], "candidates", columns=3).axes) == 3
-
-
-def test_a_metric_without_rows_is_named(swept):
+    assert len({line.get_color() for line in axis.lines}) == 3  # also of a method without a colour of its own
     with pytest.raises(ValueError, match="no row of metric 'FID'"):
         plots.score_curves(swept, ["KID", "FID"], "candidates")
 
@@ -125,16 +92,6 @@ def test_gains_show_the_line_of_no_change_and_the_papers_number():
     assert "the paper's" not in curves(plots.interval_points(table, "gain, %").axes[0])
 
 
-def test_many_groups_do_not_run_into_the_next_label():
-    groups = [f"group {k}" for k in range(8)]
-    table = pd.DataFrame(
-        [("own", group, 0.5, 0.4, 0.6) for group in groups], columns=["label", "group", "value", "low", "high"]
-    )
-    axis = plots.interval_points(table, "cosine").axes[0]
-    heights = [container.lines[0].get_ydata()[0] for container in axis.containers]
-    assert heights == sorted(heights) and max(np.abs(heights)) < 0.5
-
-
 def test_interval_points_go_down_in_the_tables_order_with_groups_side_by_side():
     table = pd.DataFrame(
         [("own", "clip", 0.9, 0.8, 0.95), ("own", "dino", 0.7, 0.6, 0.8), ("other", "clip", 0.2, 0.1, 0.4)],
@@ -151,11 +108,6 @@ def test_interval_points_go_down_in_the_tables_order_with_groups_side_by_side():
     assert [text.get_text() for text in axis.get_legend().texts] == ["CLIP", "DINO"]
 
 
-def test_a_single_group_needs_no_legend():
-    table = pd.DataFrame([("own", "clip", 0.9, 0.8, 0.95)], columns=["label", "group", "value", "low", "high"])
-    assert plots.interval_points(table, "cosine").axes[0].get_legend() is None
-
-
 def test_a_gallery_wraps_its_texts_and_leaves_short_rows_empty():
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     long = "a very small yellow guitar to the left of a big purple hippo"
@@ -167,18 +119,6 @@ def test_a_gallery_wraps_its_texts_and_leaves_short_rows_empty():
     assert (texts[0], texts[2], texts[3]) == ("short", "one\ntwo", "last")
     assert texts[1].count("\n") >= 2 and texts[1].split() == long.split()  # wrapped, nothing lost
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), red)
-
-
-def test_a_gallery_cuts_endless_texts_with_dots():
-    image = np.zeros((2, 2, 3), np.uint8)
-    text = plots.gallery([[image]], [["word " * 100]]).axes[0].texts[0].get_text()
-    assert text.endswith("\n...") and text.count("word") < 100
-
-
-def test_faces_are_white_and_names_are_known(rows):
-    figure = plots.rank_curves(rows, METRICS)
-    assert figure.get_facecolor() == (1, 1, 1, 1)
-    assert set(plots.COLOURS) == set(plots.NAMES) == set(plots.MARKERS)
 
 
 @pytest.mark.parametrize("name", plots.COLOURS)
@@ -202,3 +142,21 @@ def test_more_than_two_lines_have_bars_side_by_side_instead_of_bands():
     assert np.allclose(places, [[-0.14, 0.86], [0, 1], [0.14, 1.14]])  # nobody's bar hides another's
     assert not [band for band in axis.collections if isinstance(band, PolyCollection)]
     assert [len(bars.get_segments()) for bars in axis.collections] == [2, 2, 2]
+
+
+def test_smoothing_by_hand():
+    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
+    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])
+    for window in (0, 5):
+        with pytest.raises(ValueError, match="window"):
+            plots.smooth([1, 2, 6, 0], window)
+
+
+def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
+    runs = {"both": [{"caption_loss": [1, 3, 5]}, {"caption_loss": [3, 5, 7]}], "other": [{"generation_loss": [2.0]}]}
+    figure = plots.loss_curves(runs, window=2)
+    (line,) = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[2, 3], [3, 5]])
+    assert "nats a token" in figure.axes[0].get_ylabel()
+    (short,) = figure.axes[1].lines  # shorter than the window, which is cut
+    np.testing.assert_allclose(short.get_xydata(), [[1, 2]])
