@@ -64,16 +64,3 @@ def test_undefined_images_are_nan_and_counted():
     assert (found.value, found.n, found.excluded) == (taus[0], 1, 4)
     nothing = ranking.partial_correlation(sim[:1], quality[2:3], control[:1])
     assert (nothing.n, nothing.excluded, np.isnan(nothing.low)) == (0, 1, True)
-
-
-def test_candidates_without_quality_or_control_are_left_out_of_all_three():
-    whole = ranking.partial_tau([[1, 2, 3, 4]], [[2, 1, 3, 4]], [[1, 2, 4, 3]])
-    with_gaps = ranking.partial_tau([[9, 1, 2, 3, 0, 4]], [[np.nan, 2, 1, 3, 8, 4]], [[0, 1, 2, 4, np.nan, 3]])
-    np.testing.assert_array_equal(whole, with_gaps)
-
-
-def test_bad_input():
-    with pytest.raises(ValueError, match=r"of the shapes \(1, 2\), \(1, 2\) and \(2,\)"):
-        ranking.partial_tau([[1, 2]], [[1, 2]], [1, 2])
-    with pytest.raises(ValueError, match="candidate 1 is NaN"):
-        ranking.partial_tau([[1, np.nan]], [[1, 2]], [[1, 2]])

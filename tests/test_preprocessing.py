@@ -47,16 +47,3 @@ def test_models_of_one_vocabulary_share_it(mini):
     drawn, trained = generator.Generator.load(mini).pipeline, generator.load_pipeline(mini)
     assert drawn.tokenizer is trained.tokenizer
     assert captioner.load(mini).processor is captioner.load(mini).processor is captioner.processor(mini)
-
-
-def test_what_lies_on_the_hub_is_read_each_time(mini):
-    assert checkpoint.shared("x", "nobody/a-hub-id", lambda: object()) is not checkpoint.shared(
-        "x", "nobody/a-hub-id", lambda: object()
-    )
-
-
-def test_two_readers_of_one_folder_are_told_apart(mini):
-    folder = mini.locate(mini.captioner)
-    assert checkpoint.shared("a", folder, lambda: 1) == 1
-    assert checkpoint.shared("b", folder, lambda: 2) == 2
-    assert checkpoint.shared("a", folder, lambda: 3) == 1

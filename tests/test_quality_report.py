@@ -41,17 +41,6 @@ def test_prompts_ask_for_every_category_equally():
     assert all(len(set(pair)) == len(set(paint)) == 2 for pair, paint in zip(nouns, colours, strict=True))
 
 
-def test_unseen_leaves_trained_scenes_out():
-    items = [item(("dog", "red")), item(("cat", "blue"))]
-    assert report.unseen(items, [items[0].scene]) == [1]
-
-
-def test_a_row_says_whether_its_bar_is_met():
-    assert report.row(0.92, 10, 0.92)["met"] is True
-    assert report.row(0.9199, 10, 0.92)["met"] is False
-    assert report.row(1.0, 10)["met"] is None
-
-
 def test_a_stage_refuses_new_foundations(tmp_path):
     for name in ("autoencoder", "clip"):
         (tmp_path / name / "final").mkdir(parents=True)

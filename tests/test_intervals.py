@@ -1,7 +1,5 @@
 """Estimates over trainings and images: cases by hand, the interval of images alone, pairing, coverage, bad input."""
 
-import warnings
-
 import numpy as np
 import pytest
 
@@ -72,11 +70,6 @@ def test_a_difference_is_paired_by_image_and_seed(rng):
     assert intervals.smallest_effect(shuffled) > 0.1
 
 
-def test_order_of_images_and_seeds_does_not_matter_to_the_value(rng):
-    values = rng.normal(size=(3, 20))
-    assert intervals.estimate(values[::-1, ::-1]).value == pytest.approx(intervals.estimate(values).value)
-
-
 def test_bleu_is_a_statistic_of_each_seed():
     counts = np.stack([ngrams.bleu_statistics([[c] for c in row], REFERENCES)[:, 0] for row in CAPTIONS])
     each = [float(bleu_4(own.mean(axis=0))) for own in counts]
@@ -120,17 +113,10 @@ def test_equal_seeds_have_the_fid_of_one_and_others_may_be_the_reference(rng):
     assert (one.value, *interval(one)) == pytest.approx((three.value, *interval(three)))
 
 
-def test_few_images_do_not_warn_again_and_again(rng):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        intervals.fid(rng.normal(size=(1, 4, 8)), rng.normal(size=(4, 8)), num_resamples=5)
-
-
 @pytest.mark.parametrize(
     ("low", "high", "up", "down"),
     [
         (0.1, 0.3, "better", "worse"),
-        (-0.3, -0.1, "worse", "better"),
         (-0.1, 0.3, "not visible", "not visible"),
         (0.0, 0.3, "not visible", "not visible"),
         (np.nan, np.nan, "not visible", "not visible"),
@@ -141,30 +127,21 @@ def test_verdict_is_by_the_interval_alone(low, high, up, down):
     assert (intervals.verdict(change, True), intervals.verdict(change, False)) == (up, down)
 
 
-def test_what_does_not_vary_says_nothing_of_noise():
-    assert intervals.verdict(Estimate(1.0, 1.0, 1.0, 1), True) == "not visible"  # one image
-    assert intervals.verdict(Estimate(1.0, 1.0, 1.0, 9), True) == "better"
-    assert intervals.would_show(5.0, Estimate(0.0, 0.0, 0.0, 9)) == ""
-
-
 def test_the_smallest_effect_is_half_the_interval():
     change = Estimate(1.0, 0.5, 2.0, 10)
     assert intervals.smallest_effect(change) == 0.75
     assert [intervals.would_show(effect, change) for effect in (0.8, -0.8, 0.7, np.nan)] == ["yes", "yes", "no", ""]
+    assert intervals.would_show(5.0, Estimate(0.0, 0.0, 0.0, 9)) == ""  # what does not vary says nothing of noise
+    assert intervals.verdict(Estimate(1.0, 1.0, 1.0, 1), True) == "not visible"  # of one image
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda: intervals.estimate([1.0, 2.0]), "values must be of shape"),
-        (lambda: intervals.estimate(np.zeros((0, 3))), "values must be of shape"),
-        (lambda: intervals.estimate(np.zeros((2, 3)), level=1.0), "level"),
         (lambda: intervals.difference(np.zeros((3, 4)), np.zeros((2, 4))), "one seed or equally many"),
         (lambda: intervals.difference(np.zeros((3, 4)), np.zeros((1, 5))), "the same images"),
-        (lambda: intervals.fid(np.zeros((2, 5, 3)), np.zeros((4, 3))), "reference is of shape"),
-        (lambda: intervals.fid(np.zeros((2, 1, 3)), np.zeros((1, 3))), "at least 2 images"),
         (lambda: intervals.fid(np.full((1, 4, 3), np.nan), np.zeros((4, 3))), "finite"),
-        (lambda: intervals.set_score(np.zeros((1, 4, 3)), np.zeros((4, 3)), "IS"), "FID or KID"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(call, says):

@@ -53,12 +53,6 @@ def again(scored, mini, examples):
     return Idle(mini, RunStore(scored[0].store.root), examples)
 
 
-def test_default_scores_are_those_of_figure_3(scored, mini, examples, captions):
-    found = again(scored, mini, examples).score(examples, captions)
-    assert tuple(found) == quality.FIGURE3 == ("CIDEr", "WMD", "CLIP-text", "SBERT")
-    assert {values.shape for values in scored[1].values()} == {(18, 12)}
-
-
 def test_scores_are_those_of_caption_quality(scored, examples, captions):
     scorer, found = scored
     references = [example.references for example in examples]
@@ -78,18 +72,17 @@ def test_own_references_score_higher_and_empty_captions_as_documented(scored):
     assert np.isnan(scored[1]["WMD"][:, 11]).all()
 
 
-def test_scores_come_from_the_store_the_second_time(scored, mini, examples, captions, monkeypatch):
+def test_scores_come_from_the_store_the_second_time(scored, mini, examples, captions, texts, monkeypatch):
+    said = scored[0].similarity(*texts)
     monkeypatch.setattr(scorer.quality, "caption_quality", lambda *_, **__: pytest.fail("scored again"))
     idle = again(scored, mini, examples)
     for metric, values in idle.score(examples, captions, tuple(scored[1])).items():
         np.testing.assert_array_equal(values, scored[1][metric])
-    assert all(spent.made == 0 for spent in idle.store.spent.values())
-
-
-def test_ten_candidates_find_the_scores_of_twelve(scored, mini, examples, captions):
-    ten = again(scored, mini, examples).score(examples, [row[:10] for row in captions])
-    for metric, values in ten.items():
+    for metric, values in idle.score(examples, [row[:10] for row in captions]).items():  # ten of twelve candidates
         np.testing.assert_array_equal(values, scored[1][metric][:, :10])
+    for judge, sim in idle.similarity(*texts).items():
+        np.testing.assert_array_equal(sim, said[judge])
+    assert all(spent.made == 0 for spent in idle.store.spent.values())
 
 
 def test_references_are_embedded_once_for_all_runs(scored, mini, examples):
@@ -113,14 +106,6 @@ def test_document_frequencies_are_the_reference_sets(mini, examples, captions, t
     kept = Scorer(mini, RunStore(tmp_path), examples)  # and they are counted once
     np.testing.assert_array_equal(kept._cider.score(part, references[:3]), whole)
     assert (kept.store.spent["cider-frequencies"].made, kept.store.spent["cider-frequencies"].loaded) == (0, 1)
-
-
-def test_one_candidate_and_equal_candidates(mini, examples, tmp_path):
-    scorer = Scorer(mini, RunStore(tmp_path), examples)
-    one = scorer.score(examples[:2], [["a red dog"], ["a red dog"]], ["CIDEr", "WMD"])
-    same = scorer.score(examples[:2], [["a red dog"] * 3] * 2, ["CIDEr", "WMD"])
-    for metric, values in same.items():
-        np.testing.assert_allclose(values, np.repeat(one[metric], 3, axis=1))
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +143,6 @@ def test_similarity_is_the_score_with_the_original_for_reference(scored, example
     np.testing.assert_allclose(sims["cider"], cider)
 
 
-def test_similarities_come_from_the_store_the_second_time(scored, mini, examples, texts):
-    first = scored[0].similarity(*texts)
-    idle = again(scored, mini, examples)
-    for judge, sim in idle.similarity(*texts).items():
-        np.testing.assert_array_equal(sim, first[judge])
-
-
 def test_clip_score_by_hand(scored, mini, examples):
     scorer = scored[0]
     captions = [[example.references[0], "a red dog"] for example in examples]
@@ -173,15 +151,7 @@ def test_clip_score_by_hand(scored, mini, examples):
     image = similarity.load_clip(mini).embed([data.read_image(examples[17].path)])[0]
     cosines = scorer._clip_text(captions[17]) @ image
     np.testing.assert_allclose(found[17], 2.5 * np.maximum(cosines, 0), atol=1e-4)
-    assert found[:, 0].mean() > found[:, 1].mean()
     np.testing.assert_array_equal(again(scored, mini, examples).clip_score(examples, captions), found)
-
-
-def test_negative_cosines_score_nothing(mini, examples, tmp_path, monkeypatch):
-    scorer = Scorer(mini, RunStore(tmp_path), examples)
-    monkeypatch.setattr(Scorer, "_clip_text", lambda self, texts: np.full((len(texts), 4), -0.5, np.float32))
-    monkeypatch.setattr(scorer._workshop, "originals", lambda name, part: np.full((len(part), 4), 0.5, np.float32))
-    np.testing.assert_array_equal(scorer.clip_score(examples, [["a"]] * 18), np.zeros((18, 1)))
 
 
 def test_long_references_do_not_change_short_ones(scored):
@@ -195,32 +165,19 @@ def test_long_references_do_not_change_short_ones(scored):
     np.testing.assert_allclose(cosines[0, 0], (vectors[:2] @ vectors[3]).mean(), atol=1e-6)
 
 
-def test_a_set_without_references_is_refused(mini, examples, tmp_path):
+def test_bad_input_is_refused_before_any_work(mini, examples, tmp_path):
     bare = [examples[0], replace(examples[1], references=())]
     with pytest.raises(ValueError, match=r"references\[1\] is an empty list; give image 1 at least one string"):
         Scorer(mini, RunStore(tmp_path), bare)
-    with pytest.raises(ValueError, match="references holds no images"):
-        Scorer(mini, RunStore(tmp_path), [])
-    with pytest.raises(ValueError, match=r"references\[1\] is an empty list"):
-        Idle(mini, RunStore(tmp_path), examples).score(bare, [["a"], ["b"]])
-
-
-def test_bad_input_is_refused_before_any_work(mini, examples, tmp_path):
     idle = Idle(mini, RunStore(tmp_path), examples)
     with pytest.raises(ValueError, match="metrics must name some of CIDEr, WMD.*SPICE, not ROUGE"):
         idle.score(examples[:1], [["a"]], ["CIDEr", "ROUGE"])
-    with pytest.raises(ValueError, match="not nothing"):
-        idle.score(examples[:1], [["a"]], [])
     with pytest.raises(ValueError, match=r"captions\[1\] holds 2 candidates"):
         idle.score(examples[:2], [["a"], ["b", "c"]])
     with pytest.raises(FileNotFoundError, match="SPICE needs .*or take the metric SPICE-like"):
         idle.score(examples[:1], [["a"]], ["CIDEr", "SPICE"])
     with pytest.raises(ValueError, match="judges must name some of clip, sbert, cider, wmd, not dino"):
         idle.similarity(["a"], [["a"]], ["clip", "dino"])
-    with pytest.raises(ValueError, match="not nothing"):
-        idle.similarity(["a"], [["a"]], [])
     with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
         idle.similarity([" "], [["a"]])
-    with pytest.raises(ValueError, match="captions has 1 images and references has 2"):
-        idle.clip_score(examples[:2], [["a"]])
     assert not list(tmp_path.iterdir())
