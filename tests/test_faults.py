@@ -42,8 +42,7 @@ from dfl_utils.training.losses import Economy
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
 
-# Kills that each test makes, at least.
-KILLS = {"the loop": 22, "the training": 22, "two writers": 4, "two ranks": 4}
+KILLS = 12  # of a run by itself, at least
 MOMENT, FILES = "at a moment", "at a file operation"
 RECIPE = Recipe(steps=4, batch_size=1, lr=1e-3, decoder="tiny", economy=Economy(threshold=1e-6))
 JOINT = replace(RECIPE, batch_size=2, micro_batches=2)  # the ranks of a process group train it together
@@ -129,7 +128,7 @@ class Nursery:
             _compare(root, whole)
         return dict(counts)
 
-    def kill_one_of_two(self, task: str, folder: Path, kills: int, whole: dict, seed: int, ranks: bool = False) -> dict:
+    def kill_one_of_two(self, task: str, folder: Path, kills: int, whole: dict, seed: int, ranks: bool = False) -> None:
         """Two processes on one store, one of them killed; with `ranks` the other must do all of the work alone."""
         rng, counts = np.random.default_rng(seed), Counter()
         while counts["kills"] < kills:
@@ -146,9 +145,8 @@ class Nursery:
             assert before.items() <= _finished(root).items()
             counts["runs"] += 1
             counts["kills"] += status != 0
-        return dict(counts)
 
-    def break_group(self, folder: Path, kills: int, whole: dict, seed: int) -> dict:
+    def break_group(self, folder: Path, kills: int, whole: dict, seed: int) -> None:
         """Two ranks that train one run together; one is killed, the other says so and stops; one process goes on."""
         rng, counts = np.random.default_rng(seed), Counter()
         while counts["kills"] < kills:
@@ -167,7 +165,6 @@ class Nursery:
             assert set(ends) <= {0, -signal.SIGKILL, LOST}, ends
             assert _end(self._fork("train_jointly", root)) == 0
             _compare(root, whole)
-        return dict(counts)
 
     def fill_disk(self, task: str, folder: Path, whole: dict, limit: bool) -> dict:
         """A disk that is full and grows, again and again: the same run goes on each time. At last it is read-only."""
@@ -399,16 +396,6 @@ def ask(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def table(request):
-    """What the tests counted, shown below them."""
-    lines = []
-    yield lines
-    plugin = request.config.pluginmanager.getplugin
-    with plugin("capturemanager").global_and_fixture_disabled():
-        plugin("terminalreporter").write_line("\n" + "\n".join(lines))
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
@@ -425,55 +412,37 @@ def training(ask, place):
     return ask("undisturbed", "train", place / "training")
 
 
-def test_there_are_fifty_kills():
-    assert sum(KILLS.values()) >= 50
+@pytest.mark.parametrize(("name", "task", "seed"), [("loop", "play", 1), ("training", "train", 2)])
+def test_a_run_killed_at_random_loses_and_repeats_nothing(ask, request, tmp_path, name, task, seed):
+    counts = ask("kill", task, tmp_path, KILLS, request.getfixturevalue(name), seed)
+    assert counts[MOMENT] + counts[FILES] >= KILLS and counts[MOMENT] and counts[FILES]
 
 
-def test_a_loop_killed_at_random_loses_and_repeats_nothing(ask, loop, tmp_path, table):
-    counts = ask("kill", "play", tmp_path, KILLS["the loop"], loop, 1)
-    assert counts[MOMENT] + counts[FILES] >= KILLS["the loop"] and counts[MOMENT] and counts[FILES]
-    table.append(_line("the loop", counts))
+def test_two_writers_share_one_store(ask, loop, tmp_path):
+    ask("kill_one_of_two", "play", tmp_path, 4, loop, 3)
 
 
-def test_a_training_killed_at_random_loses_and_repeats_nothing(ask, training, tmp_path, table):
-    counts = ask("kill", "train", tmp_path, KILLS["the training"], training, 2)
-    assert counts[MOMENT] + counts[FILES] >= KILLS["the training"] and counts[MOMENT] and counts[FILES]
-    table.append(_line("the training", counts))
+def test_a_lost_rank_is_made_up_for(ask, loop, tmp_path):
+    ask("kill_one_of_two", "play", tmp_path, 2, loop, 4, True)
 
 
-def test_two_writers_share_one_store(ask, loop, tmp_path, table):
-    counts = ask("kill_one_of_two", "play", tmp_path, KILLS["two writers"], loop, 3)
-    table.append(_line("one of two writers", counts))
-
-
-def test_a_lost_rank_is_made_up_for(ask, loop, tmp_path, table):
-    counts = ask("kill_one_of_two", "play", tmp_path, KILLS["two ranks"] // 2, loop, 4, True)
-    table.append(_line("one of two ranks of the loop", counts))
-
-
-def test_a_group_that_lost_a_rank_stops_and_goes_on(ask, place, tmp_path, table):
+def test_a_group_that_lost_a_rank_stops_and_goes_on(ask, place, tmp_path):
     (place / "joint").mkdir()
     whole = ask("undisturbed", "train_jointly", place / "joint")
-    counts = ask("break_group", tmp_path, KILLS["two ranks"] // 2, whole, 5)
-    table.append(_line("one of two ranks of a joint training", counts))
+    ask("break_group", tmp_path, 2, whole, 5)
 
 
 @pytest.mark.parametrize(
     ("name", "task", "limit"), [("loop", "play", False), ("loop", "play", True), ("training", "train", False)]
 )
-def test_a_full_disk_is_named_and_nothing_is_lost(ask, request, tmp_path, table, name, task, limit):
+def test_a_full_disk_is_named_and_nothing_is_lost(ask, request, tmp_path, name, task, limit):
     found = ask("fill_disk", task, tmp_path, request.getfixturevalue(name), limit)
     assert found["said"]
     for sentence in found["said"]:
         assert "cannot be written (" in sentence and "free some space" in sentence and "DFL_STORE" in sentence
     if found["how"] == "tmpfs":
         assert "cannot be written (Read-only file system): set DFL_STORE." in found["protected"]
-    table.append(f"full disk, {name}: {len(found['said'])} times ({found['how']})")
 
 
-def test_damaged_shards_are_made_again(ask, loop, place, table):
-    table.append(f"damaged: {ask('damage', 'play', place / 'loop', 6)} shards of the loop, all of them")
-
-
-def _line(what, counts):
-    return f"{what}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+def test_damaged_shards_are_made_again(ask, loop, place):
+    assert ask("damage", "play", place / "loop", 6) > 0
