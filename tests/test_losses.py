@@ -164,13 +164,6 @@ def test_the_one_step_image_is_the_schedulers():
         torch.testing.assert_close(found[row : row + 1], own, rtol=1e-5, atol=1e-5)
 
 
-def test_the_one_step_image_of_the_true_noise_is_the_image(blip):
-    batch, scheduler = blip.batch, blip.pipeline.scheduler
-    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    found = losses.one_step_image(scheduler, noisy, batch.timesteps, batch.noise)
-    torch.testing.assert_close(found, batch.latents, atol=1e-4, rtol=0)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_alone_is_the_same_as_among_the_four(setting, name):
@@ -231,10 +224,6 @@ def test_the_gradient_of_a_reconstruction_is_its_slope(blip, name, role):
 
 
 # --- economies --------------------------------------------------------------------------------------------
-def test_the_default_is_the_papers_step():
-    assert Economy() == Economy(threshold=0.0, share=1.0)
-
-
 def test_a_threshold_leaves_the_loss_and_its_gradient_where_they_are(blip):
     """A dropped token has at most 1e-6 in each row; what they have together bounds the change of an embedding."""
     pair = blip.make((IMAGE_RECONSTRUCTION,), economy=Economy(threshold=1e-6))
@@ -267,15 +256,7 @@ def test_a_share_is_the_first_rows_told_and_the_last_rows_read(setting):
     assert both == pytest.approx(setting.found[TEXT_RECONSTRUCTION], rel=1e-4)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", [IMAGE_RECONSTRUCTION, TEXT_RECONSTRUCTION])
-def test_a_share_is_the_same_without_the_other_losses(blip, name):
-    economy = Economy(share=0.1)  # of four pairs: one
-    alone, among = blip.make((name,), economy=economy), blip.make(economy=economy)
-    assert alone(blip.batch)[name].item() == pytest.approx(among(blip.batch)[name].item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.1}, {"threshold": -1e-9}, {"threshold": 1.0}])
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"threshold": 1.0}])
 def test_an_economy_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match="a share lies above 0 and not above 1, a threshold from 0 to below 1"):
         Economy(**wrong)
@@ -351,27 +332,15 @@ def test_a_tiny_decoder_takes_the_scaled_latents(blip):
 
 
 # --- bad input --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("wrong", "told"), [((), "none"), (("caption_loss", "style_loss"), "style_loss")])
-def test_unknown_losses_are_refused(blip, wrong, told):
-    with pytest.raises(ValueError, match=f"losses must name some of caption_loss, .*, not {told}"):
-        blip.make(wrong)
+def test_unknown_losses_are_refused(blip):
+    with pytest.raises(ValueError, match="losses must name some of caption_loss, .*, not style_loss"):
+        blip.make(("caption_loss", "style_loss"))
 
 
-def test_a_map_of_another_captioner_is_refused(setting):
-    other = replace(setting.map, index=setting.map.index[:-1], how=setting.map.how[:-1])
-    with pytest.raises(ValueError, match="captioner has .* tokens and the map was made for .*VocabularyMap.make"):
+def test_a_map_of_other_models_is_refused(setting):
+    other = replace(setting.map, generator="another fingerprint")
+    with pytest.raises(ValueError, match="The generator has .* others than the map was made for.*VocabularyMap.make"):
         TalkingPair(setting.captioner, setting.pipeline, other)
-
-
-@pytest.mark.parametrize("role", ["captioner", "generator"])
-def test_a_map_of_another_vocabulary_of_the_same_size_is_refused(blip, role):
-    with pytest.raises(ValueError, match=f"The {role} has .* others than the map was made for.*VocabularyMap.make"):
-        TalkingPair(blip.captioner, blip.pipeline, replace(blip.map, **{role: "another fingerprint"}))
-
-
-def test_a_map_of_a_larger_generator_is_refused(blip):
-    with pytest.raises(ValueError, match="generator has 49,408 tokens and the map was made for 50,000"):
-        TalkingPair(blip.captioner, blip.pipeline, replace(blip.map, generator_size=50_000))
 
 
 def test_a_generator_that_predicts_no_noise_is_refused(blip):
