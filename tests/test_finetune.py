@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BlipConfig, BlipForConditionalGeneration
 
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import workshop
@@ -111,21 +104,6 @@ def test_blip2_learns_its_query_tokens(blip2):
     assert [name for name, weight in pair.named_parameters() if weight.requires_grad] == ["model.query_tokens"]
 
 
-def test_the_published_architectures_have_those_layers():
-    """BLIP's own defaults and Stable Diffusion's U-Net in miniature: no other layer is called alike."""
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    text = small | {"encoder_hidden_size": 16, "vocab_size": 20}
-    vision = small | {"image_size": 32, "patch_size": 16}
-    with torch.device("meta"):
-        blip = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision))
-        unet = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32), cross_attention_dim=16, attention_head_dim=8)
-    pair = nn.Module()
-    pair.model, pair.unet = blip, unet
-    own = unfreeze(pair)
-    assert len(own) == 2 * 2 + 16  # as many attentions as Stable Diffusion v1 has: 6 down, 1 between, 9 up
-    assert all(".attn2.to_q." in name or ".crossattention.self.query." in name for name in own)
-
-
 def test_a_model_without_those_layers_is_refused():
     pair = nn.Module()
     pair.model, pair.unet = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -134,16 +112,12 @@ def test_a_model_without_those_layers_is_refused():
         unfreeze(pair)
 
 
-def test_only_the_trained_weights_move(whole):
+def test_only_the_trained_weights_move_and_every_loss_is_kept(whole):
     run, before = whole
     after, trained = run.pair.state_dict(), [weight.data_ptr() for weight in run.parameters.values()]
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved == {name for name, value in after.items() if value.data_ptr() in trained}
     assert len(moved) == 6 + 4
-
-
-def test_every_loss_of_every_step_is_kept(whole):
-    run, _ = whole
     assert list(run.curves) == list(LOSSES) and run.step == 4
     assert all(curve.shape == (4,) and (curve > 0).all() for curve in run.curves.values())
 
@@ -213,17 +187,6 @@ def test_a_step_in_micro_batches_has_the_losses_and_the_gradient_of_the_whole(bl
     for name, weight in whole.parameters.items():
         largest = weight.grad.abs().max().item()
         torch.testing.assert_close(parts.parameters[name].grad, weight.grad, atol=1e-3 * largest, rtol=1e-3)
-
-
-PARTS = SimpleNamespace(batch=lambda step, rows: step, counts=lambda step: [3] * 8)
-
-
-def test_a_loss_that_reaches_nothing_moves_nothing_in_parts_either(tmp_path):
-    recipe = Recipe(("caption_loss",), ("captioner",), steps=2, lr=0.1, micro_batches=2)
-    flat = Toy(lambda weights, _: weights.detach().sum().square())
-    run = Finetuning(tmp_path, flat, PARTS, recipe, KEY, progress=False).run()
-    assert run.parameters["captioner.query_tokens"].tolist() == [0.5, -0.25]
-    assert run.curves["caption_loss"].tolist() == [0.0625, 0.0625]
 
 
 def test_the_time_of_a_run_goes_on_where_it_broke_off(tmp_path, monkeypatch):
@@ -356,17 +319,11 @@ def test_the_state_of_another_run_is_refused_and_left_alone(tmp_path):
     assert state.read_bytes() == before
 
 
-def test_a_file_of_other_tensors_is_no_state(tmp_path):
-    save_file({"a": torch.zeros(1)}, tmp_path / "state.safetensors")
-    with pytest.raises(ValueError, match="checkpoint of another run"):
-        toy(tmp_path, bowl)
-
-
 def flipped(whole):
     return whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda _: b"", lambda whole: b"\0" * len(whole), flipped])
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], flipped])
 def test_a_damaged_state_is_named(tmp_path, damage):
     state = toy(tmp_path, bowl, steps=2).run().state_file
     state.write_bytes(damage(state.read_bytes()))
@@ -374,45 +331,13 @@ def test_a_damaged_state_is_named(tmp_path, damage):
         toy(tmp_path, bowl, steps=2)
 
 
-def test_a_state_holds_weights_moments_and_curves(tmp_path):
-    state = load_file(toy(tmp_path, bowl, steps=2).run().state_file)
-    parts = {"curve.caption_loss"} | {f"{kind}.captioner.query_tokens" for kind in ("weight", "exp_avg", "exp_avg_sq")}
-    assert state.keys() == parts
-
-
-KILLED = f"""
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_finetune
-from dfl_utils.training import finetune
-
-finetune.CHECKPOINT_SECONDS = -1
-kill = lambda weights, step: os.kill(os.getpid(), signal.SIGKILL) if step == 7 else test_finetune.bowl(weights, step)
-test_finetune.toy(Path(sys.argv[1]), kill).run()
-"""
-
-
-def test_a_killed_process_loses_nothing(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
-    again = toy(tmp_path, bowl)
-    assert again.step == 6
-    assert same(again.run(), toy(tmp_path / "whole", bowl).run())
-
-
 # --- recipes ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"losses": ("caption_loss", "style_loss")}, "losses must name some of caption_loss, .*style_loss"),
-        ({"losses": ()}, "losses must name some of .*, not none"),
-        ({"train": ("captioner", "vae")}, "train must name captioner, generator or both, not captioner, vae"),
-        ({"train": ()}, "train must name .*, not none"),
+        ({"train": ()}, "train must name captioner, generator or both, not none"),
         ({"steps": 0}, "steps 0, .*start at 1"),
-        ({"batch_size": 0}, "batch_size 0, .*start at 1"),
-        ({"lr": 0.0}, "lr 0.0: .*lr lies between 0 and 1"),
         ({"lr": math.nan}, "lr nan: .*lr lies between 0 and 1"),
         ({"decoder": "big"}, "decoder is 'big': choose vae or tiny"),
         ({"connect": "argmax"}, "connect is 'argmax': choose one of softmax, gumbel"),
@@ -421,11 +346,3 @@ def test_a_killed_process_loses_nothing(tmp_path):
 def test_a_wrong_recipe_is_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
         Recipe(**wrong)
-
-
-def test_the_default_recipe_is_the_papers():
-    """Five epochs of 113,287 images at batch 8 are 70,805 steps."""
-    recipe = Recipe()
-    assert (recipe.lr, recipe.batch_size, recipe.losses, recipe.train) == (1e-4, 8, LOSSES, ("captioner", "generator"))
-    assert (recipe.connect, recipe.decoder, recipe.economy) == ("softmax", "vae", Economy(0.0, 1.0))
-    assert recipe.steps == pytest.approx(5 * 113_287 / 8, rel=0.02)
