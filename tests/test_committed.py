@@ -1,0 +1,137 @@
+"""What is committed is whole: chapters, results, benchmarks, the environment."""
+
+import csv
+import hashlib
+import json
+import re
+import runpy
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from dfl_utils.build import chapter, publish
+from dfl_utils.exhibits import tidy
+from dfl_utils.store import provenance
+
+MACHINE_PATH = re.compile(r"(^|[^a-zA-Z./])/(tmp|root|work|home|Users)/")
+
+
+# --- chapters ---------------------------------------------------------------------------------------------
+def cells(name: str, kind: str = "code") -> list[dict]:
+    notebook = json.loads(chapter.find(name).read_text(encoding="utf-8"))
+    return [cell | {"text": "".join(cell["source"])} for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.fixture(params=chapter.sources())
+def name(request):
+    return request.param
+
+
+def test_a_chapter_is_committed_as_if_never_run_and_its_cells_are_short(name):
+    assert name in chapter.pages()
+    for cell in cells(name):
+        assert not cell["outputs"] and not cell["execution_count"], cell["text"]
+        assert len(cell["text"].splitlines()) <= 30, cell["text"]
+    text = chapter.find(name).read_text(encoding="utf-8")
+    assert '"papermill"' not in text and "injected-parameters" not in text
+    assert not MACHINE_PATH.search("".join(cell["text"] for kind in ("code", "markdown") for cell in cells(name, kind)))
+
+
+def test_a_chapter_says_what_each_parameter_means_and_every_scale_sets_known_ones(name):
+    source = chapter.find(name)
+    assert [key for key, parameter in chapter.parameters(source).items() if not parameter.comment] == []
+    for scale in chapter.SCALES:
+        values = chapter.at_scale(source, scale)
+        if scale in ("published", "full"):
+            assert values == {}, "the published sizes are the chapters' own"
+
+
+def test_every_figure_has_a_name_a_caption_and_an_alt_text(name):
+    for cell in cells(name):
+        mystnb = cell["metadata"].get("mystnb", {})
+        if {"figure", "image"} & mystnb.keys():
+            assert mystnb.get("image", {}).get("alt"), cell["text"]
+            assert mystnb.get("figure", {}).get("name") and mystnb["figure"].get("caption"), cell["text"]
+
+
+# --- results ----------------------------------------------------------------------------------------------
+def test_a_stamp_is_of_the_table_beside_it_and_every_row_is_valid():
+    for profile in publish.published():
+        table = provenance.ROOT / "results" / profile / "exhibits.csv"
+        assert publish.stamp(profile)["exhibits"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    for profile in (*publish.published(), "ci"):
+        assert len(tidy.read(provenance.ROOT / "results" / profile / "exhibits.csv")) > 0, profile
+
+
+# --- benchmarks: nothing is timed here ----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def run():
+    return SimpleNamespace(**runpy.run_path(str(provenance.ROOT / "benchmarks" / "run.py")))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bounds", "told"),
+    [
+        (1.7, {"least": 1.7}, "target at least 1.7: met"),
+        (0.94, {"least": 0.95, "most": 1.05}, "target at least 0.95 and at most 1.05: missed"),
+        (3.0, {}, "no target"),
+    ],
+)
+def test_a_row_says_whether_its_target_was_met(run, ratio, bounds, told):
+    row = run.row("name", (1.0, 2.0), ratio, "s", "how", **bounds)
+    assert tuple(row) == run.COLUMNS and row["note"] == f"how; {told}"
+
+
+def test_what_was_measured_is_not_measured_again(run, tmp_path, capsys):
+    (tmp_path / "loop.json").write_text(json.dumps([run.row("a, b", (1, 2), 0.5, "s", "a note")]))
+    assert run.measured(tmp_path, "loop", True)
+    assert capsys.readouterr().out == "loop: measured before\n"
+
+
+@pytest.mark.parametrize("table", ["results/mini/benchmarks.csv", "data/gpu/benchmarks.csv"])
+def test_a_table_holds_what_its_notes_say(run, table):
+    with (provenance.ROOT / table).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and tuple(rows[0]) == run.COLUMNS and len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        ratio, note = float(row["ratio"]), row["note"]
+        bounds = dict(re.findall(r"at (least|most) ([0-9.]+)", note.partition("target ")[2]))
+        met = float(bounds.get("least", 0)) <= ratio <= float(bounds.get("most", "inf"))
+        assert bounds or "; no target; " in note
+        assert not bounds or f": {'met' if met else 'missed'}; " in note
+        assert re.search(r"; \d\d [A-Z][a-z]+ 20\d\d, .+ cores", note)
+
+
+# --- pyproject.toml, environment.yml and constraints.txt ----------------------------------------------------
+PROJECT = tomllib.loads((provenance.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# What conda-forge calls otherwise.
+CONDA_NAMES = {"matplotlib-base": "matplotlib"}
+
+
+def bounds(lines: list[str]) -> dict[str, SpecifierSet]:
+    requirements = map(Requirement, lines)
+    return {canonicalize_name(CONDA_NAMES.get(item.name, item.name)): item.specifier for item in requirements}
+
+
+def test_conda_installs_within_the_projects_bounds():
+    conda = yaml.safe_load((provenance.ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    (python,) = [line.partition("=")[2] for line in conda if str(line).startswith("python=")]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.0")
+    named = bounds(
+        [line for line in conda if isinstance(line, str) and line != "pip" and not line.startswith("python=")]
+    )
+    declared = bounds(PROJECT["dependencies"] + EXTRAS["book"])
+    assert {name: declared.get(name) for name in named} == named
+
+
+def test_the_pins_lie_within_the_projects_bounds_and_cover_them():
+    lines = (provenance.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines if "==" in line)}
+    wanted = bounds(PROJECT["dependencies"] + EXTRAS["book"] + EXTRAS["test"])
+    assert {name: bound for name, bound in wanted.items() if not bound.contains(pins.get(name, "0"))} == {}
