@@ -15,32 +15,26 @@ def rows(*changes, **columns):
     return tidy.validate(pd.DataFrame([row | columns | change for change in changes or ({},)]))
 
 
-def test_equal_rows_agree():
-    lines = golden.differences(rows(), rows())
-    assert list(lines.what) == ["value", "low", "high"] and lines.agrees.all() and (lines.difference == 0).all()
-
-
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"value": 10.9}, "value"), ({"low": 2}, "low"), ({"high": 19}, "high"), ({"n": 5}, "n"), ({"paper": 8}, "paper")],
+    [({"value": 10.9}, "value"), ({"low": 2}, "low"), ({"n": 5}, "n"), ({"paper": 8}, "paper")],
 )
 def test_a_changed_number_is_named(change, what):
+    lines = golden.differences(rows(), rows())
+    assert list(lines.what) == ["value", "low", "high"] and lines.agrees.all() and (lines.difference == 0).all()
     lines = golden.differences(rows(), rows(change))
     (wrong,) = lines[~lines.agrees].to_dict("records")
     assert wrong["what"] == what and wrong["new"] == next(iter(change.values()))
     assert wrong["difference"] == pytest.approx(wrong["new"] - wrong["old"])
 
 
-def test_an_interval_that_is_lost_is_named():
+def test_a_row_or_an_interval_that_only_one_side_has_is_named():
     lines = golden.differences(rows(), rows({"low": np.nan, "high": np.nan}))
     assert set(lines[~lines.agrees].what) == {"low", "high"}
-
-
-def test_rows_of_one_side_are_named():
     both = rows({}, {"method": "dino"})
-    for before, after, method in ((both, rows(), "dino"), (rows(), both, "dino")):
+    for before, after in ((both, rows()), (rows(), both)):
         lines = golden.differences(before, after)
-        assert lines[~lines.agrees][["method", "what"]].values.tolist() == [[method, "row"]]
+        assert lines[~lines.agrees][["method", "what"]].values.tolist() == [["dino", "row"]]
 
 
 def test_curves_are_compared_at_each_x():
@@ -57,9 +51,7 @@ def test_times_are_left_out():
     assert not golden.differences(rows(counted), rows(counted | {"value": 10.5})).agrees.all()
 
 
-def test_counts_of_words_are_exact_and_readings_of_drawings_are_not():
-    for metric in ("CIDEr", "SPICE-like", "WMD", "B@4", "tokens"):
-        assert golden.tolerance(metric) == golden.tolerance(metric, "clip gain") == (golden.ZERO, golden.EXACT)
+def test_readings_of_drawings_may_differ_a_little_and_gains_on_them_no_more():
     fid = {"metric": "FID", "value": 600.0, "low": 599.0, "high": 601.0}
     assert golden.differences(rows(fid), rows(fid | {"value": 600.3})).agrees.all()
     assert not golden.differences(rows(fid), rows(fid | {"value": 600.4})).agrees.all()
@@ -67,21 +59,13 @@ def test_counts_of_words_are_exact_and_readings_of_drawings_are_not():
     assert not golden.differences(rows(gain), rows(gain | {"value": 600.4})).agrees.all()
 
 
-@pytest.mark.parametrize("method", ["clip", "clip gain", "ours over frozen start"])
-@pytest.mark.parametrize("metric", [*tidy.METRICS, "caption_loss", "something else"])
-def test_no_tolerance_hides_a_change_of_two_in_a_thousand(metric, method):
+def test_no_tolerance_hides_a_change_of_two_in_a_thousand():
     """Of numbers of the size that they have in the book."""
-    absolute, relative = golden.tolerance(metric, method)
-    size = {"FID": 400, "KID": 250, "CLIP": 100, "DINO": 100, "IS": 10, "caption_loss": 1}.get(metric, 1)
-    assert 0 <= absolute + relative * size <= 2e-3 * size
-
-
-def test_a_table_of_differences_is_short():
-    many = [{"method": f"m{k:02}"} for k in range(40)]
-    lines = golden.differences(rows(*many), rows(*[one | {"value": 10.9} for one in many]))
-    text = golden.shown(lines[~lines.agrees])
-    assert len(text.splitlines()) == golden.MOST and text.endswith("... and 22 more")
-    assert "10.9" in text and "m00" in text
+    for metric in (*tidy.METRICS, "caption_loss", "something else"):
+        size = {"FID": 400, "KID": 250, "CLIP": 100, "DINO": 100, "IS": 10, "caption_loss": 1}.get(metric, 1)
+        for method in ("clip", "clip gain", "ours over frozen start"):
+            absolute, relative = golden.tolerance(metric, method)
+            assert 0 <= absolute + relative * size <= 2e-3 * size, (metric, method)
 
 
 def test_the_command_compares_and_writes(house, monkeypatch, capsys):
@@ -95,11 +79,6 @@ def test_the_command_compares_and_writes(house, monkeypatch, capsys):
     assert cli.main(["golden"]) == 1
     said = capsys.readouterr().out
     assert "10.9" in said and "1 of 3 numbers differ from results/ci/exhibits.csv" in said
-
-
-def test_without_a_build_there_is_nothing_to_compare(house, capsys):
-    assert cli.main(["golden", "--write"]) == 2
-    assert "run `dfl book --scale ci` first" in capsys.readouterr().err
 
 
 def test_a_part_of_a_build_or_one_of_another_tree_is_not_compared(house):

@@ -40,19 +40,12 @@ def told(examples):
 
 
 def test_the_most_and_the_least_similar_drawing_name_the_caption():
-    assert told(self_training.winners(Played(), EXAMPLES, 3)) == [("b",), ("d",), ("g",)]  # the first of a tie
-    assert told(self_training.winners(Played(), EXAMPLES, 3, pick="worst")) == [("a",), ("e",), ("i",)]
-
-
-def test_nothing_but_the_references_changes():
-    found = self_training.winners(Played(), EXAMPLES, 3)
-    assert [replace(example, references=("people's",)) for example in found] == EXAMPLES
-
-
-def test_the_loop_is_played_with_the_given_options():
     game = Played()
-    self_training.winners(game, EXAMPLES, 3, judge="dino", top_p=0.5, seed=4)
-    assert game.asked == [("i2t2i", 3, {"top_p": 0.5, "seed": 4, "similarities": ("dino",)})]
+    found = self_training.winners(game, EXAMPLES, 3, top_p=0.5, seed=4)
+    assert told(found) == [("b",), ("d",), ("g",)]  # the first of a tie
+    assert [replace(example, references=("people's",)) for example in found] == EXAMPLES
+    assert game.asked == [("i2t2i", 3, {"top_p": 0.5, "seed": 4, "similarities": ("clip",)})]
+    assert told(self_training.winners(Played(), EXAMPLES, 3, pick="worst")) == [("a",), ("e",), ("i",)]
 
 
 def test_a_random_pick_draws_nothing_and_depends_on_the_image_alone():
@@ -71,22 +64,13 @@ def test_an_empty_winner_is_left_out():
     assert told(self_training.retold(EXAMPLES[:2], [" x ", ""])) == [("x",)]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"pick": "first"}, "pick is 'first': choose one of best"), ({"judge": "sbert"}, "judge is 'sbert': choose one")],
-)
-def test_a_word_it_does_not_know_is_refused_before_any_work(options, message):
+def test_bad_input_is_refused_before_any_work():
     game = Played()
-    with pytest.raises(ValueError, match=message):
-        self_training.winners(game, EXAMPLES, 3, **options)
+    with pytest.raises(ValueError, match="pick is 'first': choose one of best"):
+        self_training.winners(game, EXAMPLES, 3, pick="first")
     assert game.asked == []
-
-
-def test_captions_must_say_something_and_be_one_an_image():
     with pytest.raises(ValueError, match="None of the 3 captions says anything"):
         self_training.retold(EXAMPLES, ["", " ", "\n"])
-    with pytest.raises(ValueError, match="3 images and 1 captions"):
-        self_training.retold(EXAMPLES, ["a"])
 
 
 def test_winners_of_the_embedded_pair_are_the_loops_and_a_finetuner_knows_them_from_the_references(tmp_path):
