@@ -14,7 +14,6 @@ from layouts import (
     CLIP_NAMES,
     OLD_CLIP,
     OPT_NAMES,
-    Trap,
     byte_pairs,
     fp16,
     hub_cache,
@@ -34,10 +33,10 @@ from layouts import (
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, BlipForConditionalGeneration, CLIPModel, ViTModel
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, CLIPModel, ViTModel
 
 from dfl_utils.models import captioner, checkpoint, layout, similarity
-from dfl_utils.models.generator import Generator, load_decoder, load_pipeline, truncated
+from dfl_utils.models.generator import Generator, load_decoder, truncated
 from dfl_utils.scores import embeddings
 from dfl_utils.store import provenance
 from dfl_utils.world import profile
@@ -82,7 +81,7 @@ def shipped(name: str) -> list:
 def names_in_memory(folder: Path) -> None:
     """Saved as it lies in memory: transformers 5 has other names there, and tied weights lie there twice."""
     field = FIELDS.get(folder.name, folder.name)
-    kind = {"blip-base": BlipForConditionalGeneration, "blip2": Blip2ForConditionalGeneration, "dino": ViTModel}
+    kind = {"blip2": Blip2ForConditionalGeneration, "dino": ViTModel}
     models = profile.load("mini", **{field: str(MINI / folder.name)})
     options = {"add_pooling_layer": False} if folder.name == "dino" else {}
     model, _ = checkpoint.load(kind[folder.name], models, field, **options)
@@ -157,7 +156,10 @@ def old_stable_diffusion(folder: Path) -> None:
     byte_pairs(folder / "tokenizer", "CLIPTokenizer", CLIP_NAMES, 32)
 
 
-def shards_of_unet(folder: Path) -> None:
+def sharded_stable_diffusion(folder: Path) -> None:
+    """Without the checker that its index names, and with a scheduler that says nothing of `clip_sample`."""
+    safety_checker(folder, present=False)
+    old_scheduler(folder)
     shard(folder / "unet" / "diffusion_pytorch_model.safetensors")
     shard(folder / "text_encoder" / "model.safetensors")
 
@@ -172,14 +174,8 @@ def old_amused(folder: Path) -> None:
     old_config(folder / "text_encoder", **OLD_CLIP)
 
 
-def other_files(folder: Path) -> None:
-    for name in ("taesd_decoder.safetensors", "taesd_encoder.safetensors"):
-        shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", folder / name)
-
-
 LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "DINO, names in memory": ("dino", names_in_memory),
-    "BLIP, names in memory": ("blip-base", names_in_memory),
     "BLIP-2, names in memory": ("blip2", names_in_memory),
     "DINO under a head, old files": ("dino", headed_dino),
     "DINO, shards": ("dino", lambda folder: shard(folder / "model.safetensors")),
@@ -190,15 +186,11 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "BLIP-2, old files in shards": ("blip2", old_blip2),
     "BLIP-2, two processor files": ("blip2", blip2_with_queries),
     "SD, old files": ("stable-diffusion", old_stable_diffusion),
-    "SD, a checker that is not there": ("stable-diffusion", lambda folder: safety_checker(folder, present=False)),
-    "SD, a scheduler without clip_sample": ("stable-diffusion", old_scheduler),
-    "SD, shards": ("stable-diffusion", shards_of_unet),
+    "SD, shards": ("stable-diffusion", sharded_stable_diffusion),
     "SD, fp16 beside": ("stable-diffusion", lambda folder: fp16(folder, alone=False)),
     "SD, fp16 alone": ("stable-diffusion", lambda folder: fp16(folder, alone=True)),
     "SD, one part fp16 alone": ("stable-diffusion", mixed_variants),
     "aMUSEd, old files": ("amused", old_amused),
-    "aMUSEd, fp16 alone": ("amused", lambda folder: fp16(folder, alone=True)),
-    "TAESD, other files beside": ("tiny_decoder", other_files),
 }
 
 
@@ -219,21 +211,6 @@ def test_a_layout_changes_no_output(layout, copy):
     changed = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} != before
     assert changed
     assert outputs(name, folder) == shipped(name)
-
-
-def test_the_finetuning_reads_the_same_pipeline(copy):
-    folder = copy("stable-diffusion")
-    safety_checker(folder, present=False)
-    old_scheduler(folder)
-    fp16(folder, alone=True)
-    theirs, ours = (load_pipeline(profile.load("mini", generator=str(f))) for f in (folder, MINI / folder.name))
-    for name in ("unet", "vae", "text_encoder"):
-        old, new = (getattr(pipeline, name).state_dict() for pipeline in (theirs, ours))
-        assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in new)
-    assert torch.equal(theirs.scheduler.alphas_cumprod, ours.scheduler.alphas_cumprod)
-    assert type(theirs.scheduler) is type(ours.scheduler)
-    for setting in ("clip_sample", "steps_offset", "prediction_type", "timestep_spacing"):
-        assert theirs.scheduler.config[setting] == ours.scheduler.config[setting]
 
 
 # --- what the published models do and the embedded ones do not -------------------------------------------------
@@ -279,17 +256,14 @@ def test_captions_of_blip2_end_in_a_newline(copy):
 
 
 # --- pickles ------------------------------------------------------------------------------------------------
-def test_a_trap_springs(tmp_path):
-    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
-    assert (tmp_path / "sprung").exists()
-
-
-@pytest.mark.parametrize("name", ["clip", "blip2", "stable-diffusion", "tiny_decoder"])
+@pytest.mark.parametrize("name", ["blip2", "stable-diffusion"])
 def test_pickles_that_lie_beside_are_not_opened(name, copy, tmp_path):
     folder = copy(name)
     assert traps(folder, tmp_path / "sprung") >= 4
     assert outputs(name, folder) == shipped(name)
     assert not (tmp_path / "sprung").exists()
+    pickle.loads((folder / "pytorch_model.bin").read_bytes())  # so they would have told
+    assert (tmp_path / "sprung").exists()
 
 
 # --- mirrors and the hub's cache ------------------------------------------------------------------------------
@@ -337,19 +311,13 @@ def test_without_a_pin_the_current_revision_is_the_model(copy, cut_off):
     assert outputs("dino", IDS["dino"], offline=False, revisions={}) == shipped("dino")
 
 
-def test_a_snapshot_given_as_a_folder(copy, cut_off):
-    snapshot = hub_cache(cut_off, IDS["dino"], copy("dino"), COMMIT)
-    assert outputs("dino", snapshot) == shipped("dino")
+def test_a_mirror_is_the_model_and_needs_no_pin(tmp_path):
+    shutil.copytree(MINI / "dino", tmp_path / IDS["dino"])
+    fields = {"offline": False, "models_root": tmp_path, "revisions": {IDS["dino"]: COMMIT}}
+    assert outputs("dino", IDS["dino"], **fields) == shipped("dino")
 
 
-@pytest.mark.parametrize("name", ["dino", "stable-diffusion"])
-def test_a_mirror_is_the_model_and_needs_no_pin(name, tmp_path):
-    shutil.copytree(MINI / name, tmp_path / IDS[name])
-    fields = {"offline": False, "models_root": tmp_path, "revisions": {IDS[name]: COMMIT}}
-    assert outputs(name, IDS[name], **fields) == shipped(name)
-
-
-def test_what_the_cache_lacks_is_said_in_one_sentence(copy, cut_off):
+def test_what_the_cache_lacks_is_said_in_one_sentence(cut_off):
     models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
     with pytest.raises(OSError, match=f"dino-vitb8 cannot be had .* at revision {COMMIT} .*dfl fetch") as caught:
         similarity.load_dino(models)
@@ -362,13 +330,4 @@ def test_a_cached_repository_of_pickles_is_refused(copy, cut_off):
     hub_cache(cut_off, IDS["dino"], folder, COMMIT)
     models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
     with pytest.raises(checkpoint.PickledWeights, match="pytorch_model.bin is a pickle.*dfl convert"):
-        similarity.load_dino(models)
-
-
-def test_damage_in_the_cache_is_named(copy, cut_off):
-    folder = copy("dino")
-    (folder / "model.safetensors").write_bytes(b"half")
-    hub_cache(cut_off, IDS["dino"], folder, COMMIT)
-    models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
-    with pytest.raises(ValueError, match="model.safetensors is damaged or half-written"):
         similarity.load_dino(models)
