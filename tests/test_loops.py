@@ -65,15 +65,6 @@ class Idle(Game):
         pytest.fail("an encoder was loaded")
 
 
-def test_shapes_and_ranges(played, examples):
-    run, _ = played
-    assert len(run.captions) == len(examples) and {len(row) for row in run.captions} == {2}
-    for sim in run.sim_image.values():
-        assert sim.shape == (18, 2) and (np.abs(sim) <= 1 + 1e-6).all()
-    assert run.load_images(17).shape == (2, 64, 64, 3)
-    np.testing.assert_array_equal(run.load_images(-1), run.load_images(17))
-
-
 def test_a_second_run_does_no_model_work(played, hall, mini, examples):
     run, other = played
     captions = [list(row) for row in run.captions]
@@ -127,11 +118,6 @@ def test_more_candidates_start_from_the_shards_of_ten(game, examples):
     assert game.store.spent["images"].calls == 12 and game.store.spent["clip-originals"].made == 1
 
 
-def test_fewer_candidates_are_the_first_of_more(game, examples):
-    many, few = game.sample_captions(examples[:2], 4), game.sample_captions(examples[:2], 2)
-    assert [row[:2] for row in many] == few
-
-
 def test_other_parameters_are_another_shard(hall, game, examples):
     part = examples[:1]
     for options in ({"seed": 0}, {"seed": 1}, {"seed": 0, "top_p": 0.5}):
@@ -155,9 +141,7 @@ def test_the_size_that_dino_sees_is_part_of_a_shard(examples, tmp_path):
 
 def test_t2i2t_draws_one_reference_and_reads_every_drawing(played, hall, examples):
     run, other = played
-    assert [text in example.references for text, example in zip(other.captions, examples[:3], strict=True)] == [
-        True
-    ] * 3
+    assert all(text in example.references for text, example in zip(other.captions, examples[:3], strict=True))
     images = other.load_images(2)
     assert images.shape == (2, 64, 64, 3)
     assert other.captions_hat[2] == hall.captioner.describe([Image.fromarray(image) for image in images])
@@ -215,11 +199,6 @@ def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, 
     assert game.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
 
 
-def test_one_candidate_is_enough(game, examples):
-    run = game.t2i2t(examples[:1], 1, similarities=["clip"])
-    assert run.sim_image["clip"].shape == (1, 1) and len(run.captions_hat[0]) == 1
-
-
 def test_equal_and_empty_captions_are_drawn_by_their_own_noise(game, examples):
     run = game.reconstruct(examples[:1], [["a red dog", "a red dog", ""]], similarities=["clip"])
     first, second, empty = run.load_images(0)
@@ -227,48 +206,28 @@ def test_equal_and_empty_captions_are_drawn_by_their_own_noise(game, examples):
     assert np.isfinite(run.sim_image["clip"]).all()
 
 
-def test_bad_games_are_refused_in_one_sentence(mini, examples, tmp_path):
+def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
     game = Idle(mini, RunStore(tmp_path), progress=False)
     with pytest.raises(ValueError, match="not 0 images x 3 candidates"):
         game.sample_captions([], 3)
-    with pytest.raises(ValueError, match="not 0 images x 1 candidates"):
-        game.describe([])
-    with pytest.raises(ValueError, match="not 0 images"):
-        game.original_features([])
-    for play in (game.sample_captions, game.t2i2t):
-        with pytest.raises(ValueError, match="18 images x 0 candidates"):
-            play(examples, 0)
-        with pytest.raises(ValueError, match="SEED is -1"):
-            play(examples, 2, seed=-1)
+    with pytest.raises(ValueError, match="SEED is -1"):
+        game.t2i2t(examples, 2, seed=-1)
     with pytest.raises(ValueError, match="0 < top_p <= 1"):
         game.sample_captions(examples, 2, top_p=2.0)
-    for play in (game.describe, game.t2i2t):
-        with pytest.raises(ValueError, match="num_beams is 0: beam search needs at least one"):
-            play(examples, num_beams=0)
+    with pytest.raises(ValueError, match="num_beams is 0: beam search needs at least one"):
+        game.describe(examples, num_beams=0)
     with pytest.raises(ValueError, match="name some of clip, dino"):
         game.reconstruct(examples[:1], [["a"]], similarities=["sbert"])
-    with pytest.raises(ValueError, match="name some of clip, dino"):
-        game.t2i2t(examples[:1], 1, similarities=[])
-    for play in (game.reconstruct, game.log_likelihood):
-        with pytest.raises(ValueError, match=f"{play.__name__} takes the same number.*lengths \\[1, 2\\]"):
-            play(examples[:2], [["a"], ["a", "b"]])
-        with pytest.raises(ValueError, match="lengths \\[0\\]"):
-            play(examples[:2], [[], []])
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_image_without_references_is_named_before_any_work(mini, examples, tmp_path):
+    with pytest.raises(ValueError, match="log_likelihood takes the same number.*lengths \\[1, 2\\]"):
+        game.log_likelihood(examples[:2], [["a"], ["a", "b"]])
     bare = [examples[0], replace(examples[1], references=())]
     with pytest.raises(ValueError, match=f"Image {examples[1].image_id} has no references, and t2i2t draws one"):
-        Idle(mini, RunStore(tmp_path), progress=False).t2i2t(bare, 2)
-
-
-def test_a_missing_image_is_named_before_any_work(mini, examples, tmp_path):
-    lost = examples[0].__class__(1, tmp_path / "lost.png", ("a dog",), None)
-    game = Idle(mini, RunStore(tmp_path), progress=False)
+        game.t2i2t(bare, 2)
+    lost = [examples[0], replace(examples[1], path=tmp_path / "lost.png")]
     for play in (game.sample_captions, game.describe, game.t2i2t, game.original_features):
         with pytest.raises(FileNotFoundError, match="lost.png is missing"):
-            play([examples[0], lost])
+            play(lost)
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_of_the_streams_are_where_the_blocks_say(game, examples):
