@@ -52,20 +52,20 @@ def said(client, code: str) -> str:
     return "".join(content.get("text", "") for content in found)
 
 
-def test_a_kernel_has_the_folder_the_variables_and_the_libraries(start, tmp_path):
+def test_a_kernel_is_like_any_other_with_the_libraries_loaded(start, tmp_path):
+    """It has its folder and its variables, shows figures although their library was there before, collects garbage."""
     _, client = start()
     code = "import os, sys\nprint(os.getcwd(), os.environ['DFL_CHAPTER'], 'graphlib' in sys.modules, os.getpid())"
     folder, chapter, loaded, pid = said(client, code).split()
     assert (folder, chapter, loaded) == (str(tmp_path), "seven", "True")
     assert int(pid) != os.getpid() and os.getpgid(int(pid)) == int(pid)
-
-
-def test_a_figure_is_shown_although_its_library_was_there_before_the_kernel(start):
-    _, client = start()
     shown = []
     code = "import matplotlib.pyplot as plt\nfigure, axis = plt.subplots()\nplt.close(figure)\nfigure"
     client.execute_interactive(code, timeout=60, output_hook=lambda message: shown.append(message["content"]))
     assert any("image/png" in content.get("data", {}) for content in shown)
+    code = "import gc; print(*gc.get_threshold())"
+    usual = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said(client, code) == usual.stdout
 
 
 def test_two_kernels_know_nothing_of_each_other(start):
@@ -98,14 +98,6 @@ def test_the_server_reads_ahead_and_its_kernels_collect_their_own_garbage_alone(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "True", "True", "1"]
-
-
-def test_a_kernel_collects_garbage(start):
-    usual = subprocess.run(
-        [sys.executable, "-c", "import gc; print(*gc.get_threshold())"], capture_output=True, text=True, check=True
-    )
-    _, client = start()
-    assert said(client, "import gc\nprint(*gc.get_threshold())") == usual.stdout
 
 
 def test_nothing_is_forked_beside_a_gpu_or_where_a_reader_says_so(monkeypatch):

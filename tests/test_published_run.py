@@ -52,12 +52,8 @@ def run(filled, tmp_path):
     return PublishedRun(tmp_path / "published")
 
 
-def test_a_ledger_says_what_a_chapter_asked_for_and_what_that_was_made_from(filled):
-    store, lines = filled
-    assert lines == [("inner", DRAWN.stem(KEY)), ("made", SEEN.stem(KEY)), ("counted", DRAWN.stem(KEY))]
-
-
-def test_what_was_asked_for_travels_and_the_rest_leaves_its_cost(run, filled):
+def test_what_was_asked_for_travels_and_the_rest_leaves_its_cost(filled, run):
+    assert filled[1] == [("inner", DRAWN.stem(KEY)), ("made", SEEN.stem(KEY)), ("counted", DRAWN.stem(KEY))]
     assert run.stems == {SEEN.stem(KEY)}
     assert run.chapters == {"one": [SEEN.stem(KEY)]}
     assert run.cost(DRAWN.stem(KEY))[1] == 5 and run.cost(SEEN.stem(KEY))[1] == 3
@@ -75,19 +71,15 @@ def test_a_published_shard_is_found_and_nothing_is_written(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"image": 2}, {"image": 1, "more": 0}])
-def test_a_changed_key_is_not_found_and_the_work_is_done(run, tmp_path, change):
+def test_a_changed_key_is_not_found_and_the_work_is_done(run, tmp_path):
     store = RunStore(tmp_path / "new", run)
-    assert store.get(SEEN, change, lambda: content(9.0))["x"] == 9.0
-    assert store.spent["test-seen"].made == 1
-
-
-def test_a_raised_version_is_not_found(run, tmp_path):
+    assert store.get(SEEN, {"image": 2}, lambda: content(9.0))["x"] == 9.0
     try:
         object.__setattr__(SEEN, "version", 2)
-        assert RunStore(tmp_path / "new", run).get(SEEN, KEY, lambda: content(9.0))["x"] == 9.0
+        assert store.get(SEEN, KEY, lambda: content(8.0))["x"] == 8.0
     finally:
         object.__setattr__(SEEN, "version", 1)
+    assert store.spent["test-seen"].made == 2
 
 
 def damaged(path):
@@ -159,7 +151,7 @@ def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path):
     assert PublishedRun(tmp_path / "out").cost(stem) == (1.0, 2)
 
 
-def test_a_publication_that_is_stopped_leaves_the_old_run(run, filled, monkeypatch):
+def test_a_publication_that_is_stopped_or_lacks_a_shard_leaves_the_old_run(run, filled, monkeypatch):
     store, _ = filled
     rename = Path.rename
 
@@ -168,27 +160,22 @@ def test_a_publication_that_is_stopped_leaves_the_old_run(run, filled, monkeypat
             raise KeyboardInterrupt
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", stop)
-    with pytest.raises(KeyboardInterrupt):
-        published_run.write(run.folder, store.root, {}, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            published_run.write(run.folder, store.root, {}, [])
+    store.path(SEEN, KEY).unlink()
+    with pytest.raises(ValueError, match=f"lost {SEEN.stem(KEY)}"):
+        published_run.write(run.folder, store.root, {"one": [SEEN.stem(KEY)]}, [])
     assert PublishedRun(run.folder).stems == {SEEN.stem(KEY)}
     assert {path.name for path in run.folder.parent.glob("published*")} == {"published"}
-
-
-def test_a_file_of_many_shards_holds_them_to_the_byte(tmp_path):
-    found = {f"test-seen-{k:064}": bytes([k]) * k for k in range(40)}
-    published_run.pack(tmp_path / "test-seen.safetensors", found)
-    assert published_run.unpack(tmp_path / "test-seen.safetensors") == found
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, r"has no .*index\.json: all work is done anew; `git checkout -- results/mini/store` brings it back"),
-        ("{", r"index\.json of the published run is damaged"),
-        ('{"layout": 1}', r"index\.json of the published run is damaged"),
         ('{"layout": 1, "chapters": [], "left_out": {}}', r"index\.json of the published run is damaged"),
-        ("[]", r"index\.json of the published run is damaged"),
         ('{"layout": 0, "chapters": {}, "left_out": {}}', r"is of layout 0, and this code reads layout 1"),
     ],
 )
@@ -236,15 +223,6 @@ def test_only_the_listed_shards_are_made(run, tmp_path, monkeypatch):
         store.get(SEEN, {"image": 3}, never)
 
 
-def test_writing_leaves_the_old_run_where_a_shard_is_lost(run, filled):
-    store, _ = filled
-    store.path(SEEN, KEY).unlink()
-    with pytest.raises(ValueError, match=f"lost {SEEN.stem(KEY)}"):
-        published_run.write(run.folder, store.root, {"one": [SEEN.stem(KEY)]}, [])
-    assert PublishedRun(run.folder).stems == {SEEN.stem(KEY)}
-    assert not list(run.folder.parent.glob("*.part"))
-
-
 def test_an_own_folder_has_no_published_run_beside_it(tmp_path, run, monkeypatch):
     monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
     assert RunStore(tmp_path / "own").published is None
@@ -254,13 +232,8 @@ def test_an_own_folder_has_no_published_run_beside_it(tmp_path, run, monkeypatch
     assert RunStore().published is None
 
 
-# --- the committed one ------------------------------------------------------------------------------------
-def committed():
-    return PublishedRun(published_run.place())
-
-
 def test_the_committed_run_is_whole_and_small_and_tells_of_no_machine():
-    run = committed()
+    run = PublishedRun(published_run.place())
     here = str(provenance.ROOT).encode()
     for path in sorted(run.folder.glob("*.safetensors")):
         for stem, data in published_run.unpack(path).items():
@@ -269,12 +242,6 @@ def test_the_committed_run_is_whole_and_small_and_tells_of_no_machine():
     assert here not in (run.folder / INDEX).read_bytes()
     assert 0 < sum(path.stat().st_size for path in run.folder.iterdir()) <= 40e6
     assert run.stems == {stem for stems in run.chapters.values() for stem in stems}
-
-
-def test_the_committed_run_holds_no_weights_and_only_drawings_that_are_shown():
-    kinds = {published_run.kind_of(stem) for stem in committed().stems}
-    assert not kinds & {"images", "token-images", "latents", "weights"}
-
-
-def test_the_committed_run_is_of_the_stamped_chapters():
-    assert committed().chapters.keys() >= publish.stamp("mini")["chapters"].keys()
+    assert run.chapters.keys() >= publish.stamp("mini")["chapters"].keys()
+    kinds = {published_run.kind_of(stem) for stem in run.stems}
+    assert not kinds & {"images", "token-images", "latents", "weights"}  # of drawings what is shown alone

@@ -117,16 +117,10 @@ def test_a_wrong_row_is_found_out(house, capsys):
     assert "2 numbers of 2 rows, 1 apart; 4 shards, 0 apart" in capsys.readouterr().out
 
 
-def test_a_row_that_was_never_published_is_found_out(house, capsys):
-    change_table(house, lambda frame: frame[frame.method == "mean"])
+def test_a_row_that_one_side_lacks_is_found_out(house, capsys):
+    change_table(house, lambda frame: frame.assign(method=frame.method.replace("spread", "a miracle")))
     assert cli.main(["verify", "one"]) == 1
-    assert "2 numbers of 2 rows, 1 apart" in capsys.readouterr().out
-
-
-def test_a_published_row_that_no_chapter_makes_is_found_out(house, capsys):
-    change_table(house, lambda frame: pd.concat([frame, frame[:1].assign(method="a miracle", value=999.0)]))
-    assert cli.main(["verify", "one"]) == 1
-    assert "3 numbers of 3 rows, 1 apart" in capsys.readouterr().out
+    assert "2 apart; 4 shards, 0 apart" in capsys.readouterr().out
 
 
 def test_a_table_that_was_not_stamped_is_refused(house, capsys):
@@ -153,19 +147,17 @@ def test_a_published_file_that_is_not_whole_is_named_before_anything_runs(house,
     assert str(file) in said and "git checkout -- results/mini/store" in said
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_a_wrong_shard_is_found_out(house, capsys):
+    run = PublishedRun(published_run.place())
+    changes = (
         lambda content: content | {"mean": content["mean"] + 0.02},
         lambda content: content | {"words": ["something else"]},
         lambda content: {"mean": content["mean"]},
-    ],
-)
-def test_a_wrong_shard_is_found_out(house, capsys, change):
-    run = PublishedRun(published_run.place())
-    changed_shard(run, run.chapters["one"][2], change)
+    )
+    for stem, change in zip(run.chapters["one"], changes, strict=False):
+        changed_shard(run, stem, change)
     assert cli.main(["verify", "one"]) == 1
-    assert "4 shards, 1 apart" in capsys.readouterr().out
+    assert "4 shards, 3 apart" in capsys.readouterr().out
 
 
 def test_a_row_of_no_shard_that_is_drawn_is_computed_from_the_published_ones(house, capsys, monkeypatch):
@@ -200,21 +192,11 @@ def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(
     assert "1 shards of trained models are left out" in capsys.readouterr().out
 
 
-def test_what_a_shard_costs_holds_what_it_is_made_from(house):
-    run = PublishedRun(published_run.place())
-    stem = run.chapters["one"][0]
-    found = verify.costs(run, stem)
-    assert stem in found and len(found) == 2 and any(name.startswith("test-drawings-") for name in found)
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["table9"], "There is no chapter or exhibit table9: choose one of one, table1"),
-        (["one", "--rows", "0"], "give at least 1 row"),
         (["one", "--minutes", "nan"], "give at least 1 row, some time"),
-        (["one", "--minutes", "0"], "give at least 1 row, some time"),
-        (["one", "--seed", "-1"], "a seed"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(house, capsys, words, said):
@@ -242,14 +224,11 @@ def test_without_the_models_or_the_run_it_says_what_is_missing(house, capsys):
     [
         ("labels", [1.0, np.nan], [1.0, np.nan], True),
         ("labels", [1.0, np.nan], [np.nan, 1.0], False),
-        ("labels", [np.inf, 1.0], [np.inf, 1.0], True),
         ("labels", [np.inf, 1.0], [5.0, 900.0], False),
         ("labels", [np.inf], [-np.inf], False),
         ("labels", [100.0], [100.2], True),
         ("labels", [0.1], [0.102], False),
-        ("validation-losses", [0.069], [0.0715], False),
         ("quality-cider", [100.0, 1.0], [100.0, 1.001], False),
-        ("quality-cider", [100.0, 1.0], [100.0, 1.0], True),
         ("one-hot", [0.0], [0.0025], False),
         ("step-flops-published", [5e9, 1e9], [5e9, 0.0], False),
     ],
@@ -267,21 +246,11 @@ def test_numbers_are_alike_within_what_machines_differ_by(kind, old, new, agrees
         ({"x": np.zeros(10, np.uint8)}, {"x": np.eye(1, 10, dtype=np.uint8)[0]}, False),
         ({"x": ["a"] * 100}, {"x": ["a"] * 99 + ["b"]}, True),
         ({"x": ["a", "b"]}, {"x": ["a", "c"]}, False),
-        ({"x": ["a"]}, {"x": np.zeros(1)}, False),
         ({"x": [], "digests": ["a"]}, {"x": [], "digests": ["b"]}, True),
     ],
 )
 def test_contents_are_alike_within_what_machines_differ_by(old, new, agrees):
     assert verify.alike(old, new)[1] == agrees
-
-
-def test_only_pixels_may_be_other_whole_numbers():
-    old, new = {"x": np.zeros(1000, int)}, {"x": np.eye(1, 1000, dtype=int)[0]}
-    assert [verify.alike(old, new, kind)[1] for kind in ("shown-images", "census", "soft-prompt")] == [
-        True,
-        False,
-        False,
-    ]
 
 
 def test_rows_are_drawn_by_the_seed():
