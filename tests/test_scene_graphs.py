@@ -1,10 +1,6 @@
 """SPICE-like: tuples of sentences written out by hand, F1 by hand, synonyms, invariants, bad input."""
 
-import json
 import pickle
-import random
-import zipfile
-from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -50,12 +46,6 @@ def graph(text: str) -> set:
     return {tuple(part.split("|")) if "|" in part else tuple(part.split()) for part in text.split(", ")}
 
 
-@pytest.fixture
-def forgetful(monkeypatch):
-    """Every caption is new."""
-    monkeypatch.setattr(scene_graphs, "_known", {})
-
-
 @pytest.mark.parametrize("text", SENTENCES)
 def test_tuples_of_the_examples(text):
     assert tuples(text) == graph(SENTENCES[text])
@@ -65,11 +55,7 @@ def test_tuples_of_the_examples(text):
     ("text", "part"),
     [
         ("a man rides a bike", "man|ride|bike"),
-        ("a dog is biting a pear", "dog|bite|pear"),
-        ("a boy hiding behind a tree", "boy|hide behind|tree"),
         ("a boy hopping over a log", "boy|hop over|log"),  # doubled, so it is not "hope"
-        ("a woman sitting on a bench", "woman|sit on|bench"),
-        ("a bus stopped at a light", "bus|stop at|light"),
     ],
 )
 def test_a_verb_has_the_lemma_that_its_spelling_allows(text, part):
@@ -81,12 +67,9 @@ def test_a_verb_has_the_lemma_that_its_spelling_allows(text, part):
     [
         ("a red and white bus", "bus red, bus white", ""),
         ("A young man and woman are sitting on a bench.", "man young, woman young, woman|sit on|bench", ""),
-        ("a room with a large sofa and chair", "sofa large, chair large", ""),
-        ("a young man and a woman", "man young", "woman young"),
         ("a young man and old woman", "man young, woman old", "woman young"),
         ("a white sink and towels", "sink white", "towel white"),  # the article is not theirs
         ("red dog and cat", "dog red", "cat red"),  # headlines have no articles, and say nothing of the cat
-        ("a red car, trees and people", "car red", "tree red, people red"),
     ],
 )
 def test_an_adjective_reaches_over_and_under_one_article_only(text, shared, not_shared):
@@ -97,8 +80,6 @@ def test_an_adjective_reaches_over_and_under_one_article_only(text, shared, not_
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("The bed is big.", "bed, bed big"),
-        ("A child beats a drum.", "child, drum, child|beat|drum"),
         ("A cat is being held by a woman.", "cat, woman, woman|hold|cat"),
         ("A woman is smiling.", "woman, woman smile"),
         ("A man who is riding a bike away from the house", "bike, house, man, man|ride|bike, man|ride away from|house"),
@@ -109,14 +90,10 @@ def test_an_adjective_reaches_over_and_under_one_article_only(text, shared, not_
             "ball, dog, man, dog couple, dog|play with|ball, man|have|ball",
         ),
         ("a car in a parking lot of a store", "car, lot, store, lot parking, car|in|lot, lot|of|store"),
-        ("There is a bus parked in front of the house.", "bus, house, bus|park in front of|house"),
-        ("a big spoon that is laying on a table", "spoon, table, spoon big, spoon|lay on|table"),
         ("A man looks out of the window of a train.", "man, train, window, man|look out of|window, window|of|train"),
         ("zebras next to each other", "zebra"),
         ("a close up of a plate", "close-up, plate, close-up|of|plate"),
         ("a boat in the center of the lake", "boat, lake, boat|in middle of|lake"),
-        ("a t-shirt under a bus", "bus, t-shirt, t-shirt|under|bus"),
-        ("red dog, white background", "background, dog, dog red, background white"),
     ],
 )
 def test_tuples_by_rule(text, expected):
@@ -153,13 +130,9 @@ def test_a_corner_without_its_noun_is_a_place():
     ("first", "second", "same"),
     [
         ("bike", "bicycle", True),
-        ("couch", "sofa", True),
         ("2", "two", True),
-        ("airplane", "plane", True),
         ("traffic light", "stoplight", True),
         ("xyzzy", "xyzzy", True),
-        ("xyzzy", "plugh", False),
-        ("dog", "cat", False),
         ("dog", "puppy", False),  # a kind of dog is no synonym
     ],
 )
@@ -175,11 +148,6 @@ def test_f1_by_hand():
     np.testing.assert_allclose(scores, [[100 * 4 / 7, 75, 100 * 2 / 9, 0]])
 
 
-def test_synonyms_match_place_by_place():
-    reference = [["A man is riding a red bicycle next to a couch."]]
-    np.testing.assert_allclose(spice_like([["A man is riding a red bike next to a sofa."]], reference), [[100]])
-
-
 def test_references_that_say_the_same_count_once():
     # A bike and a bicycle are one thing to find, the dog is another: recall 1/2, not 1/3.
     np.testing.assert_allclose(spice_like([["a dog"]], [["a bike", "a bicycle", "a dog"]]), [[100 * 2 / 3]])
@@ -192,15 +160,12 @@ def test_nothing_said_scores_nothing():
 
 
 @settings(derandomize=True, deadline=None, max_examples=10)
-@given(st.permutations(range(3)), st.permutations(range(12)), st.booleans())
-def test_scores_do_not_depend_on_order(columns, images, backwards):
+@given(st.permutations(range(3)), st.permutations(range(12)), st.integers(1, 12), st.booleans())
+def test_scores_depend_neither_on_order_nor_on_the_other_images(columns, images, count, backwards):
+    images = images[:count]
     truth = [REFERENCES[i][::-1] if backwards else REFERENCES[i] for i in images]
     shuffled = spice_like([[CAPTIONS[i][k] for k in columns] for i in images], truth)
     np.testing.assert_array_equal(shuffled, spice_like(CAPTIONS, REFERENCES)[np.ix_(images, columns)])
-
-
-def test_scores_of_some_images_are_those_among_all():
-    np.testing.assert_array_equal(spice_like(CAPTIONS[3:5], REFERENCES[3:5]), spice_like(CAPTIONS, REFERENCES)[3:5])
 
 
 def test_a_caption_is_read_alike_alone_and_in_a_batch():
@@ -215,7 +180,8 @@ def test_a_caption_is_read_alike_in_any_letters_and_spaces():
     assert tuples("a dog \ud800 on a mat") >= graph("dog, mat")  # half a character, which UTF-8 does not know
 
 
-def test_each_distinct_caption_is_read_once(forgetful, monkeypatch):
+def test_each_distinct_caption_is_read_once(monkeypatch):
+    monkeypatch.setattr(scene_graphs, "_known", {})
     asked = []
     monkeypatch.setattr(
         scene_graphs, "read", lambda texts: [asked.append(text) or frozenset({(text,)}) for text in texts]
@@ -234,23 +200,12 @@ def test_nothing_is_unpickled(monkeypatch):
     assert scene_graphs.english.__wrapped__().pipe_names[-1] == "lemmatizer"
 
 
-@pytest.mark.parametrize(
-    ("captions", "references", "error", "message"),
-    [
-        (["a dog"], [["a dog"]], TypeError, r"captions\[0\] is a str"),
-        ([["a dog"], []], [["a dog"], ["a cat"]], ValueError, r"captions\[1\] is an empty list"),
-        ([["a dog"]], [["a dog", " "]], ValueError, r"references\[0\] holds a blank string"),
-        ([["a dog"]], [[None]], TypeError, r"references\[0\] holds something that is not a string"),
-        ([["a dog"]], [], ValueError, "captions has 1 images and references has 0"),
-    ],
-)
-def test_bad_input_is_refused_before_any_parse(captions, references, error, message, monkeypatch):
+def test_bad_input_is_refused_before_any_parse(monkeypatch):
     monkeypatch.setattr(scene_graphs, "read", lambda texts: pytest.fail("a caption was parsed"))
-    with pytest.raises(error, match=message):
-        spice_like(captions, references)
-
-
-def test_tuples_of_a_list_are_refused():
+    with pytest.raises(TypeError, match=r"captions\[0\] is a str"):
+        spice_like(["a dog"], [["a dog"]])
+    with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
+        spice_like([["a dog"]], [["a dog", " "]])
     with pytest.raises(TypeError, match="text is a list; give one caption"):
         tuples(["a dog"])
 
@@ -262,16 +217,3 @@ def test_a_wheel_without_its_jar_is_named(tmp_path, monkeypatch):
     (tmp_path / "Meteor-1.5.jar").write_bytes(b"cut off")
     with pytest.raises(OSError, match="reinstall the wheel pycocoevalcap"):
         scene_graphs._lists.__wrapped__()
-
-
-def test_people_agree_on_their_own_photograph():
-    """COCO's annotators share far more tuples of one photograph than of two (30 of val2014, drawn by seed)."""
-    captions = defaultdict(list)
-    with zipfile.ZipFile(scene_graphs.JAR.parents[1] / "spice-1.0.jar") as jar:
-        for record in json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]:
-            captions[record["image_id"]].append(record["caption"].strip())
-    drawn = [captions[image_id] for image_id in random.Random(0).sample(sorted(captions), 30)]
-    own = [texts[1:] for texts in drawn]
-    same = spice_like([[texts[0]] for texts in drawn], own)
-    other = spice_like([[texts[0]] for texts in drawn], own[1:] + own[:1])
-    assert same.mean() > 15 > 5 > other.mean()
