@@ -111,16 +111,6 @@ def test_captions_keep_to_the_word_limits_and_drop_the_prompt(captioner, images)
         assert len(text.split()) <= captioner.max_words
 
 
-def test_a_caption_has_its_least_number_of_tokens(blip2, images):
-    """A minimum that no caption would reach by itself is kept, although only new tokens come back."""
-    longer = Blip2Captioner(blip2.model, blip2.processor, blip2.prompt, 12, 12)
-    embeds, prompt = longer.image_embeds(images), torch.tensor([longer._prompt_ids()] * len(images))
-    ids = longer._continue(
-        embeds, prompt, eos_token_id=longer.end_token_id, pad_token_id=1, min_new_tokens=12, max_new_tokens=12
-    )
-    assert ids.shape == (len(images), 12) and not (ids == longer.end_token_id).any()
-
-
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_beam_search_equals_the_librarys(captioner, images, num_beams):
     inputs = captioner.processor(images=images, text=["a picture of"] * len(images), return_tensors="pt")
@@ -139,15 +129,8 @@ def test_beam_search_equals_the_librarys(captioner, images, num_beams):
 def test_an_empty_prompt_is_the_librarys_default(blip2, images):
     free = Blip2Captioner(blip2.model, blip2.processor, "", 1, 10)
     pixels = free.processor.image_processor(images, return_tensors="pt").pixel_values
-    ids = free.model.generate(
-        pixels,
-        num_beams=3,
-        eos_token_id=free.end_token_id,
-        pad_token_id=1,
-        do_sample=False,
-        min_new_tokens=1,
-        max_new_tokens=10,
-    )
+    tokens = dict(eos_token_id=free.end_token_id, pad_token_id=1, min_new_tokens=1, max_new_tokens=10)
+    ids = free.model.generate(pixels, num_beams=3, do_sample=False, **tokens)
     theirs = free.processor.batch_decode(ids, skip_special_tokens=True)
     assert free.describe(images) == [text.strip() for text in theirs]
 
@@ -193,35 +176,20 @@ def test_likelihood_does_not_depend_on_its_batch(captioner, images, monkeypatch)
     np.testing.assert_allclose(together, captioner.log_likelihood(images, CAPTIONS), atol=1e-4)
 
 
-def test_a_trained_captioner_prefers_its_own_words(blip, images):
-    own = blip.describe(images)
-    scores = blip.log_likelihood(images, [[text, "seven purple stoves sing loudly"] for text in own])
-    assert (scores[:, 0] > scores[:, 1] + 1).all()
-
-
 def test_a_caption_longer_than_the_models_positions_is_read_in_part(captioner, images):
     scores = captioner.log_likelihood(images[:1], [["a dog " * 100, "a dog " * 200]])
     assert np.isfinite(scores).all() and scores[0, 0] == scores[0, 1]
 
 
-@pytest.mark.parametrize("captions", [[], [["a"], ["b"]], [["a"], ["b", "c"], ["d"]], [[], [], []]])
-def test_likelihood_needs_the_same_number_of_captions(blip2, images, captions):
+def test_likelihood_needs_the_same_number_of_captions(blip2, images):
     with pytest.raises(ValueError, match="log_likelihood takes the same number of captions"):
-        blip2.log_likelihood(images, captions)
+        blip2.log_likelihood(images, [["a"], ["b", "c"], ["d"]])
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
 def test_nothing_to_describe_is_refused(captioner):
     with pytest.raises(ValueError, match="0 images and 0 lists of seeds"):
         captioner.sample([], [])
-
-
-@pytest.mark.parametrize("lost", ["config.json", "tokenizer.json", "processor_config.json", "model.safetensors"])
-def test_a_missing_file_of_blip2_is_named(blip2_folder, tmp_path, lost):
-    folder = shutil.copytree(blip2_folder, tmp_path / "captioner")
-    (folder / lost).unlink()
-    with pytest.raises(FileNotFoundError, match="lacks .*" + lost.removeprefix("model")):
-        captioners.load(profile.load("mini", captioner=str(folder)))
 
 
 def test_a_blip2_of_another_vocabulary_is_refused(blip2_folder, tmp_path):
