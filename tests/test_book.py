@@ -5,11 +5,9 @@ import os
 import signal
 import threading
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 from conftest import PARAMETERS, cell
 
@@ -24,9 +22,7 @@ TAGGED = cell(PARAMETERS, tags=["parameters"])
     ("values", "sentence"),
     [
         ({"NUM_IMAGE": 3}, "Chapter one has no parameter NUM_IMAGE; it knows NUM_IMAGES, PROFILE, TOP_P."),
-        ({"NUM_IMAGES": "many"}, "Parameter NUM_IMAGES of chapter one takes int, not 'many'."),
         ({"NUM_IMAGES": True}, "Parameter NUM_IMAGES of chapter one takes int, not True."),
-        ({"PROFILE": 3}, "Parameter PROFILE of chapter one takes str, not 3."),
     ],
 )
 def test_unknown_parameters_and_wrong_types_stop_before_anything_runs(house, values, sentence):
@@ -41,13 +37,15 @@ def test_values_typed_on_a_command_line_take_the_defaults_type(house):
     assert chapter.check(chapter.find("one"), typed, typed=True) == {"NUM_IMAGES": 5, "TOP_P": 0.1, "PROFILE": "12"}
     with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not '5.5'"):
         chapter.check(chapter.find("one"), {"NUM_IMAGES": "5.5"}, typed=True)
+    (value,) = chapter.check(chapter.find("one"), {"TOP_P": 1}).values()  # a whole number serves as a float
+    assert value == 1.0 and isinstance(value, float)
 
 
 @pytest.mark.parametrize(
     ("default", "text", "value"),
     [
-        *[(1, text, int(text)) for text in ("7", "007", "010", "08", "-3", "+4")],
-        *[(True, "False", False), (True, "true", True), (1.0, "1e-3", 1e-3), (1.0, "010", 10.0), ("a", "010", "010")],
+        *[(1, text, int(text)) for text in ("7", "007", "010", "-3")],
+        *[(True, "False", False), (1.0, "1e-3", 1e-3), (1.0, "010", 10.0), ("a", "010", "010")],
         *[(None, "010", 10), (None, "no", "no"), (None, "0.5", 0.5), (None, "true", True), (None, "1:30", "1:30")],
     ],
 )
@@ -56,28 +54,17 @@ def test_no_number_is_read_as_another_than_it_says(default, text, value):
     assert read == value and type(read) is type(value)
 
 
-@pytest.mark.parametrize(
-    ("default", "text"),
-    [(1, "1:30"), (1, "0x10"), (1, "1_0"), (1, "yes"), (1, ""), (1, "1e3"), (True, "yes"), (True, "1"), (1.0, "1:30")],
-)
+@pytest.mark.parametrize(("default", "text"), [(1, "1:30"), (1, "0x10"), (1, ""), (True, "1"), (1.0, "1:30")])
 def test_what_is_no_value_of_the_type_is_refused(default, text):
     with pytest.raises(ValueError, match=f"takes {type(default).__name__}, not {text!r}"):
         chapter.Parameter(default).parse(text)
 
 
-def test_a_whole_number_serves_as_a_float(house):
-    (value,) = chapter.check(chapter.find("one"), {"TOP_P": 1}).values()
-    assert value == 1.0 and isinstance(value, float)
-
-
 @pytest.mark.parametrize(
     ("cells", "sentence"),
     [
-        ([cell("x = 1")], "needs exactly one code cell tagged `parameters`, not 0"),
         ([TAGGED, TAGGED], "needs exactly one code cell tagged `parameters`, not 2"),
         ([cell("num_images = 3", tags=["parameters"])], "`num_images = 3` in the parameters cell is not an ALL_CAPS"),
-        ([cell("SIZES = [1, 2]", tags=["parameters"])], r"`SIZES = \[1, 2\]` in the parameters cell"),
-        ([cell("import os", tags=["parameters"])], "`import os` in the parameters cell"),
         ([cell("SEED = -", tags=["parameters"])], "The parameters cell of chapter one is not plain Python"),
     ],
 )
@@ -138,9 +125,9 @@ def runs(house, monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("file", ["README.md", "data/mini/world/captions.json", "tests/test_one.py", "_build/x.py"])
-def test_a_chapter_is_not_run_again_for_what_it_cannot_read(house, runs, file):
-    house.write(file, "words")
+def test_a_chapter_is_not_run_again_for_what_it_cannot_read(house, runs):
+    for file in ("README.md", "data/mini/world/captions.json", "tests/test_one.py", "_build/x.py"):
+        house.write(file, "words")
     house.run()
     book.refuse_stale("ci")
     assert runs == [{"NUM_IMAGES": 2, "PROFILE": "mini"}]
@@ -150,7 +137,6 @@ def test_a_chapter_is_not_run_again_for_what_it_cannot_read(house, runs, file):
     ("file", "text", "reason"),
     [
         ("dfl_utils/exhibits/plots.py", "COLOUR = 'red'\n", "has changed since it last ran"),
-        ("params/ci.yml", "one: {NUM_IMAGES: 1}\n", "has changed since it last ran"),
         ("data/mini/clip/config.json", "{}", "has changed since it last ran"),
         ("_build/results/ci/one.json", None, "has lost the numbers that it saved"),
         ("_build/src/one.ipynb", None, "has not been run"),
@@ -163,13 +149,6 @@ def test_a_stale_copy_is_refused_and_run_again(house, runs, file, text, reason):
     house.run()
     assert len(runs) == 2
     book.refuse_stale("ci")
-
-
-def test_a_failed_copy_is_never_taken_for_fresh(house):
-    copy = house.write("_build/src/one.ipynb", "")
-    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"exception": True}, "dfl": {"key": "k", "results": []}})
-    nbformat.write(notebook, copy)
-    assert execution.state(copy, "k", house.root) == "failed when it last ran"
 
 
 def test_a_failing_chapter_shows_its_traceback_and_stops_the_build(house, monkeypatch, capsys):
@@ -225,19 +204,6 @@ def test_a_build_that_is_stopped_stops_its_chapters(house):
     assert execution.run_chapter("one").is_file()
 
 
-def test_a_running_chapter_is_saved_now_and_then_and_whole_at_its_end(house, monkeypatch):
-    saved = []
-    write = papermill.engines.write_ipynb
-    monkeypatch.setattr(papermill.engines, "write_ipynb", lambda *what: saved.append(1) or write(*what))
-    cells = [cell(f"print({k})") for k in range(8)]
-    house.chapter(TAGGED, *cells)
-    execution.run_chapter("one")
-    assert len(saved) == 2  # at the start and at the end
-    monkeypatch.setattr(kernels, "EVERY", timedelta())
-    execution.run_chapter("one")
-    assert len(saved) > 2 + 2 * len(cells)
-
-
 def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monkeypatch):
     monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: pytest.fail("ran a chapter"))
     house.chapter(cell("SEED = 1", tags=["parameters"]), name="two")
@@ -249,20 +215,6 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
         book.build("ci")
 
 
-@pytest.mark.parametrize(
-    ("scale", "published"), [("published", []), ("ci", []), ("quick", []), ("full", ["mini"]), ("paper", [])]
-)
-def test_only_the_full_scale_publishes(house, monkeypatch, scale, published):
-    seen = []
-    monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: None)
-    monkeypatch.setattr(book, "require_pictures", lambda copy: None)
-    monkeypatch.setattr(book, "refuse_stale", lambda scale: None)
-    monkeypatch.setattr(book.publish, "require_clean", lambda: None)
-    monkeypatch.setattr(book.publish, "publish", lambda profile, path, store: seen.append(profile) or house.root)
-    assert book.build(scale, html=False) is None
-    assert seen == published
-
-
 def test_traces_of_an_earlier_run_do_not_reach_a_new_one(house):
     fossil = cell("# Parameters\nNUM_IMAGES = 1", tags=["injected-parameters"])
     before = execution._clean(house.chapter(TAGGED, cell("x = 1")))
@@ -270,16 +222,11 @@ def test_traces_of_an_earlier_run_do_not_reach_a_new_one(house):
     assert execution._clean(house.chapter(TAGGED, fossil, run, papermill={"parameters": {"NUM_IMAGES": 1}})) == before
 
 
-def test_a_chapter_of_other_values_or_of_another_scale_is_another(house):
+def test_a_chapter_is_of_its_values_its_scale_and_where_it_is_published_the_results(house):
     plain = house.chapter(TAGGED, cell("x = 1"))
-    keys = {
-        execution.key(plain, values, scale) for values in ({}, {"NUM_IMAGES": 1}) for scale in ("ci", "quick", None)
-    }
+    values = {}, {"NUM_IMAGES": 1}
+    keys = {execution.key(plain, one, scale) for one in values for scale in ("ci", "quick", None)}
     assert len(keys) == 6 and execution.key(plain, {}, "ci") in keys
-
-
-def test_results_are_part_of_what_the_published_book_shows_and_of_no_other_build(house):
-    plain = house.chapter(TAGGED, cell("x = 1"))
     before = [execution.key(plain, {}, scale) for scale in ("published", "full")]
     house.write("results/mini/store/index.json", "{}")
     after = [execution.key(plain, {}, scale) for scale in ("published", "full")]
@@ -294,51 +241,36 @@ def test_a_full_build_wants_a_commit(house, monkeypatch):
     monkeypatch.setattr(provenance, "git", lambda *words: "")
     with pytest.raises(ValueError, match="git names none here: publish from a clone"):
         book.build("full")
-    monkeypatch.setattr(provenance, "git", lambda *words: "" if words[0] == "status" else "0123")
-    with pytest.raises(ValueError, match="leave --reuse out at scale full"):
-        book.build("full", reuse=True)
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("shards", "said"),
     [
-        ({"scale": "ci"}, "Computed here at scale ci."),
-        ({"scale": "published", "shards": {"published": 3}}, "Published run of 0123456, 2026-11-27, A CPU, 2 cores."),
-        (
-            {"scale": "published", "shards": {"published": 3, "made": 1}},
-            "Computed here at the published sizes: the published run lacks some of this chapter's work.",
-        ),
-        ({}, "Computed here at scale unknown."),
+        ({"published": 3}, "Published run of 0123456, 2026-11-27, A CPU, 2 cores."),
+        ({"published": 3, "made": 1}, "Computed here at the published sizes: the published run lacks some"),
     ],
 )
-def test_a_page_says_where_its_numbers_were_made(house, made, said):
-    stamp = dict.fromkeys(publish.STAMPED, "") | {
-        "commit": "0123456789",
-        "date": "2026-11-27",
-        "machine": {"cpu": "A CPU", "cores": 2},
-    }
-    house.write("results/mini/stamp.json", json.dumps(stamp))
-    assert bookext.made_where(made) == said
+def test_a_page_says_where_its_numbers_were_made(house, shards, said):
+    made = {"commit": "0123456789", "date": "2026-11-27", "machine": {"cpu": "A CPU", "cores": 2}}
+    house.write("results/mini/stamp.json", json.dumps(dict.fromkeys(publish.STAMPED, "") | made))
+    assert bookext.made_where({"scale": "published", "shards": shards}).startswith(said)
+    assert bookext.made_where({"scale": "ci"}) == "Computed here at scale ci."
 
 
-def test_a_picture_needs_an_alt_text(house):
+def test_a_picture_needs_an_alt_text_and_a_figure_a_picture(house):
     shown = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("plots.figure3(scores)", outputs=[shown])])
     copy = house.write("_build/src/one.ipynb", "")
     nbformat.write(notebook, copy)
     with pytest.raises(BuildFailed, match=r"picture without alt text in `plots\.figure3\(scores\)`"):
         book.require_pictures(copy)
-    notebook.cells[0].metadata["mystnb"] = {"image": {"alt": "Quality falls with rank."}}
+    notebook.cells[0].metadata["mystnb"] = {"image": {"alt": "Quality falls with rank."}, "figure": {"name": "fig-a"}}
     nbformat.write(notebook, copy)
     book.require_pictures(copy)
-
-
-def test_a_figure_needs_a_picture(house):
     text = nbformat.v4.new_output("execute_result", {"text/plain": "<Figure size 720x144 with 1 Axes>"})
-    figure = nbformat.v4.new_code_cell("figure", outputs=[text], metadata={"mystnb": {"figure": {"name": "fig-a"}}})
-    copy = house.write("_build/src/one.ipynb", "")
-    nbformat.write(nbformat.v4.new_notebook(cells=[figure]), copy)
-    with pytest.raises(BuildFailed, match="shows no picture in the figure of `figure`; see _build/src/one.ipynb"):
+    notebook.cells[0].outputs = [text]
+    nbformat.write(notebook, copy)
+    with pytest.raises(BuildFailed, match="shows no picture in the figure of `plots.figure3"):
         book.require_pictures(copy)
 
 
