@@ -1,8 +1,5 @@
 """Reranking one's own candidates: against the parts, in any order and company, resumed, and with bad input."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +8,7 @@ import dfl_utils
 from dfl_utils.game import loops, own_input, rerank
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.store.store import RunStore
-from dfl_utils.world import data, profile
+from dfl_utils.world import data
 
 CAPTIONS = [
     ["a red dog", "a blue cup", "a red dog"],
@@ -92,12 +89,12 @@ def test_neither_company_nor_order_changes_a_bit(ask, paths, tmp_path):
     assert plain(alone) == plain(together)
     turned = [row[::-1] for row in CAPTIONS[::-1]]
     other = ask(rerank.rerank_captions, paths[::-1], turned, store=tmp_path / "turned")[::-1]
-    for mine, theirs, row in zip(together, other, CAPTIONS, strict=True):
+    for mine, theirs in zip(together, other, strict=True):
         by_caption = {entry.caption: entry for entry in theirs}
         for entry in mine:
             assert entry.similarity == by_caption[entry.caption].similarity
             np.testing.assert_array_equal(entry.image_hat, by_caption[entry.caption].image_hat)
-        assert [entry.caption for entry in mine] == [entry.caption for entry in theirs], row
+        assert [entry.caption for entry in mine] == [entry.caption for entry in theirs]
 
 
 def test_pictures_in_memory_are_as_good_as_files(ask, paths, store):
@@ -180,34 +177,18 @@ def test_given_images_are_ranked_as_drawn_ones(ask, paths, tmp_path):
     assert [[e.similarity for e in row] for row in turned] == [[e.similarity for e in row] for row in given]
 
 
-def test_importing_the_package_loads_nothing():
-    code = "import sys, dfl_utils; dir(dfl_utils); print(sorted({'torch', 'numpy', 'PIL'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
-    assert {"rerank_captions", "rerank_images"} <= set(dir(dfl_utils))
-    with pytest.raises(AttributeError, match="module 'dfl_utils' has no attribute 'rank'"):
-        _ = dfl_utils.rank
-
-
 # --- bad input ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("images", "captions", "options", "sentence"),
     [
-        ([], [], {}, "images is empty: give a list of files or Pillow images"),
         ("a.png", [["a"]], {}, "images is of type str: give a list of files"),
-        ([7], [["a"]], {}, r"images\[0\] is of type int: images is a list of files or Pillow images"),
-        (["a.png"], ["a dog"], {}, r"captions\[0\] is of type str: give a list of captions"),
         (["a.png"], [["a"], ["b"]], {}, "captions has 2 entries for 1 to rank for: give a list of captions for each"),
-        (["a.png"], "a dog", {}, "captions has type str for 1 to rank for"),
         (["a.png"], [[]], {}, r"captions\[0\] is empty"),
         (["a.png"], [["a", " "]], {}, r"captions\[0\]\[1\] is blank: write something, or leave it out"),
-        (["a.png"], [[None]], {}, r"captions\[0\]\[0\] is of type NoneType"),
         (["a.png"], [["a"]], {"similarity": "sbert"}, "similarity is 'sbert': choose one of clip, dino"),
-        (["a.png"], [["a"]], {"seed": -1}, "SEED is -1"),
         (["a.png"], None, {"num_candidates": 0}, "num_candidates or num_beams is 0: give at least 1"),
         (["a.png"], [["a"]], {"num_inference_steps": 0}, "num_inference_steps is 0: give at least 1, or None"),
-        (["a.png"], [["a"]], {"profile": "big"}, "Unknown profile 'big': choose one of mini, paper"),
         (["a.png"], [["a"]], {"generator": "my/sd"}, "No model folder my/sd"),
-        (["a.png"], None, {"captioner": "my/blip"}, "No model folder my/blip"),
         (["nowhere/a.png"], [["a"]], {}, "a.png is missing"),
     ],
 )
@@ -217,21 +198,11 @@ def test_what_cannot_be_ranked_is_named(ask, images, captions, options, sentence
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("captions", "images", "options", "sentence"),
-    [
-        ("a dog", None, {}, "captions is of type str: give a list of captions"),
-        (["a dog", ""], None, {}, r"captions\[1\] is blank"),
-        (["a dog"], ["a.png"], {}, r"images\[0\] is of type str: give a list of files"),
-        (["a dog"], [["a.png"], ["b.png"]], {}, "images has 2 entries for 1 to rank for"),
-        (["a dog"], [["nowhere/a.png"]], {}, "a.png is missing"),
-        (["a dog"], None, {"similarity": "cider"}, "similarity is 'cider': choose one of clip, sbert, wmd"),
-        (["a dog"], None, {"num_beams": 0}, "num_candidates or num_beams is 0"),
-    ],
-)
-def test_what_no_text_can_rank_is_named(ask, captions, images, options, sentence):
-    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence):
-        ask(rerank.rerank_images, captions, images, **options)
+def test_what_no_text_can_rank_is_named(ask):
+    with pytest.raises(ValueError, match="images has 2 entries for 1 to rank for"):
+        ask(rerank.rerank_images, ["a dog"], [["a.png"], ["b.png"]])
+    with pytest.raises(ValueError, match="similarity is 'cider': choose one of clip, sbert, wmd"):
+        ask(rerank.rerank_images, ["a dog"], similarity="cider")
 
 
 def test_a_broken_image_is_named_before_anything_is_drawn(ask, paths, tmp_path):
@@ -240,11 +211,3 @@ def test_a_broken_image_is_named_before_anything_is_drawn(ask, paths, tmp_path):
     with pytest.raises(OSError, match="broken.png is truncated or not an image"):
         ask(rerank.rerank_captions, [paths[0], tmp_path / "broken.png"], [["a"], ["b"]], store=store)
     assert store.spent == {}
-
-
-def test_models_may_be_named_by_the_profile_or_by_folder(ask, mini, paths):
-    by_name, by_folder = (
-        ask(rerank.rerank_captions, paths[:1], num_candidates=2, captioner=name)
-        for name in ("blip-large", str(profile.MINI / "blip-large"))
-    )
-    assert plain(by_name) == plain(by_folder)
