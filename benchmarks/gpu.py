@@ -3,7 +3,7 @@
 Nothing is downloaded. Agreement is that of the embedded models (`gpu_agreement`); at the published sizes weights are
 random (`gpu_sizes`). Run `dfl data` before. Each group runs in an interpreter of its own, leaves its rows in a folder
 and is not run again, as in `run.py`; they take the place of rows of the same names in data/gpu/benchmarks.csv, from
-which forecasts start. `--quick` goes through all of it with the embedded models and writes no such file; it needs no
+which `dfl cost` starts. `--quick` goes through all of it with the embedded models and writes no such file; it needs no
 GPU.
 """
 

@@ -13,11 +13,10 @@ import torch
 from gpu_agreement import DEVICE, teacher
 from random_models import WORDS
 from run import Row, row
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from dfl_utils.build import gpus
-from dfl_utils.build.unit_flops import BATCH_SIZE, UnitFlops
-from dfl_utils.build.workload import Training, Work
-from dfl_utils.build.world_shapes import Shapes
+from dfl_utils.build import cost
 from dfl_utils.game.loops import Game
 from dfl_utils.models.workshop import read
 from dfl_utils.store.blocks import caption_streams
@@ -29,24 +28,24 @@ from dfl_utils.world import data, profile
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
+BATCH_SIZE = 8  # pairs a step (Section 5)
 SHARE = 0.375  # of a batch that is reconstructed, as in the chapter `cost`
 EXACT, OURS, LESS = "one generator pass", "ours", f"share {SHARE:g}"
 
 
 class Card:
-    """The GPU under us, and what it does; where there is none, a quick run takes the peak of `gpus.MEASURED`.
+    """The GPU under us, and what it does; where there is none, a quick run takes the peak of `cost.MEASURED`.
 
     Raises:
-        ValueError: a GPU whose peak is not in `gpus.GPUS`.
+        ValueError: a GPU whose peak is not in `cost.GPUS`.
     """
 
-    def __init__(self, world: Profile):
-        name = torch.cuda.get_device_name() if DEVICE == "cuda" else gpus.MEASURED.name
-        known = [gpu for key, gpu in gpus.GPUS.items() if f" {key} " in f" {name} "]
+    def __init__(self):
+        name = torch.cuda.get_device_name() if DEVICE == "cuda" else cost.MEASURED.name
+        known = [gpu for key, gpu in cost.GPUS.items() if f" {key} " in f" {name} "]
         if not known:
-            raise ValueError(f"The peak of {name} is not known: add it to dfl_utils.build.gpus.GPUS.")
+            raise ValueError(f"The peak of {name} is not known: add it to dfl_utils.build.cost.GPUS.")
         self.gpu = known[0]
-        self.units = UnitFlops(Shapes(world))
 
     def measured(self, call: Callable[[], object], rounds: int) -> tuple[float, float]:
         """Median seconds, after a call that warms up, and peak GiB of allocated memory."""
@@ -61,14 +60,17 @@ class Card:
         peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
         return statistics.median(spent), peak
 
-    def row(self, name: str, work: Work, count: int, dtype: str, how: str, call: Callable[[], object]) -> Row:
+    def row(self, name: str, count: int, dtype: str, how: str, call: Callable[[], object]) -> Row:
         """Seconds a unit, those that the published peak would allow, and their ratio: the share of the peak."""
         seconds, peak = self.measured(call, 2)
-        return self.share(name, work, seconds / count, dtype, f"{how}; {peak:.1f} GiB at most")
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+        flops = counter.get_total_flops() / count
+        return self.share(name, flops, seconds / count, dtype, f"{how}; {peak:.1f} GiB at most")
 
-    def share(self, name: str, work: Work, seconds: float, dtype: str, how: str) -> Row:
+    def share(self, name: str, flops: float, seconds: float, dtype: str, how: str) -> Row:
         """The same of seconds that are known."""
-        ideal = self.units.of(work) / self.gpu.peak(dtype)
+        ideal = flops / (1e12 * getattr(self.gpu, dtype))
         return row(name, (seconds, ideal), ideal / seconds, "s", f"share of the published peak in {dtype}; {how}")
 
     def _now(self) -> float:
@@ -92,30 +94,27 @@ def _examples(count: int) -> list[Example]:
 def inference(quick: bool) -> list[Row]:
     """Captions, drawings and embeddings."""
     with _models(quick, "blip-base", "blip-large", "stable-diffusion", "clip", "dino") as (world, store):
-        card, examples, rows = Card(world), _examples(16), []
+        card, examples, rows = Card(), _examples(16), []
         originals, texts = read(examples), [example.references[0] for example in examples]
         how = f"16 images x 10, {WORDS} tokens"
         for name in ("blip-base", "blip-large"):
             game = Game(world.pair(name), store, progress=False)
             rows.append(_said(card, game, name, examples, how))
-        beams = Work("descriptions", "", 1, 1, "blip-large")
         rows.append(
-            card.row("caption by beam search, blip-large", beams, 16, world.dtype, f"16 images, {WORDS} tokens",
+            card.row("caption by beam search, blip-large", 16, world.dtype, f"16 images, {WORDS} tokens",
                      lambda: game.captioner.describe(originals))
         )  # fmt: skip
         size, steps = world.image_size, world.num_inference_steps
-        drawing = Work("images", "", 1, 1, "stable-diffusion", steps, size)
         for batch in (2,) if quick else (world.draw_batch, 16):
             game.generator.draw_batch, how = batch, f"{size} px, {steps} steps with guidance, batches of {batch}"
             rows.append(
-                card.row(f"drawing, Stable Diffusion, {batch} at a time", drawing, batch, world.dtype, how,
+                card.row(f"drawing, Stable Diffusion, {batch} at a time", batch, world.dtype, how,
                          lambda batch=batch: game.generator.draw(texts[:batch], list(range(batch))))
             )  # fmt: skip
         drawings, how = np.zeros((16, size, size, 3), np.uint8), "16 drawings, resized on the processor"
         for judge in ("clip", "dino"):
-            look = Work(f"{judge}-similarity", "", 1)
             rows.append(
-                card.row(f"embedding, {judge}", look, 16, "float32", how,
+                card.row(f"embedding, {judge}", 16, "float32", how,
                          lambda judge=judge: game.encoder(judge).embed(drawings))
             )  # fmt: skip
         return rows
@@ -125,16 +124,14 @@ def reader(quick: bool) -> list[Row]:
     """Captions of BLIP-2."""
     with _models(quick, "blip2") as (world, store):
         game = Game(world.pair("blip2"), store, progress=False)
-        return [_said(Card(world), game, "blip2", _examples(8), f"8 images x 10, {WORDS} tokens")]
+        return [_said(Card(), game, "blip2", _examples(8), f"8 images x 10, {WORDS} tokens")]
 
 
 def _said(card: Card, game: Game, name: str, examples: Sequence[Example], how: str) -> Row:
     streams = [caption_streams(0, example.image_id, 10) for example in examples]
-    originals, work = read(examples), Work("captions", "", 1, 10, name)
+    originals = read(examples)
     count, dtype = 10 * len(examples), game.profile.dtype
-    return card.row(
-        f"caption sampled, {name}", work, count, dtype, how, lambda: game.captioner.sample(originals, streams)
-    )
+    return card.row(f"caption sampled, {name}", count, dtype, how, lambda: game.captioner.sample(originals, streams))
 
 
 def training(quick: bool) -> list[Row]:
@@ -144,12 +141,12 @@ def training(quick: bool) -> list[Row]:
     with _models(quick, "blip-base", "stable-diffusion", "tiny_decoder") as (world, store):
         world = world.pair("blip-base")
         finetuner = teacher(world, store, _examples(16))
-        card, rows, fits = Card(world), [], 0
+        card, rows, fits = Card(), [], 0
         how = f"float32, {world.image_size} px; other: the paper's card"
         for batch in (1, 2) if quick else (1, 2, 4, 8):
             spent = _remembered(card, finetuner, chosen, batch)
             for name, peak in spent.items():
-                pair = peak, gpus.PAPER.memory * 1e9 / 2**30
+                pair = peak, cost.PAPER.memory * 1e9 / 2**30
                 rows.append(row(f"peak memory, joint step, {name}, {batch} pairs", pair, pair[0] / pair[1], "GiB", how))
             fits = batch if len(spent) == len(chosen) else fits
         return rows + _timed(card, StepCost(finetuner, chosen, batch_size=fits).bench, chosen, fits, 1 if quick else 3)
@@ -165,11 +162,12 @@ def _timed(card: Card, bench: Bench, chosen: dict[str, Way], size: int, rounds: 
             f"time; {size} pairs of {pixels} px, float32; captioning {captioning:.3f} s, generation {generation:.3f} s"
         )
         rows.append(row(f"joint step against the sum, {name}", (joint, captioning + generation), ratio, "s", how))
-    for name, decoder in ((EXACT, "vae"), (OURS, "tiny")):
-        joint = float(np.median(steps[:, list(chosen).index(name), 2]))
-        work = Work("finetuning", "", 1, 1, "blip-base", 0, pixels, Training(decoder=decoder))
+    counted = bench.flops(chosen).sum((-1, -2))[0, :, 2]
+    for name in (EXACT, OURS):
+        place = list(chosen).index(name)
+        joint, flops = float(np.median(steps[:, place, 2])), counted[place] * BATCH_SIZE / size
         how = f"batches of {size} pairs; per {BATCH_SIZE} pairs"
-        rows.append(card.share(f"joint step, {name}", work, joint * BATCH_SIZE / size, "float32", how))
+        rows.append(card.share(f"joint step, {name}", flops, joint * BATCH_SIZE / size, "float32", how))
     torch.set_float32_matmul_precision("high")
     fast = float(np.median(bench.seconds({OURS: chosen[OURS]}, rounds).sum((-1, -2))[:, 0, 2]))
     torch.set_float32_matmul_precision("highest")

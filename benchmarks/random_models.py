@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import published_models
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import nn
@@ -18,7 +19,7 @@ from dfl_utils.training import full_size
 from dfl_utils.world import profile
 from dfl_utils.world.profile import MINI, Profile
 
-WORDS = 12  # tokens of a caption, as the forecast has it; random weights never end one by themselves
+WORDS = 12  # tokens of a caption; random weights never end one by themselves
 BLIP2_TOKENS = 50_266  # of its published tokenizer; the embedded world's is smaller
 # Folder -> whose tokenizer and processor of the embedded world it gets, and the size at which it sees images.
 LIKE = {
@@ -44,7 +45,7 @@ def write(root: Path, names: Sequence[str], device: str) -> None:
 def _made(name: str, device: str) -> nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
-        return full_size.SHAPES[name].make().eval().half()
+        return published_models.SHAPES[name].make().eval().half()
 
 
 def _pipeline(folder: Path, device: str) -> None:

@@ -174,14 +174,11 @@ def scores(quick: bool) -> list[Row]:
 def forecasts(quick: bool) -> list[Row]:
     import forecast as bench
 
-    found = bench.measure(*((16, 4, 10, 6, 1) if quick else (32, 4, 50, 20, 3)))
-    predicted, truth = found["predicted"], found["truth"]
-    told = ", ".join(f"{name} {predicted[name] / truth[name]:.2f}" for name in truth)
-    shares = ", ".join(f"{kind} {share:.2f}" for kind, share in found["utilisation"].items())
-    pair = sum(predicted.values()), sum(truth.values())
-    how = f"predicted against taken, one thread; {told}; share of a matrix product's FLOP/s: {shares}"
-    bounds = 1 - bench.WITHIN, 1 + bench.WITHIN
-    return [row("forecast of a run", pair, pair[0] / pair[1], "s of the processor", how, *bounds)]
+    found, bounds = bench.measure(quick), (1 - bench.WITHIN, 1 + bench.WITHIN)
+    return [
+        row(f"cost of {name}", pair, pair[0] / pair[1], "s", "predicted by `dfl cost --here` against taken", *bounds)
+        for name, pair in found.items()
+    ]
 
 
 GROUPS: dict[str, Callable[[bool], list[Row]]] = {

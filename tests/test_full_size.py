@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import published_models
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -25,7 +26,7 @@ HEADER = 256 * 1024  # bytes of names, shapes and buffers of positions in a file
 @pytest.fixture(scope="module")
 def built():
     """Each model once, for all tests."""
-    return {name: full_size.on_meta(name) for name in full_size.SHAPES}
+    return {name: published_models.on_meta(name) for name in published_models.SHAPES}
 
 
 def count(model: nn.Module) -> int:
@@ -33,24 +34,24 @@ def count(model: nn.Module) -> int:
 
 
 # --- shapes without numbers -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", full_size.SHAPES)
+@pytest.mark.parametrize("name", published_models.SHAPES)
 def test_a_published_model_has_as_many_weights(built, name):
-    known = full_size.SHAPES[name]
+    known = published_models.SHAPES[name]
     assert all(parameter.is_meta for parameter in built[name].parameters())
     assert count(built[name]) == known.parameters
     if known.stated is not None:
         assert int(known.parameters / 1e6) in (known.stated - 1, known.stated)
 
 
-@pytest.mark.parametrize("name", [name for name, known in full_size.SHAPES.items() if known.bytes])
+@pytest.mark.parametrize("name", [name for name, known in published_models.SHAPES.items() if known.bytes])
 def test_the_weights_fill_the_published_file(name):
-    known = full_size.SHAPES[name]
+    known = published_models.SHAPES[name]
     header = known.bytes - 4 * (known.parameters + known.repeated)
     assert 0 < header < HEADER
 
 
 def test_the_weights_of_blip2_fill_its_two_shards():
-    known = full_size.SHAPES["blip2"]
+    known = published_models.SHAPES["blip2"]
     assert 4 * (known.parameters + known.repeated) == pytest.approx((10.0 + 5.5) * 1e9, rel=0.001)
 
 
@@ -59,19 +60,19 @@ def test_repeated_weights_are_tied(built):
         head = (
             built[name].get_output_embeddings() if name == "blip2" else built[name].text_decoder.cls.predictions.decoder
         )
-        assert head.weight.numel() == full_size.SHAPES[name].repeated
+        assert head.weight.numel() == published_models.SHAPES[name].repeated
 
 
 def test_every_model_of_the_paper_profile_is_known():
     paper = profile.PROFILES["paper"]
     ids = {model for model, _ in paper.captioners.values()} | {model for model, *_ in paper.generators.values()}
     ids |= {paper.captioner, paper.generator, paper.clip, paper.dino, paper.tiny_decoder}
-    assert ids == {known.id for known in full_size.SHAPES.values()}
+    assert ids == {known.id for known in published_models.SHAPES.values()}
 
 
 def test_an_unknown_name():
     with pytest.raises(ValueError, match="no published model 'blip-huge': choose one of blip-base, blip-large"):
-        full_size.on_meta("blip-huge")
+        published_models.on_meta("blip-huge")
 
 
 def test_sizes_of_pictures(built):
@@ -93,8 +94,8 @@ def test_the_published_tokenizer_leaves_two_rows_of_blip_unnamed():
         own = SimpleNamespace(processor=SimpleNamespace(tokenizer=range(tokens)), prompt="", min_words=5, max_words=30)
         counted, pipeline, tiny = full_size.models(own, None)
         assert counted.model.config.text_config.vocab_size == 30524
-        assert count(pipeline.unet) == full_size.SHAPES["unet"].parameters
-        assert count(tiny) == full_size.SHAPES["tiny_decoder"].parameters
+        assert count(pipeline.unet) == published_models.SHAPES["unet"].parameters
+        assert count(tiny) == published_models.SHAPES["tiny_decoder"].parameters
 
 
 # --- what is trained ------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def test_nothing_else_moves(built):
 def test_blip_base_captions_an_image_of_384_pixels(tmp_path):
     torch.manual_seed(0)
     folder = tmp_path / "blip-base"
-    full_size.SHAPES["blip-base"].make().save_pretrained(folder)
+    published_models.SHAPES["blip-base"].make().save_pretrained(folder)
     for name in ("tokenizer.json", "processor_config.json"):
         shutil.copyfile(MINI / "blip-base" / name, folder / name)
     word_pieces(folder)  # the published 30,522 tokens
@@ -175,7 +176,7 @@ def test_blip_base_captions_an_image_of_384_pixels(tmp_path):
 @pytest.mark.full_size
 def test_a_step_of_stable_diffusion_at_512_pixels():
     torch.manual_seed(0)
-    text_encoder, unet, vae = (full_size.SHAPES[name].make().eval() for name in ("text_encoder", "unet", "vae"))
+    text_encoder, unet, vae = (published_models.SHAPES[name].make().eval() for name in ("text_encoder", "unet", "vae"))
     tokenizer = architectures.clip_tokenizer()
     tokenizer.model_max_length = full_size.TOKENS
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}

@@ -15,17 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils.build import forecast
-from dfl_utils.build.workload import Work
 from dfl_utils.game import token_drawings
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import Scorer
-from dfl_utils.models import fidelity, workshop
+from dfl_utils.models import workshop
 from dfl_utils.models.checkpoint import load_tokenizer
 from dfl_utils.store import provenance, store
 from dfl_utils.store.store import KINDS, Kind, RunStore
-from dfl_utils.training import anatomy, census, evaluation, pairs, step_cost
+from dfl_utils.training import anatomy, census, evaluation, pairs
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.step_cost import StepCost
@@ -121,11 +119,6 @@ def latents(world, kind):
     pairs.latents(game(world, kind), SimpleNamespace(vae=None), world.examples())
 
 
-def priced(world, kind):
-    work = Work("images", "", 1, 1, "stable-diffusion", 50, 64)
-    forecast.Forecast(world.profile, world.store(kind), world.scale).flops(work)
-
-
 def cost_of(ask):
     return lambda world, kind: ask(StepCost(finetuner(world, kind), batch_size=1), world)
 
@@ -175,7 +168,6 @@ KEYS = {
     "step-flops": (cost_of(lambda c, w: c.flops()), STEP),
     "step-flops-published": (cost_of(lambda c, w: c.published_flops()), STEP),
     "step-seconds": (cost_of(lambda c, w: c.seconds(w.rounds)), STEP | {"rounds"}),
-    "unit-flops": (priced, {"clip", "dino", "dino_size", "tiny_decoder"}),
     "census": (lambda w, k: census.take(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
     "census-tally": (
         lambda w, k: census.Tally(w.store(k), *tokenizers(w), [w.caption]).tokens_where(np.full(4, w.seed)),
@@ -226,11 +218,6 @@ CHANGES = {
 }
 
 
-def own_kinds():
-    """The kinds that the package declares; a chapter's own are made in a notebook's kernel."""
-    return sorted(name for name in KINDS if not name.startswith("test-"))
-
-
 def make_world(folder):
     base = profile.PROFILES["mini"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,21 +253,25 @@ def _learn(made):
     MAP = learned.index, learned.how, learned.captioner, learned.generator, learned.generator_size
 
 
+@pytest.fixture(scope="module")
+def keys(world):
+    return {kind: key(world, kind) for kind in KEYS}
+
+
 def test_every_kind_of_the_package_is_tested_here():
-    assert set(KEYS) == set(own_kinds())
+    own = {name for name in KINDS if not name.startswith("test-")}  # a chapter's own are made in a notebook's kernel
+    assert set(KEYS) == own
 
 
 @pytest.mark.parametrize("kind", sorted(KEYS))
-def test_a_key_changes_with_what_its_content_depends_on_and_with_nothing_else(world, kind):
-    before = key(world, kind)
-    assert key(world, kind) == before
-    changed = {name for name, change in CHANGES.items() if key(change(world), kind) != before}
+def test_a_key_changes_with_what_its_content_depends_on_and_with_nothing_else(world, keys, kind):
+    assert key(world, kind) == keys[kind]
+    changed = {name for name, change in CHANGES.items() if key(change(world), kind) != keys[kind]}
     assert changed == KEYS[kind][1] & CHANGES.keys()
 
 
 @pytest.mark.parametrize("role", [*ROLES, "vocab", "image"])
-def test_a_changed_file_changes_the_keys_of_what_is_made_from_it(world, role):
-    before = {kind: key(world, kind) for kind in KEYS}
+def test_a_changed_file_changes_the_keys_of_what_is_made_from_it(world, keys, role):
     path = {"image": world.image, "vocab": Path(world.profile.captioner, "tokenizer.json")}.get(role)
     if path is None:
         folder = Path(getattr(world.profile, role))
@@ -293,7 +284,7 @@ def test_a_changed_file_changes_the_keys_of_what_is_made_from_it(world, role):
     else:
         path.write_bytes(content + b"\n")
     try:
-        changed = {kind for kind in KEYS if key(world, kind) != before[kind]}
+        changed = {kind for kind in KEYS if key(world, kind) != keys[kind]}
     finally:
         path.write_bytes(content)
     # A word of the tokenizer is part of the captioner, whoever asks it.
@@ -301,20 +292,20 @@ def test_a_changed_file_changes_the_keys_of_what_is_made_from_it(world, role):
 
 
 @pytest.mark.parametrize("kind", sorted(KEYS))
-def test_a_raised_version_is_another_key(world, kind, monkeypatch):
-    before, declared = key(world, kind), KINDS[kind]
+def test_a_raised_version_is_another_key_also_of_what_is_made_from_it(world, keys, kind):
     try:
-        object.__setattr__(declared, "version", 2)
-        assert json.loads(key(world, kind)) == json.loads(before) | {"version": 2}
+        object.__setattr__(KINDS[kind], "version", 2)
+        assert json.loads(key(world, kind)) == json.loads(keys[kind]) | {"version": 2}
+        changed = {name for name in KEYS if key(world, name) != keys[name]}
     finally:
-        object.__setattr__(declared, "version", 1)
+        object.__setattr__(KINDS[kind], "version", 1)
+    assert changed == {kind} | MADE_FROM.get(kind, set())
 
 
 @pytest.mark.parametrize("role", ["captioner", "generator", "clip", "dino", "probe"])
-def test_another_way_of_asking_a_model_changes_what_its_file_changes(world, role, monkeypatch):
-    before = {kind: key(world, kind) for kind in KEYS}
+def test_another_way_of_asking_a_model_changes_what_its_file_changes(world, keys, role, monkeypatch):
     monkeypatch.setitem(workshop.ASKED, role, 2)
-    changed = {kind for kind in KEYS if key(world, kind) != before[kind]}
+    changed = {kind for kind in KEYS if key(world, kind) != keys[kind]}
     apart = {"vocabulary-map", "unit-flops"}  # of tokenizers and shapes alone
     assert changed == {kind for kind, (_, depends) in KEYS.items() if role in depends} - apart
 
@@ -333,26 +324,14 @@ MADE_FROM = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(MADE_FROM))
-def test_what_is_made_from_a_shard_changes_with_its_version(world, kind):
-    before = {name: key(world, name) for name in KEYS}
-    try:
-        object.__setattr__(KINDS[kind], "version", 2)
-        changed = {name for name in KEYS if key(world, name) != before[name]}
-    finally:
-        object.__setattr__(KINDS[kind], "version", 1)
-    assert changed == {kind} | MADE_FROM[kind]
-
-
-def test_a_package_that_decides_the_output_changes_the_key(world, monkeypatch):
-    before = key(world, "captions"), key(world, "quality-sbert")
+def test_a_package_that_decides_the_output_changes_the_key(world, keys, monkeypatch):
     versions = provenance.model_packages() | {"torch": "0.0"}
     monkeypatch.setattr(provenance, "model_packages", lambda: versions)
-    assert key(world, "captions") != before[0]
-    assert key(world, "quality-sbert") == before[1]  # it names its own
+    assert key(world, "captions") != keys["captions"]
+    assert key(world, "quality-sbert") == keys["quality-sbert"]  # it names its own
 
 
-def test_moved_and_reworded_code_changes_no_key(world, tmp_path):
+def test_moved_and_reworded_code_changes_no_key(world, keys, tmp_path):
     """The package with other comments and docstrings, renamed locals and a module in another place."""
     root = tmp_path / "house"
     shutil.copytree(provenance.ROOT / "dfl_utils", root / "dfl_utils", ignore=shutil.ignore_patterns("__pycache__"))
@@ -376,42 +355,15 @@ def test_moved_and_reworded_code_changes_no_key(world, tmp_path):
     command = [sys.executable, "-c", program, str(world.folder)]
     done = subprocess.run(command, cwd=root, env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {kind: key(world, kind) for kind in KEYS}
+    assert json.loads(done.stdout.splitlines()[-1]) == keys
 
 
-def test_nothing_in_the_package_reads_its_own_source():
-    for path in (provenance.ROOT / "dfl_utils").rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"getsource|ast\.dump|code_hash|__file__\)\.read", text), path
-
-
-def test_a_kind_is_declared_once():
+def test_a_kind_is_declared_once_and_no_part_of_a_key_takes_its_place():
     Kind("test-once", 3)
     assert Kind("test-once", 3) == KINDS["test-once"]  # a cell that is run again
     with pytest.raises(ValueError, match="Kind test-once is declared twice"):
         Kind("test-once", 4)
-    with pytest.raises(ValueError, match="names no kind of shard"):
-        Kind("no word")
-    for version in (0, True, 1.0):
-        with pytest.raises(ValueError, match="count from 1"):
-            Kind("test-version", version)
-
-
-def test_a_key_without_a_kind_of_its_own_is_refused():
-    with pytest.raises(ValueError, match="is not plain JSON"):
-        Kind("test-key").stem({"a": np.float32(1)})
-
-
-@pytest.mark.parametrize("name", ["kind", "version", "made from"])
-def test_no_part_of_a_key_takes_the_place_of_kind_or_version(name):
-    with pytest.raises(ValueError, match=f"A key of test-key names {name} twice"):
-        Kind("test-key").key(**{name: 7})
-
-
-def test_only_what_a_page_shows_travels_of_drawings_and_no_weights():
-    assert {name for name in own_kinds() if not KINDS[name].travels} == {"images", "token-images", "latents", "weights"}
-
-
-def test_the_roles_of_a_key_are_those_of_the_profile():
-    assert set(workshop.ASKED) == {"captioner", "generator", "clip", "dino", "probe", "inception"}
-    assert fidelity.role(profile.PROFILES["paper"]) == "inception" and step_cost.SEED == 0
+    with pytest.raises(ValueError, match="count from 1"):
+        Kind("test-version", 0)
+    with pytest.raises(ValueError, match="A key of test-once names version twice"):
+        KINDS["test-once"].key(version=7)

@@ -87,14 +87,13 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="folder of one model")
     convert.add_argument("target", help="folder to be made")
     add("quality", _quality, "measure the embedded models")
-    cost = add("cost", _cost, "say what exhibits would cost on a GPU: hours, disk and money, beside the paper's A10")
+    cost = add("cost", _cost, "say what chapters would cost with other parameters, on this CPU or on a GPU")
     cost.add_argument("exhibit", nargs="*", help="chapters or exhibits, such as table3; all if none is named")
-    cost.add_argument("--profile", default="paper", metavar="NAME", help="whose models (paper)")
-    cost.add_argument("--scale", choices=chapters.SCALES, help="parameters of params/SCALE.yml (paper; mini: full)")
-    cost.add_argument("--gpu", metavar="NAME", help="of the table of published peaks (A10)")
-    cost.add_argument("--tflops", type=float, metavar="X", help="the peak, for a GPU that is not in the table")
+    cost.add_argument("--scale", choices=chapters.SCALES, default="paper", help="of params/SCALE.yml (paper)")
+    cost.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    cost.add_argument("--gpu", metavar="NAME", help="of the table of cards (paper: H100, which was measured)")
+    cost.add_argument("--here", action="store_true", help="measure how fast this machine's processor is, first")
     cost.add_argument("--price", type=float, metavar="Y", help="of an hour, in any currency; none is known here")
-    cost.add_argument("--utilisation", type=float, nargs=2, metavar=("LOW", "HIGH"), help="assumed shares of the peak")
     for name, command, text in (
         ("doctor", _doctor, "say what this machine lacks for a profile's experiment, and how to mend it"),
         ("fetch", _fetch, "download what it lacks: resumed after a break, sizes and hashes checked"),
@@ -204,9 +203,9 @@ def _quality(arguments: argparse.Namespace) -> int | None:
 
 
 def _cost(arguments: argparse.Namespace) -> None:
-    from dfl_utils.build import cost_report
+    from dfl_utils.build import cost
 
-    cost_report.main(arguments)
+    cost.main(arguments)
 
 
 if __name__ == "__main__":  # as torchrun starts it

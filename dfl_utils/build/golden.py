@@ -47,7 +47,6 @@ COUNTED = (
     "quality-spice",
     "quality-meteor",
     "step-flops",
-    "unit-flops",
     "census",
     "token-map",
 )

@@ -117,6 +117,7 @@ def _stamp(profile: str, records: dict[str, dict], table: Path) -> dict:
                 "parameters": record["parameters"],
                 "seconds": record["cost"]["seconds"],
                 "model_calls": record["cost"]["model_calls"],
+                "kinds": record["cost"].get("kinds", {}),
                 "exhibits": [one for one in frame.exhibit.unique() if one in record["exhibits"]],
             }
             for name, record in records.items()

@@ -6,6 +6,7 @@ stamp that names the commit, the machine and the checkpoints. "Made by this code
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,24 +87,24 @@ def _require(holds: pd.Series, frame: pd.DataFrame, rule: str) -> None:
         raise ValueError(f"An exhibit row breaks the rule that {rule}: {shown}.")
 
 
-def save(chapter: str, frame: pd.DataFrame, cost: dict[str, float]) -> Path:
+def save(chapter: str, frame: pd.DataFrame, cost: dict) -> Path:
     """Write a chapter's rows and what made them; call it once, at the chapter's end.
 
     Args:
         chapter: the notebook's name without its suffix.
         frame: rows, see `validate`.
-        cost: `seconds` of model work and `model_calls`, as first spent where a store answered instead.
+        cost: see `spent`.
 
     Returns:
         Path of the CSV, `<folder()>/<chapter>.csv`; a JSON of the same name lies beside it.
     """
-    if set(cost) != {"seconds", "model_calls"} or not all(value >= 0 for value in cost.values()):
+    if not {"seconds", "model_calls"} <= set(cost) or min(cost["seconds"], cost["model_calls"]) < 0:
         raise ValueError(f"The cost of chapter {chapter} is {{'seconds': ..., 'model_calls': ...}}, not {cost}.")
     path = folder() / f"{chapter}.csv"
     _write_csv(validate(frame), path)
     record = {
         "chapter": chapter,
-        "cost": {"seconds": round(cost["seconds"], 1), "model_calls": int(cost["model_calls"])},
+        "cost": cost | {"seconds": round(cost["seconds"], 1), "model_calls": int(cost["model_calls"])},
         "checkpoints": provenance.checkpoints(),
         "versions": provenance.versions(),
         "machine": provenance.machine(),
@@ -137,7 +138,8 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def write_json(record: dict, path: Path) -> None:
-    _replace(path, json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    _replace(path, re.sub(r"\[\s+([\d.]+),\s+([\d.]+)\s+\]", r"[\1, \2]", text))  # pairs of numbers on one line
 
 
 def _replace(path: Path, text: str) -> None:
@@ -239,8 +241,20 @@ def improved(change: Estimate, metric: str) -> Estimate:
     return Estimate(*paper.improvement(change.value, change.low, change.high, metric), change.n, change.excluded)
 
 
-def spent(store: RunStore) -> dict[str, float]:
-    """Seconds and model calls of the shards that a chapter asked for, for `tidy.save`; see `store.Spent`."""
-    kinds = store.spent.values()
-    seconds = sum(kind.seconds - kind.inner_seconds for kind in kinds)
-    return {"seconds": seconds, "model_calls": sum(kind.calls - kind.inner_calls for kind in kinds)}
+def spent(store: RunStore) -> dict:
+    """What the shards that a chapter asked for cost when they were first made, see `store.Spent`.
+
+    Returns:
+        `seconds` and `model_calls` of all, and `kinds`: kind -> [calls, seconds], of those that took any.
+    """
+    kinds = {
+        name: [kind.calls - kind.inner_calls, max(0.0, round(kind.seconds - kind.inner_seconds, 1))]
+        for name, kind in sorted(store.spent.items())
+    }
+    seconds = sum(kind.seconds - kind.inner_seconds for kind in store.spent.values())
+    calls = sum(calls for calls, _ in kinds.values())
+    return {
+        "seconds": seconds,
+        "model_calls": calls,
+        "kinds": {name: both for name, both in kinds.items() if any(both)},
+    }

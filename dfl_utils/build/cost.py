@@ -1,0 +1,242 @@
+"""What chapters would cost with other parameters: recorded calls, scaled, times seconds a call.
+
+The published run recorded each chapter's calls by kind of work. They grow with the images it is done of, with
+candidates, trainings, steps; `amount` is the whole rule. On the CPU a call takes the seconds that were recorded, or as
+many more as this machine takes. On a GPU it takes what the published model sizes took on one card
+(`data/gpu/benchmarks.csv`), on another by the ratio of published peaks. Not in it: loading data; on a GPU, scores.
+"""
+
+import argparse
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dfl_utils.build import chapter as chapters
+from dfl_utils.build import publish
+from dfl_utils.store import provenance
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data, profile
+
+BENCHMARKS = provenance.ROOT / "data" / "gpu" / "benchmarks.csv"
+ASKED = ("NUM_IMAGES", "NUM_COCO_IMAGES", "NUM_SAMPLED_IMAGES", "NUM_NOCAPS_IMAGES", "NUM_OTHER_IMAGES")
+DRAWN = ("NUM_DRAWN", "NUM_COCO_DRAWN")
+OF_DRAWINGS = ("images", "clip-similarity", "dino-similarity", "features", "readings", "labels")
+TRAINED = ("weights", "validation-losses")
+FIXED = (
+    "token-images",
+    "anatomy",
+    "step-flops",
+    "step-flops-published",
+    "step-losses",
+    "step-seconds",
+    "vocabulary-map",
+)
+# Kind of work -> the benchmark of a call of the published size; other kinds are scores on the CPU.
+BENCHMARK_OF = {
+    **dict.fromkeys(("captions", "likelihood"), "caption sampled, blip-large"),
+    **dict.fromkeys(("readings", "descriptions"), "caption by beam search, blip-large"),
+    "images": "drawing, Stable Diffusion, 4 at a time",
+    **dict.fromkeys(("clip-similarity", "clip-originals", "features", "quality-clip-text"), "embedding, clip"),
+    **dict.fromkeys(("dino-similarity", "dino-originals"), "embedding, dino"),
+    **dict.fromkeys((*TRAINED, "anatomy", "step-seconds"), "joint step, one generator pass"),
+}
+EACH = {"images": "NUM_INFERENCE_STEPS", "weights": "BATCH_SIZE"}  # what one call of these grows with
+MEASURED_EACH = {"images": 50, "weights": 8}  # of those benchmarks: denoising steps, pairs
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card: peak TFLOP/s of dense products, in float16 on tensor cores and in float32 without; memory in GB."""
+
+    name: str
+    float16: float
+    float32: float
+    memory: int
+    source: str
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A10", 125.0, 31.2, 24, "NVIDIA A10 data sheet, 2021"),  # the paper's
+        Gpu("A100", 312.0, 19.5, 80, "NVIDIA A100 80GB data sheet, 2021"),
+        Gpu("H100", 989.4, 66.9, 80, "NVIDIA H100 (SXM5) data sheet, 2023, halved from its numbers with sparsity"),
+        Gpu("L4", 121.0, 30.3, 24, "NVIDIA L4 data sheet, 2023, halved from its numbers with sparsity"),
+        Gpu("T4", 65.0, 8.1, 16, "NVIDIA T4 data sheet, 2019"),
+        Gpu("RTX 4090", 165.2, 82.6, 24, "NVIDIA Ada GPU architecture white paper, 2023, Appendix A"),
+    )
+}
+MEASURED, PAPER = GPUS["H100"], GPUS["A10"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a chapter would cost.
+
+    Attributes:
+        chapter: its name.
+        exhibits: that it makes.
+        calls: kind of work -> model calls.
+        hours: kind of work -> hours.
+    """
+
+    chapter: str
+    exhibits: tuple[str, ...]
+    calls: dict[str, float]
+    hours: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Hours."""
+        return sum(self.hours.values())
+
+
+def amount(kind: str, parameters: Mapping[str, object]) -> float:
+    """How many calls of a kind a chapter's parameters ask for, up to a factor that is the chapter's own."""
+
+    def sum_of(names: Sequence[str]) -> float:
+        return sum(parameters.get(name, 0) for name in names)
+
+    trainings = parameters.get("NUM_SEEDS", 0) + 1  # and what was there before
+    if kind in FIXED:
+        return 1.0
+    if kind == "weights":
+        return parameters["NUM_STEPS"] * parameters["NUM_SEEDS"]
+    if kind == "validation-losses":
+        return parameters["NUM_VAL_IMAGES"] * trainings
+    if kind.startswith("census"):
+        return parameters["NUM_CAPTIONS"]
+    images = kind in OF_DRAWINGS and sum_of(DRAWN) or sum_of(ASKED) or 1
+    candidates = 1 if kind.endswith("-originals") else parameters.get("NUM_CANDIDATES", 1)
+    return images * candidates * trainings
+
+
+def cost(name: str, parameters: Mapping[str, object], gpu: Gpu | None = None, slower: float = 1.0) -> Cost:
+    """What a chapter would cost.
+
+    Args:
+        name: of a chapter of the published run.
+        parameters: all of its parameters.
+        gpu: where it runs; None: on the CPU.
+        slower: how many times longer than in the published run a call takes here.
+    """
+    ran = publish.stamp("mini")["chapters"][name]
+    calls, hours = {}, {}
+    for kind, (made, seconds) in ran["kinds"].items():
+        more = amount(kind, parameters) / amount(kind, ran["parameters"])
+        each = parameters[EACH[kind]] / ran["parameters"][EACH[kind]] if kind in EACH else 1.0
+        calls[kind] = made * more
+        on_gpu = _seconds(kind, parameters, gpu) if gpu else 0.0
+        hours[kind] = (calls[kind] * on_gpu if gpu else slower * seconds * more * each) / 3600
+    return Cost(name, tuple(ran["exhibits"]), calls, hours)
+
+
+def _seconds(kind: str, parameters: Mapping[str, object], gpu: Gpu) -> float:
+    """Of one call on a card, of models of the published sizes."""
+    if kind not in BENCHMARK_OF:
+        return 0.0
+    each = parameters[EACH[kind]] / MEASURED_EACH[kind] if kind in EACH else 1.0
+    half = kind in ("captions", "likelihood", "readings", "descriptions", "images")
+    peaks = MEASURED.float16 / gpu.float16 if half else MEASURED.float32 / gpu.float32
+    return benchmarks()[BENCHMARK_OF[kind]] * each * peaks
+
+
+def benchmarks() -> dict[str, float]:
+    """Benchmark -> seconds of a call on `MEASURED`."""
+    with BENCHMARKS.open(encoding="utf-8", newline="") as file:
+        return {row["name"]: float(row["ours"]) for row in csv.DictReader(file)}
+
+
+def slower_here() -> float:
+    """How many times longer than in the published run calls take on this machine: some ten seconds of one game."""
+    from dfl_utils.game.loops import Game
+
+    models = profile.load("mini")
+    data.ensure(models)
+    examples = data.subset(data.load(models, "nocaps", "overall"), 16, seed=0)
+    recorded = publish.stamp("mini")["chapters"]["finding_caption"]
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(folder)
+        Game(models, store, num_inference_steps=50, progress=False).i2t2i(examples, 2, top_p=0.9, seed=0)
+        here, there = 0.0, 0.0
+        for kind in ("captions", "images"):
+            calls, seconds = recorded["kinds"][kind]
+            here += store.spent[kind].seconds
+            there += store.spent[kind].calls * seconds / calls
+    return here / there
+
+
+def choose(name: str) -> Gpu:
+    """A GPU by name, whatever its case; ValueError of an unknown one."""
+    known = {known.lower().replace(" ", ""): gpu for known, gpu in GPUS.items()}
+    if (key := name.lower().replace(" ", "")) not in known:
+        raise ValueError(f"There is no GPU {name!r} in the table: choose one of {', '.join(GPUS)}.")
+    return known[key]
+
+
+def costs(
+    wanted: Sequence[str] = (),
+    scale: str = "paper",
+    gpu: Gpu | None = None,
+    slower: float = 1.0,
+    replaced: Mapping[str, object] | None = None,
+    typed: bool = False,
+) -> list[Cost]:
+    """One a chapter, each as if nothing else had been made before.
+
+    Args:
+        wanted: chapters or exhibits; all of the published run if empty.
+        scale: of `params/`.
+        gpu, slower: as in `cost`.
+        replaced: parameters over those of the scale, of the chapters that have them.
+        typed: these are text from a command line.
+
+    Raises:
+        ValueError: a name that is neither, a parameter that no chapter has.
+    """
+    ran = publish.stamp("mini")["chapters"]
+    known = {exhibit: name for name, one in ran.items() for exhibit in one["exhibits"]} | {name: name for name in ran}
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"There is no exhibit or chapter {', '.join(unknown)}: choose some of {', '.join(known)}.")
+    found, replaced = [], dict(replaced or {})
+    for name in dict.fromkeys([known[name] for name in wanted] or ran):
+        source = chapters.find(name)
+        own = {key: value for key, value in replaced.items() if key in chapters.parameters(source)}
+        values = chapters.at_scale(source, scale) | chapters.check(source, own, typed)
+        found.append(cost(name, chapters.effective(source, values), gpu, slower))
+    if lost := [
+        key for key in replaced if not any(key in chapters.parameters(chapters.find(c.chapter)) for c in found)
+    ]:
+        raise ValueError(f"None of these chapters has a parameter {lost[0]}.")
+    return found
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """`dfl cost`: a line a chapter, and what stands behind the numbers."""
+    named = arguments.gpu or (MEASURED.name if arguments.scale == "paper" else None)
+    gpu = choose(named) if named else None
+    if arguments.here and gpu:
+        raise ValueError("--here measures this machine's processor: leave it out where a GPU is asked about.")
+    slower = slower_here() if arguments.here else 1.0
+    found = costs(arguments.exhibit, arguments.scale, gpu, slower, dict(arguments.p), typed=True)
+    for one in found:
+        calls = f"{sum(one.calls.values()):>13,.0f} calls"
+        print(f"{one.chapter:17} {calls}  {one.total:>9,.2f} hours  {' '.join(one.exhibits)}")
+    total = sum(one.total for one in found)
+    print(f"together {total:,.2f} hours; what several share is counted for each")
+    if arguments.price is not None:
+        print(f"at {arguments.price:g} an hour: {arguments.price * total:,.2f}")
+    print(behind(gpu, slower))
+
+
+def behind(gpu: Gpu | None, slower: float = 1.0) -> str:
+    """What stands behind the hours, in a sentence."""
+    if gpu is None:
+        machine = publish.stamp("mini")["machine"]
+        times = f", times {slower:.2f}, as measured here" if slower != 1 else ""
+        return f"Seconds a call are those of the published run, on {machine['cpu']}, {machine['cores']} cores{times}."
+    measured = f"Seconds a call were measured on {MEASURED.name} at the published sizes"
+    if gpu == MEASURED:
+        return f"{measured}."
+    return f"{measured}, times the ratio of the published peaks of the two cards, which is an assumption."
