@@ -44,18 +44,11 @@ def test_quality_by_rank_by_hand():
     assert ranking.quality_by_rank(SIM, deep)[0].tolist() == [[30, -30], [20, -20], [10, -10]]
 
 
-@pytest.mark.parametrize(
-    ("sim", "quality", "message"),
-    [
-        ([[0.1, np.nan]], [[1, 2]], "image 0, candidate 1 is NaN"),
-        ([0.1, 0.2], [1, 2], r"shape \(images, candidates\)"),
-        (np.empty((3, 0)), np.empty((3, 0)), r"not \(3, 0\)"),
-        ([[0.1, 0.2]], [[1, 2, 3]], r"\(1, 2\) and quality of \(1, 3\)"),
-    ],
-)
-def test_bad_arrays(sim, quality, message):
-    with pytest.raises(ValueError, match=message):
-        ranking.rank_curve(sim, quality)
+def test_bad_arrays():
+    with pytest.raises(ValueError, match="image 0, candidate 1 is NaN"):
+        ranking.rank_curve([[0.1, np.nan]], [[1, 2]])
+    with pytest.raises(ValueError, match=r"\(1, 2\) and quality of \(1, 3\)"):
+        ranking.rank_curve([[0.1, 0.2]], [[1, 2, 3]])
 
 
 def test_bootstrap_resamples_whole_images():
@@ -92,17 +85,11 @@ def test_bootstrap_of_one_image_and_of_corpus_bleu():
     np.testing.assert_allclose(ranking.bootstrap_interval(one, corpus_bleu), np.full((2, 4), 100))
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([], {}, "holds no images"),
-        ([1.0], {"level": 95}, "between 0 and 1, not 95"),
-        ([1.0], {"num_resamples": 0}, "at least 1, not 0"),
-    ],
-)
-def test_bootstrap_bad_arguments(values, options, message):
-    with pytest.raises(ValueError, match=message):
-        ranking.bootstrap_interval(values, **options)
+def test_bootstrap_bad_arguments():
+    with pytest.raises(ValueError, match="holds no images"):
+        ranking.bootstrap_interval([])
+    with pytest.raises(ValueError, match="between 0 and 1, not 95"):
+        ranking.bootstrap_interval([1.0], level=95)
 
 
 def test_rank_curve():
@@ -114,14 +101,6 @@ def test_rank_curve():
     assert curve == ranking.rank_curve(SIM, quality, num_resamples=200)
     nothing = ranking.rank_curve(SIM, np.full_like(SIM, np.nan))[0]
     assert (nothing.n, nothing.excluded, np.isnan(nothing.value)) == (0, 2, True)
-
-
-def test_rank_curve_of_corpus_bleu():
-    good, bad = [6, 5, 4, 3, 6, 5, 4, 3, 6, 6], [3, 0, 0, 0, 6, 5, 4, 3, 6, 6]
-    statistics = np.array([[bad, good], [good, bad]])
-    curve = ranking.rank_curve([[0, 1], [1, 0]], statistics, lambda means: corpus_bleu(means)[..., 0])
-    assert [point.value for point in curve] == [pytest.approx(100), pytest.approx(50)]
-    assert curve[0].n == 2
 
 
 @fixed
@@ -224,14 +203,6 @@ def test_best_of_subsets_of_many_candidates_stays_exact():
     assert ranking.best_of_subsets(sim, sim, [30])[0, 0] == pytest.approx(30 * 61 / 31 - 1)  # a known maximum
 
 
-@pytest.mark.parametrize(
-    ("quality", "sizes", "message"),
-    [
-        (QUALITY, [0, 2], r"between 1 and the 3 candidates of the pool, not \[0, 2\]"),
-        (QUALITY, [4], r"not \[4\]"),
-        (QUALITY[..., None], [1], r"\(images, candidates\), not \(2, 3, 1\)"),
-    ],
-)
-def test_best_of_subsets_bad_arguments(quality, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        ranking.best_of_subsets(SIM, quality, sizes)
+def test_best_of_subsets_larger_than_the_pool_are_refused():
+    with pytest.raises(ValueError, match=r"between 1 and the 3 candidates of the pool, not \[0, 4\]"):
+        ranking.best_of_subsets(SIM, QUALITY, [0, 4])
