@@ -84,13 +84,6 @@ def test_pixels_are_ground_outside_the_things_and_coloured_inside():
         assert (image[rest] == scenes.GROUNDS[scene.ground]).all()
 
 
-def test_references_have_five_to_thirty_words_of_a_closed_vocabulary():
-    texts = [text for k, scene in enumerate(SCENES) for text in captions.references(scene, f"w/{k}", 5)]
-    assert {5 <= len(text.split()) <= 30 for text in texts} == {True}
-    assert all(re.fullmatch(r"[a-z, -]+", text) for text in texts)
-    assert len({word for text in texts for word in re.findall(r"[a-z-]+", text)}) < 130
-
-
 def test_references_name_what_is_there_and_nothing_else():
     for k, scene in enumerate(SCENES):
         for text in captions.references(scene, f"n/{k}", 3):
@@ -186,6 +179,8 @@ def test_a_whole_world_is_left_alone_and_a_damaged_one_written_anew(small, tmp_p
     assert len(drawn) == 6 + 19
     splits.write(tmp_path, progress=False, train=False)
     assert len(drawn) == 6 + 19
+    splits.write(tmp_path / "few", progress=False, parts=("coco",), train=False)  # no training images
+    assert len(drawn) == 6 + 19 + 7 and not (tmp_path / "few" / "nocaps").exists()
 
 
 def test_a_killed_write_leaves_nothing_that_looks_whole(small, tmp_path, monkeypatch):
@@ -205,27 +200,10 @@ def test_a_killed_write_leaves_nothing_that_looks_whole(small, tmp_path, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == {"coco", "nocaps"}
 
 
-def test_evaluation_alone_needs_no_training_images(small, tmp_path):
-    splits.write(tmp_path, progress=False, parts=("coco",), train=False)
-    images = json.loads((tmp_path / "coco/dataset_coco.json").read_text())["images"]
-    assert {image["split"] for image in images} == {"val", "test"} and not (tmp_path / "nocaps").exists()
-    splits.write(tmp_path, progress=False, parts=("coco",))
-    assert len(list((tmp_path / "coco/train2014").iterdir())) == 12
-
-
-def test_bad_input_gets_one_sentence(small, tmp_path):
+def test_bad_input_gets_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no part flickr of the embedded world: choose from"):
         splits.write(tmp_path, parts=("flickr",))
-    with pytest.raises(ValueError, match="no split coco-restval: choose from"):
-        list(splits.items("coco", "restval"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written to .*: name a writable folder"):
-        splits.write(tmp_path / "file" / "world", progress=False)
     with pytest.raises(FileNotFoundError, match=r"scenes.json is missing: write the embedded world with"):
         splits.read_scenes(tmp_path, "coco")
-
-
-def test_a_world_drawn_by_other_versions_says_so(small, tmp_path, monkeypatch):
-    monkeypatch.undo()
     with pytest.warns(UserWarning, match="install the versions of constraints.txt"):
         splits._warn_if_other("coco", {"fingerprint": "other"})
