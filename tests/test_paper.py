@@ -8,12 +8,8 @@ import pytest
 
 from dfl_utils.exhibits import paper, tidy
 
-COUNTS = {
-    "table1": 36, "table2": 18, "table3": 78, "table4": 16, "table5": 12, "table6": 10, "table7": 72, "table8": 24,
-    "table9": 5, "figures": 26, "statements": 34,
-}  # fmt: skip
 # The one printed gain that its own table contradicts: from 41.19 to 45.64 is 10.8 %, and 9.8 % only of the larger.
-MISPRINTED_GAINS = {("table2", "nocaps", "overall", "gain", "IS"): (9.8, 10.80)}
+MISPRINTED_GAINS = {("table2", "nocaps", "overall", "gain", "IS")}
 
 
 def as_printed(name: str) -> pd.DataFrame:
@@ -44,26 +40,14 @@ def printed_gains() -> list[tuple]:
     return found
 
 
-def test_files_hold_exactly_the_paper_s_numbers():
-    assert {file.stem: len(as_printed(file.stem)) for file in paper.FOLDER.glob("*.csv")} == COUNTS
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_rows_are_tidy(name):
-    rows = as_printed(name)
-    assert tuple(rows.columns) == tidy.COLUMNS
-    assert not rows.duplicated(paper.KEY).any()
-    assert (rows[["value", "low", "high"]] == "").all(axis=None), "the paper's numbers stand in `paper` alone"
-    assert np.isfinite(pd.to_numeric(rows.paper)).all()
-    assert set(rows.dataset) <= {*tidy.DATASETS, ""}
-    assert set(rows.split) <= {*tidy.SPLITS, "train", ""}
-    if name.startswith("table"):
-        assert set(rows.exhibit) == {name}
-        assert set(rows.metric) <= {*tidy.METRICS, "IS ±"}
-        assert rows.dataset.ne("").all() and rows.split.ne("").all()
-        assert rows.x.ne("").all() == (name == "table6")
-    else:
-        assert set(rows.exhibit) <= {*tidy.EXHIBITS, "setup"}
+def test_rows_are_tidy():
+    for file in paper.FOLDER.glob("*.csv"):
+        rows = as_printed(file.stem)
+        assert tuple(rows.columns) == tidy.COLUMNS
+        assert not rows.duplicated(paper.KEY).any()
+        assert (rows[["value", "low", "high"]] == "").all(axis=None), "the paper's numbers stand in `paper` alone"
+        assert np.isfinite(pd.to_numeric(rows.paper)).all()
+        assert set(rows.dataset) <= {*tidy.DATASETS, ""} and set(rows.split) <= {*tidy.SPLITS, "train", ""}
 
 
 def test_every_exhibit_of_ours_has_a_counterpart():
@@ -71,46 +55,13 @@ def test_every_exhibit_of_ours_has_a_counterpart():
     assert set(paper.HIGHER_IS_BETTER) == set(tidy.METRICS)
 
 
-def test_there_are_42_printed_gains():
-    assert len(printed_gains()) == 12 + 6 + 24
-
-
-@pytest.mark.parametrize(("key", "baseline", "ours", "printed"), printed_gains())
-def test_printed_gain_follows_from_its_table(key, baseline, ours, printed):
-    low, high = possible_gains(baseline, ours, key[-1])
-    agrees = low <= float(printed) + half_unit(printed) and float(printed) - half_unit(printed) <= high
-    assert agrees != (key in MISPRINTED_GAINS)
-
-
-def test_the_misprinted_gain_is_a_share_of_the_larger_number():
-    ((printed, recomputed),) = MISPRINTED_GAINS.values()
-    baseline, ours = (
-        paper.number("table2", dataset="nocaps", split="overall", method=m, metric="IS") for m in ("baseline", "ours")
-    )
-    assert 100 * (ours - baseline) / baseline == pytest.approx(recomputed, abs=0.01)
-    assert 100 * (ours - baseline) / ours == pytest.approx(printed, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("exhibit", "dataset", "split", "method", "metric", "x", "expected"),
-    [
-        ("table1", "nocaps", "out", "gain", "CIDEr", None, 12.8),
-        ("table1", "coco", "test", "baseline", "B@4", None, 21.9),
-        ("table2", "coco", "test", "ours", "FID", None, 42.02),
-        ("table3", "nocaps", "near", "ours BLIP-2", "CIDEr", None, 119.3),
-        ("table3", "coco", "test", "ours BLIP ViT-L", "SPICE", None, 24.1),
-        ("table4", "nocaps", "overall", "ours BLIP ViT-B", "CLIP", None, 0.3978),
-        ("table5", "nocaps", "overall", "without caption_loss", "CIDEr", None, 102.3),
-        ("table6", "nocaps", "overall", "topp", "CIDEr", 0.95, 69.2),
-        ("table7", "nocaps", "near", "tempered ours", "CIDEr", None, 87.0),
-        ("table8", "nocaps", "overall", "SD + BLIP", "IS ±", None, 2.40),
-        ("table9", "nocaps", "overall", "augmentation", "CIDEr", None, 110.2),
-        ("tokenizer", "coco", "train", "BLIP and SD", "identical captions, %, more than", None, 60),
-        ("cost", "", "", "joint finetuning", "times the original cost, about", None, 1.4),
-    ],
-)
-def test_number(exhibit, dataset, split, method, metric, x, expected):
-    assert paper.number(exhibit, dataset=dataset, split=split, method=method, metric=metric, x=x) == expected
+def test_printed_gains_follow_from_their_tables():
+    gains = printed_gains()
+    assert len(gains) == 12 + 6 + 24
+    for key, baseline, ours, printed in gains:
+        low, high = possible_gains(baseline, ours, key[-1])
+        agrees = low <= float(printed) + half_unit(printed) and float(printed) - half_unit(printed) <= high
+        assert agrees != (key in MISPRINTED_GAINS), key
 
 
 def test_tables_that_repeat_each_other_agree():
@@ -157,14 +108,10 @@ def test_improvement_turns_distances_round():
     ("low", "high", "published", "verdict"),
     [
         (0.1, 0.3, 8.4, "yes"),
-        (-0.3, -0.1, -8.4, "yes"),
         (-0.3, -0.1, 8.4, "no"),
-        (0.1, 0.3, -8.4, "no"),
         (-0.1, 0.3, 8.4, "not visible"),
         (0.0, 0.3, 8.4, "not visible"),
-        (0.1, 0.3, 0.0, ""),
         (0.1, 0.3, np.nan, ""),
-        (np.nan, np.nan, 8.4, ""),
     ],
 )
 def test_same_direction(low, high, published, verdict):
@@ -196,13 +143,6 @@ def test_compare_is_one_table_with_a_verdict_for_gains_alone():
     assert shown["same direction?"].tolist() == ["", "yes", "not visible", "no", ""]
 
 
-def test_compare_reads_trends_of_figure_3():
-    rows = our_rows(("overall", "clip trend", "WMD", 0.2, 0.1, 0.3, 300)).assign(exhibit="figure3")
-    shown = paper.compare(rows)
-    assert shown.index.tolist() == ["WMD"]
-    assert shown.iloc[0].tolist() == [0.2, "0.10 to 0.30", 300, 1.0, "yes"]
-
-
 def test_compare_leaves_our_rows_as_they_were():
     rows = our_rows(("overall", "gain", "CIDEr", 9.5, 4.0, 14.0, 300))
     before = rows.copy()
@@ -210,23 +150,7 @@ def test_compare_leaves_our_rows_as_they_were():
     pd.testing.assert_frame_equal(rows, before)
 
 
-def test_rows_without_a_data_set_are_read():
-    rows = our_rows((np.nan, "joint finetuning", "times the original cost, about", 2.8, 2.6, 3.0, 4))
-    rows = rows.assign(exhibit="cost", dataset=np.nan)
-    assert paper.fill(rows).paper.tolist() == [1.4]
-
-
 def test_compare_says_what_its_rows_lack():
     rows = our_rows(("overall", "gain", "CIDEr", 9.5, 4.0, 14.0, 300))
     with pytest.raises(ValueError, match="lack the column low"):
         paper.compare(rows.drop(columns="low"))
-    with pytest.raises(ValueError, match="no exhibit rows"):
-        paper.compare(rows.iloc[:0])
-
-
-def test_an_absent_folder_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(paper, "FOLDER", tmp_path / "paper")
-    paper._everything.cache_clear()
-    with pytest.raises(FileNotFoundError, match="restore the folder from git"):
-        paper.table("table1")
-    paper._everything.cache_clear()
