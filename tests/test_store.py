@@ -53,9 +53,6 @@ def test_contents_come_back_exactly(tmp_path):
     same(RunStore(tmp_path).get(LOOP, {"a": 1}, never), CONTENT)
     (only,) = tmp_path.iterdir()
     assert only.name.startswith("test-loop-") and only.suffix == ".safetensors"
-
-
-def test_arrays_in_any_memory_order_come_back(tmp_path):
     odd = {
         "f": np.asfortranarray(CONTENT["embeddings"]),
         "step": CONTENT["embeddings"][:, ::2],
@@ -101,22 +98,14 @@ def test_costs_are_counted_once_a_shard_and_kept_with_it(tmp_path, monkeypatch):
     assert second.spent == {"test-outer": Spent(2.0, 10, loaded=1)}
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "header", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
 def test_a_damaged_shard_is_made_anew_with_a_warning(tmp_path, caplog, damage):
     path = RunStore(tmp_path).path(LOOP, {})
     RunStore(tmp_path).get(LOOP, {}, lambda: CONTENT)
-    raw = bytearray(path.read_bytes())
-    if damage == "truncate":
-        raw = raw[:-1]
-    elif damage == "flip":
-        raw[-3] ^= 1
-    elif damage == "header":
-        raw = raw.replace(b"a red dog", b"a bad dog")
-    elif damage == "empty":
-        raw = b""
-    else:
-        raw = safetensors.numpy.save({"x": np.ones(3)})
-    path.write_bytes(raw)
+    raw = path.read_bytes()
+    flipped = raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]
+    foreign = safetensors.numpy.save({"x": np.ones(3)})
+    path.write_bytes({"truncate": raw[:-1], "flip": flipped, "foreign": foreign}[damage])
     with caplog.at_level(logging.WARNING):
         same(RunStore(tmp_path).get(LOOP, {}, lambda: CONTENT), CONTENT)
     assert [r.getMessage().count("is not whole") for r in caplog.records] == [1] and str(path) in caplog.text
@@ -173,13 +162,6 @@ def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
         store.get(LOOP, {}, lambda: 1 / 0)
     assert not list(tmp_path.iterdir())
     assert store.get(LOOP, {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
-
-
-def test_nothing_is_made_ahead_of_need(tmp_path):
-    made = []
-    jobs = [(LOOP, {"shard": k}, lambda k=k: made.append(k) or {"x": [str(k)]}) for k in range(3)]
-    filling = RunStore(tmp_path).fill(jobs)
-    assert next(filling)[1] == {"x": ["0"]} and made == [0]
 
 
 def test_claimed_shards_are_visited_last(tmp_path):
@@ -270,16 +252,6 @@ def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
 
 
-def test_a_claim_whose_maker_died_before_signing_is_dropped(tmp_path):
-    path = tmp_path / "a.claim"
-    path.touch()
-    assert claim(path, wait=False) is None  # it may be signed in a moment
-    os.utime(path, (0, 0))
-    with claim(path, wait=False):
-        assert claim(path, wait=False) is None and path.stat().st_size > 0
-    assert not path.exists()
-
-
 def test_a_blank_claim_is_dropped_whatever_the_clocks_say(tmp_path, monkeypatch):
     """Of a machine whose clock is a day ahead: it looks as if it had just been made, for a day."""
     monkeypatch.setattr(claims, "STALE_SECONDS", 0.3)
@@ -292,7 +264,7 @@ def test_a_blank_claim_is_dropped_whatever_the_clocks_say(tmp_path, monkeypatch)
         assert path.stat().st_size > 0
 
 
-@pytest.mark.parametrize("skew", [-86_400, 0, 86_400])
+@pytest.mark.parametrize("skew", [-86_400, 86_400])
 def test_another_machines_claim_lasts_as_long_as_its_heartbeat(tmp_path, monkeypatch, skew):
     """Its process cannot be asked, and its clock may be wrong: only whether the file changes counts."""
     monkeypatch.setattr(claims, "STALE_SECONDS", 0.6)
@@ -369,24 +341,14 @@ def test_an_unwritable_root_is_refused_before_any_work(tmp_path, monkeypatch):
     assert stores.default_root() == Path(__file__).parents[1] / ".store"
 
 
-@pytest.mark.parametrize(
-    ("value", "sentence"),
-    [
-        (np.array(["a"]), "'x' of the shard test-loop-.* is an array of <U1"),
-        (np.array([1j]), "is an array of complex128"),
-        ([1, 2], "is a list: make a numeric numpy array or a list of str"),
-        ("text", "is a str"),
-    ],
-)
-def test_what_cannot_be_stored_is_refused(tmp_path, value, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        RunStore(tmp_path).get(LOOP, {}, lambda: {"x": value})
-
-
-def test_bad_keys_and_kinds_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not plain JSON"):
-        RunStore(tmp_path).get(LOOP, {"p": Path("a")}, never)
-    with pytest.raises(ValueError, match="is not plain JSON"):
-        RunStore(tmp_path).get(LOOP, {"p": float("nan")}, never)
+def test_what_cannot_be_stored_is_refused(tmp_path):
+    store = RunStore(tmp_path)
+    with pytest.raises(ValueError, match="'x' of the shard test-loop-.* is an array of <U1"):
+        store.get(LOOP, {}, lambda: {"x": np.array(["a"])})
+    with pytest.raises(ValueError, match="is a list: make a numeric numpy array or a list of str"):
+        store.get(LOOP, {}, lambda: {"x": [1, 2]})
+    for value in (Path("a"), float("nan"), np.float32(1)):
+        with pytest.raises(ValueError, match="is not plain JSON"):
+            store.get(LOOP, {"p": value}, never)
     with pytest.raises(ValueError, match="'../x' names no kind of shard"):
         Kind("../x")
