@@ -76,31 +76,29 @@ def test_caption_scores_are_those_of_beam_search(game, models, store, examples):
     assert totals == pytest.approx(list(own.values()))
 
 
-def test_image_scores_are_a_distance_to_the_original(game, examples):
+def test_image_scores_are_a_distance_to_the_original_whatever_the_subset(game, examples):
     found = evaluation.image_scores(game, examples, seed=1)
     assert all(text in example.references for text, example in zip(found.captions, examples, strict=True))
+    assert found.captions == game.t2i2t(examples, 1, seed=1).captions
     clip = game.encoder("clip")
     originals = clip.embed([data.read_image(example.path) for example in examples])
     hats = clip.embed(np.concatenate([found.run.load_images(k) for k in range(len(examples))]))
     np.testing.assert_allclose(found.clip, 1 - similarity.cosine(originals, hats[:, None])[:, 0], atol=1e-6)
     assert found.features.shape == found.original_features.shape == (4, 192)
     assert not np.allclose(found.features, found.original_features)
-
-
-def test_image_scores_draw_the_texts_of_the_other_loop_whatever_the_subset(game, examples):
-    found = evaluation.image_scores(game, examples, seed=1)
-    assert found.captions == game.t2i2t(examples, 1, seed=1).captions
     few = evaluation.image_scores(game, examples[2:], seed=1)
     assert few.captions == found.captions[2:]
     np.testing.assert_allclose(few.clip, found.clip[2:], atol=2e-2)
 
 
-def test_a_captioner_that_was_trained_leaves_the_drawings_shared(game, trained, examples):
+def test_a_captioner_that_was_trained_leaves_the_drawings_shared(game, trained, models, examples):
     own = Game(trained.profile, RunStore(game.store.root), progress=False, judges=game)
     assert own.encoder("clip") is game.encoder("clip") and own.extractor is game.extractor
     before, after = (evaluation.image_scores(each, examples, seed=1) for each in (game, own))
     assert "images" not in own.store.spent or own.store.spent["images"].made == 0
     np.testing.assert_array_equal(before.clip, after.clip)
+    with pytest.raises(ValueError, match="another dino_size"):
+        Game(replace(models, dino_size=32), game.store, judges=game)
 
 
 def test_validation_losses_are_those_of_the_plain_pair(losses, finetuner, models, lessons):
@@ -127,30 +125,11 @@ def test_validation_losses_are_computed_once_and_see_the_weights(
         np.testing.assert_array_equal(again[name], values)
 
 
-def test_of_a_role_that_was_left_alone_the_finetuners_model_is_measured(finetuner, models, trained):
-    model, pipeline = evaluation._models(finetuner, trained.profile)
-    assert model is not finetuner._base_models[0] and pipeline is finetuner._base_models[1]
-    assert evaluation._models(finetuner, models) == finetuner._base_models
-
-
-def test_a_finetuner_on_other_examples_shares_the_models_alone(finetuner, lessons):
-    other = finetuner.on(lessons[:2])
-    assert other._base_models is finetuner._base_models and other.examples == lessons[:2]
-    assert other._examples_key != finetuner._examples_key
-
-
-def test_judges_of_other_models_are_refused(game, models, store):
-    with pytest.raises(ValueError, match="another dino_size"):
-        Game(replace(models, dino_size=32), store, judges=game)
-
-
-def test_bad_input_is_said_before_a_model_is_loaded(game, finetuner, models, store, examples, monkeypatch):
+def test_bad_input_is_said_before_a_model_is_loaded(game, finetuner, models, examples, monkeypatch):
     monkeypatch.setattr(captioner, "load", lambda profile: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="has no references"):
         evaluation.image_scores(game, [replace(examples[0], references=())])
     with pytest.raises(ValueError, match="SEED is -1"):
         evaluation.image_scores(game, examples, seed=-1)
-    with pytest.raises(ValueError, match="metrics must name"):
-        evaluation.caption_scores(game, Scorer(models, store, examples), examples, ["ROUGE"])
     with pytest.raises(ValueError, match="NUM_VAL_IMAGES"):
         evaluation.validation_losses(finetuner, models, [])

@@ -1,23 +1,70 @@
-"""The generators: the shipped Stable Diffusion, and a tiny random aMUSEd through the same code."""
+"""Text-to-image pipelines: the shipped Stable Diffusion; aMUSEd, SDXL, a latent consistency model, PixArt, tiny."""
 
+import copy
+import inspect
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from diffusers import (
+    AmusedPipeline,
+    AmusedScheduler,
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UVit2DModel,
+    VQModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from dfl_utils.mini import architectures
-from dfl_utils.models.generator import Generator, SeededAmusedScheduler, truncated
+from dfl_utils.models.generator import Generator, SeededAmusedScheduler, in_float32, truncated
 from dfl_utils.world import profile
 
+# Two schedulers read torch tensors by numpy in a way that numpy 2 will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 CAPTIONS, SEEDS = ["a red dog", "", "a blue cup on a gray background"], [5, 6, 7]
+LAYERS = dict(block_out_channels=(8, 16), norm_num_groups=4)
+UNET = dict(
+    **LAYERS,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    sample_size=16,
+    attention_head_dim=(2, 4),
+)
+NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+def clip_config():
+    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=16)
+    marks = dict(bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=architectures.TEXT_LENGTH, **size, **marks)
+
+
+def vae():
+    parts = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+    return AutoencoderKL(**LAYERS, **parts, latent_channels=4, sample_size=32)
 
 
 def tiny_amused(folder):
-    torch.manual_seed(0)
     vqvae = VQModel(
         block_out_channels=(8, 16, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -30,20 +77,6 @@ def tiny_amused(folder):
         lookup_from_codebook=True,
     )
     vqvae.quantize.embedding.weight.data.normal_()
-    text_encoder = CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=architectures.TEXT_LENGTH,
-            bos_token_id=49406,
-            eos_token_id=49407,
-            pad_token_id=49407,
-            projection_dim=16,
-        )
-    )
     transformer = UVit2DModel(
         hidden_size=16,
         cond_embed_dim=16,
@@ -61,71 +94,118 @@ def tiny_amused(folder):
         intermediate_size=32,
         sample_size=4,
     )
-    tokenizer, scheduler = architectures.clip_tokenizer(), AmusedScheduler(mask_token_id=40)
-    AmusedPipeline(vqvae, tokenizer, text_encoder, transformer, scheduler).save_pretrained(folder)
-    return folder
+    parts = architectures.clip_tokenizer(), CLIPTextModelWithProjection(clip_config()), transformer
+    AmusedPipeline(vqvae, *parts, AmusedScheduler(mask_token_id=40)).save_pretrained(folder)
+
+
+def tiny_xl(folder):
+    unet = UNet2DConditionModel(
+        **UNET,
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    encoders = CLIPTextModel(clip_config()), CLIPTextModelWithProjection(clip_config())
+    tokenizers = architectures.clip_tokenizer(), architectures.clip_tokenizer()
+    scheduler = EulerDiscreteScheduler(**NOISE)
+    StableDiffusionXLPipeline(vae(), *encoders, *tokenizers, unet, scheduler).save_pretrained(folder)
+
+
+def tiny_lcm(folder):
+    unet = UNet2DConditionModel(**UNET, cross_attention_dim=16, time_cond_proj_dim=16)
+    parts = CLIPTextModel(clip_config()), architectures.clip_tokenizer(), unet, LCMScheduler(**NOISE)
+    LatentConsistencyModelPipeline(vae(), *parts, None, None, requires_safety_checker=False).save_pretrained(folder)
+
+
+def tiny_pixart(folder):
+    transformer = PixArtTransformer2DModel(
+        sample_size=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        cross_attention_dim=24,
+        caption_channels=32,
+        out_channels=8,
+    )
+    words = ["<pad>", "</s>", "<unk>", "▁a", "▁red", "▁dog", "▁blue", "▁cup", "▁on", "▁gray", "▁background", "▁"]
+    vocabulary = [(word, -float(k)) for k, word in enumerate(words)]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=32)
+    config = T5Config(vocab_size=len(tokenizer) + 10, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    parts = tokenizer, T5EncoderModel(config), vae(), transformer, DPMSolverMultistepScheduler()
+    PixArtAlphaPipeline(*parts).save_pretrained(folder)
+
+
+MAKERS = {"amused": tiny_amused, "xl": tiny_xl, "lcm": tiny_lcm, "pixart": tiny_pixart}
+SCHEDULERS = {
+    **{"stable-diffusion": "DDPMScheduler", "amused": "SeededAmusedScheduler", "xl": "EulerDiscreteScheduler"},
+    **{"lcm": "LCMScheduler", "pixart": "DPMSolverMultistepScheduler"},
+}
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return profile.load("mini", num_inference_steps=3)
+def made(tmp_path_factory):
+    """Profile of each kind, and its generator; made once."""
+    found = {}
+
+    def make(kind):
+        if kind not in found:
+            models = profile.load("mini", num_inference_steps=3)
+            if kind in MAKERS:
+                folder = tmp_path_factory.mktemp(kind)
+                torch.manual_seed(0)
+                MAKERS[kind](folder)
+                drawn = {"num_inference_steps": 4, "guidance_scale": 3.0, "image_size": 32}
+                models = replace(models, generator=str(folder), **drawn)
+            found[kind] = models, Generator.load(models)
+        return found[kind]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=SCHEDULERS)
+def kind(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def amused_profile(mini, tmp_path_factory):
-    folder = str(tiny_amused(tmp_path_factory.mktemp("amused")))
-    return profile.load("mini", generator=folder, num_inference_steps=4, guidance_scale=3.0, image_size=32)
+def models(made, kind):
+    return made(kind)[0]
 
 
 @pytest.fixture(scope="module")
-def stable_diffusion(mini):
-    return Generator.load(mini)
+def generator(made, kind):
+    return made(kind)[1]
 
 
-@pytest.fixture(scope="module")
-def amused(amused_profile):
-    return Generator.load(amused_profile)
-
-
-@pytest.fixture(params=["stable_diffusion", "amused"])
-def generator(request):
-    return request.getfixturevalue(request.param)
-
-
-def library(generator, caption, seed):
-    """The pipeline called by itself, with one image and one stream."""
-    images = generator.pipeline(
-        caption,
-        num_inference_steps=generator.num_inference_steps,
-        guidance_scale=generator.guidance_scale,
-        height=generator.image_size,
-        width=generator.image_size,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="np",
-    ).images
-    return (images[0] * 255).round().astype(int)
-
-
-def test_a_drawing_does_not_depend_on_its_batch(generator):
+def test_a_drawing_depends_on_its_caption_and_its_seed_alone(generator):
     together = generator.draw(CAPTIONS, SEEDS).astype(int)
     alone = np.concatenate([generator.draw([c], [s]) for c, s in zip(CAPTIONS, SEEDS, strict=True)]).astype(int)
     swapped = generator.draw(CAPTIONS[::-1], SEEDS[::-1])[::-1].astype(int)
     assert together.shape == (3, generator.image_size, generator.image_size, 3)
-    assert np.abs(together - alone).max() <= 1  # batched matrix products round differently
-    assert np.abs(together - swapped).max() <= 1
-
-
-def test_a_drawing_depends_on_its_seed_and_its_caption(generator):
+    assert max(np.abs(together - alone).max(), np.abs(together - swapped).max()) <= 1  # batches round differently
     first, seed, caption = generator.draw(["a red dog", "a red dog", "a blue cup"], [5, 6, 5])
     assert (first != seed).mean() > 0.2 and (first != caption).any()
 
 
-def test_drawing_equals_the_pipeline_called_alone(generator):
+def test_drawing_equals_the_pipeline_called_alone(generator, kind):
+    size = dict(height=generator.image_size, width=generator.image_size)
+    steps = dict(num_inference_steps=generator.num_inference_steps, guidance_scale=generator.guidance_scale)
+    literal = dict(clean_caption=False, use_resolution_binning=False) if kind == "pixart" else {}
+    stream = torch.Generator().manual_seed(11)
+    image = generator.pipeline("a red dog", generator=stream, output_type="np", **size, **steps, **literal).images[0]
     ours = generator.draw(["a red dog"], [11])[0].astype(int)
-    assert np.abs(ours - library(generator, "a red dog", 11)).max() <= 1
+    assert np.abs(ours - (image * 255).round().astype(int)).max() <= 1
 
 
-def test_draws_in_parts_are_the_same(amused):
+def test_only_stable_diffusion_gets_the_papers_scheduler_and_long_captions_are_counted(generator, models, kind):
+    assert type(generator.pipeline.scheduler).__name__ == SCHEDULERS[kind]
+    assert truncated(models, ["a red dog", "a red dog " * 20]) == 1
+
+
+# --- aMUSEd -----------------------------------------------------------------------------------------------
+def test_draws_in_parts_are_the_same(made):
+    _, amused = made("amused")
     whole = amused.draw(CAPTIONS, SEEDS).astype(int)
     parts = Generator(amused.pipeline, amused.num_inference_steps, amused.guidance_scale, amused.image_size, 2)
     assert np.abs(parts.draw(CAPTIONS, SEEDS) - whole).max() <= 1
@@ -151,14 +231,9 @@ def test_each_image_has_its_stream_in_a_step_of_amused():
     assert (batch < 40).all()
 
 
-def test_only_stable_diffusion_gets_the_papers_scheduler(stable_diffusion, amused):
-    assert type(stable_diffusion.pipeline.scheduler).__name__ == "DDPMScheduler"
-    assert isinstance(amused.pipeline.scheduler, SeededAmusedScheduler)
-    assert amused.pipeline.scheduler.config.mask_token_id == 40
-
-
-def test_linear_layers_through_onednn_keep_their_outputs(amused, amused_profile):
-    plain = AmusedPipeline.from_pretrained(amused_profile.generator).transformer
+def test_linear_layers_through_onednn_keep_their_outputs(made):
+    models, amused = made("amused")
+    plain = AmusedPipeline.from_pretrained(models.generator).transformer
     codes, text, pooled = torch.randint(41, (2, 4, 4)), torch.randn(2, 32, 16), torch.randn(2, 16)
     sizes = torch.tensor([[32.0, 32, 0, 0, 6]]).expand(2, -1)
     with torch.no_grad():
@@ -166,36 +241,87 @@ def test_linear_layers_through_onednn_keep_their_outputs(amused, amused_profile)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_loading_amused_says_nothing(amused_profile, capfd, recwarn):
-    Generator.load(amused_profile)
-    out, err = capfd.readouterr()
-    assert "deprecated" not in out + err and "ignored" not in out + err
-    assert not [warning for warning in recwarn if "Amused" in str(warning.message)]
+# --- schedulers and types -----------------------------------------------------------------------------------
+def test_stable_diffusion_takes_the_profiles_scheduler():
+    drawn = {}
+    for name in ("DDPMScheduler", "DDIMScheduler"):
+        loaded = Generator.load(profile.load("mini", scheduler=name, num_inference_steps=2))
+        assert type(loaded.pipeline.scheduler).__name__ == name
+        drawn[name] = loaded.draw(["a red dog"], [1])
+    assert (drawn["DDPMScheduler"] != drawn["DDIMScheduler"]).any()
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_half_precision_is_the_same_drawing_rounded(name):
+    """torch draws other noise of a seed in another type: first noise and that of every step are drawn in float32."""
+    settings = {"scheduler": name, "num_inference_steps": 4}
+    whole, half = (Generator.load(profile.load("mini", dtype=dtype, **settings)) for dtype in ("float32", "bfloat16"))
+    assert half.pipeline.unet.dtype == torch.bfloat16
+    shown, rounded, other = (
+        loaded.draw(["a red dog"], [seed]).astype(int) for loaded, seed in ((whole, 1), (half, 1), (whole, 2))
+    )
+    assert np.abs(shown - rounded).mean() < 5 < np.abs(shown - other).mean()  # levels of 255
+
+
+def test_a_scheduler_in_float32_hands_back_the_types_it_was_given():
+    scheduler = in_float32(DDIMScheduler)()
+    scheduler.set_timesteps(10)
+    predicted, sample = torch.randn(2, 1, 4, 8, 8).to(torch.bfloat16)
+    (prev, clean), named = (
+        scheduler.step(predicted, 901, sample, return_dict=False),
+        scheduler.step(predicted, 901, sample),
+    )
+    assert prev.dtype == clean.dtype == torch.bfloat16 and torch.equal(named.prev_sample, prev)
+    plain = DDIMScheduler()
+    plain.set_timesteps(10)
+    expected = plain.step(predicted.float(), 901, sample.float()).prev_sample
+    assert torch.equal(prev, expected.to(torch.bfloat16))
+    assert "generator" in inspect.signature(scheduler.step).parameters  # or no pipeline would pass one
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
-def test_seeds_and_captions_must_match(generator):
+def test_seeds_and_captions_must_match(made):
     with pytest.raises(ValueError, match="2 captions and 1 seeds"):
-        generator.draw(["a", "b"], [1])
+        made("amused")[1].draw(["a", "b"], [1])
 
 
-def test_nothing_to_draw_is_refused(generator):
-    with pytest.raises(ValueError, match="0 captions and 0 seeds"):
-        generator.draw([], [])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"scheduler": "ddpm"}, "scheduler is 'ddpm', which is none of diffusers: give one such as DDPM"),
+        ({"dtype": "float16"}, "dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'"),
+        ({"dtype": "fp16"}, "dtype is 'fp16': choose one of float32, bfloat16, float16"),
+        ({"generator": str(profile.MINI / "blip-base")}, "blip-base is no pipeline: it has no model_index.json"),
+    ],
+)
+def test_a_wrong_scheduler_type_or_folder_is_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Generator.load(profile.load("mini", **change))
 
 
-def test_a_folder_that_is_no_pipeline_is_refused(mini):
-    with pytest.raises(ValueError, match="blip-base is no pipeline: it has no model_index.json"):
-        Generator.load(profile.load("mini", generator=str(profile.MINI / "blip-base")))
+@pytest.fixture
+def copied(made, tmp_path):
+    """A copy of a pipeline, in which a test may change what it likes."""
+    models, _ = made("amused")
+    folder = shutil.copytree(models.generator, tmp_path / "pipeline")
+    return folder, replace(models, generator=str(folder))
 
 
-@pytest.mark.parametrize("name", ["AmusedImg2ImgPipeline", "PipelineOfMyOwn", "DDPMPipeline", "AutoencoderKL"])
-def test_a_pipeline_that_draws_no_texts_is_refused(amused_profile, tmp_path, name):
-    folder = shutil.copytree(amused_profile.generator, tmp_path / "pipeline")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("AmusedImg2ImgPipeline", "is a AmusedImg2ImgPipeline, which is no text-to-image pipeline"),
+        ("AutoencoderKL", "is a AutoencoderKL, which is no text-to-image pipeline"),
+        (["pipeline", "Mine"], "is drawn by code that lies in it, which is never run: give another pipeline"),
+    ],
+)
+def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(copied, name, sentence):
+    folder, models = copied
     index = json.loads((folder / "model_index.json").read_text())
+    (folder / "pipeline.py").write_text("raise SystemExit('it ran')")
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
-    with pytest.raises(ValueError, match=f"is a {name}, which is no text-to-image pipeline"):
-        Generator.load(profile.load("mini", generator=str(folder)))
+    with pytest.raises(ValueError, match=sentence):
+        Generator.load(models)
 
 
 @pytest.mark.parametrize(
@@ -203,18 +329,22 @@ def test_a_pipeline_that_draws_no_texts_is_refused(amused_profile, tmp_path, nam
     [
         ("vqvae", "lacks the folder vqvae"),
         ("transformer/config.json", "transformer lacks config.json"),
-        ("scheduler/scheduler_config.json", "scheduler lacks scheduler_config.json"),
         ("tokenizer/tokenizer.json", "tokenizer lacks tokenizer.json"),
     ],
 )
-def test_a_missing_part_of_amused_is_named(amused_profile, tmp_path, lost, sentence):
-    folder = shutil.copytree(amused_profile.generator, tmp_path / "pipeline")
+def test_a_missing_part_is_named(copied, lost, sentence):
+    folder, models = copied
     path = folder / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError, match=sentence):
-        Generator.load(profile.load("mini", generator=str(folder)))
+        Generator.load(models)
 
 
-def test_long_captions_are_counted(mini, amused_profile):
-    for models in (mini, amused_profile):
-        assert truncated(models, ["a red dog", "a red dog " * 20]) == 1
+@pytest.mark.parametrize(("kind", "name"), [("xl", "tokenizer_2"), ("pixart", "tokenizer")], indirect=["kind"])
+def test_a_tokenizer_of_another_vocabulary_is_refused(models, generator, name, tmp_path):
+    folder = shutil.copytree(models.generator, tmp_path / "mixed")
+    tokenizer = copy.deepcopy(getattr(generator.pipeline, name))
+    tokenizer.add_tokens([f"<extra {k}>" for k in range(80)])
+    tokenizer.save_pretrained(folder / name)
+    with pytest.raises(ValueError, match="mixed mixes two vocabularies"):
+        Generator.load(replace(models, generator=str(folder)))
