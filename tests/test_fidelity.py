@@ -64,24 +64,20 @@ def test_our_scores_are_those_of_calculate_metrics(mini, extractor):
     assert found["inception_score_mean"] == pytest.approx(image_sets.isc(ours.logits), rel=1e-5)
 
 
-def test_the_probe_is_the_referees(mini, extractor):
-    images = patches(2, 5)
-    found = fidelity.split(extractor.features(images), mini)
+def test_the_probe_is_the_referees_whatever_the_batch(mini, extractor, monkeypatch):
+    images = patches(2, 7)
+    features = extractor.features(images)
+    found = fidelity.split(features, mini)
     referee = Referee.load(mini)
-    assert (found.pooled.shape, found.logits.shape) == ((5, 192), (5, len(referee.categories)))
+    assert (found.pooled.shape, found.logits.shape) == ((7, 192), (7, len(referee.categories)))
     np.testing.assert_allclose(found.logits, referee.logits(images)[:, : len(referee.categories)], atol=1e-4)
     classifier = referee.model.classifier[1]
     weight, bias = classifier.weight.numpy(), classifier.bias.numpy()
     np.testing.assert_allclose((found.pooled @ weight.T + bias)[:, :48], found.logits, atol=1e-4)
-
-
-def test_features_do_not_depend_on_the_batch(extractor, monkeypatch):
-    images = patches(3, 7)
-    whole = extractor.features(images)
-    assert whole.dtype == np.float32
     monkeypatch.setattr(fidelity, "BATCH", 3)
-    np.testing.assert_allclose(extractor.features(images), whole, atol=1e-4)
-    np.testing.assert_allclose(extractor.features(images[::-1])[::-1], whole, atol=1e-4)
+    np.testing.assert_allclose(extractor.features(images[::-1])[::-1], features, atol=1e-4)
+    with pytest.raises(ValueError, match="48 logits an image, not 48 columns"):
+        fidelity.split(found.logits, mini)
 
 
 def test_pillow_images_are_resized_and_cropped_as_torch_fidelity_does_it(extractor, tmp_path):
@@ -101,9 +97,7 @@ def test_pillow_images_are_resized_and_cropped_as_torch_fidelity_does_it(extract
     ("images", "message"),
     [
         (np.zeros((2, 32, 32, 3), np.uint8), r"\(B, 64, 64, 3\).*not uint8 \(2, 32, 32, 3\)"),
-        (np.zeros((2, 64, 64), np.uint8), r"not uint8 \(2, 64, 64\)"),
         (np.zeros((2, 64, 64, 3)), "not float64"),
-        (np.zeros((0, 64, 64, 3), np.uint8), r"B >= 1, not uint8 \(0,"),
         ([], "B >= 1"),
     ],
 )
@@ -112,21 +106,9 @@ def test_bad_images(extractor, images, message):
         extractor.features(images)
 
 
-def test_a_probe_must_be_named_and_whole(tmp_path, mini):
-    with pytest.raises(ValueError, match="dfl-probe needs feature_extractor_weights_path"):
-        measured("dfl-probe", None, patches(0, 2), patches(1, 2), fid=True)
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        measured("dfl-probe", str(tmp_path), patches(0, 2), patches(1, 2), fid=True)
+def test_a_probe_must_be_there(mini):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         fidelity.load(replace(mini, probe="nowhere"))
-
-
-def test_split_needs_enough_columns(mini):
-    found = fidelity.split(np.arange(3 * 2 * 240.0).reshape(3, 2, 240), mini)
-    assert (found.pooled.shape, found.logits.shape) == ((3, 2, 192), (3, 2, 48))
-    assert (found.pooled[0, 0, -1], found.logits[0, 0, 0]) == (191, 192)
-    with pytest.raises(ValueError, match="48 logits an image, not 48 columns"):
-        fidelity.split(np.zeros((3, 48)), mini)
 
 
 # --- Inception ----------------------------------------------------------------------------------------------
@@ -160,9 +142,6 @@ def test_inception_is_found_or_named(inception, tmp_path, monkeypatch):
         fidelity.load(replace(inception, inception=None))
     with pytest.raises(FileNotFoundError, match="no file nowhere.pth"):
         fidelity.load(replace(inception, inception="nowhere.pth"))
-    (tmp_path / "half.pth").write_bytes(Path(inception.inception).read_bytes()[:1000])
-    with pytest.raises(ValueError, match="half.pth is no plain file of tensors"):
-        fidelity.load(replace(inception, inception=str(tmp_path / "half.pth")))
     asked = []
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: asked.append((url, options)))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -182,8 +161,10 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_a_file_that_could_run_code_is_refused_unopened(inception, tmp_path):
+def test_a_file_that_could_run_code_or_is_cut_short_is_refused_unopened(inception, tmp_path):
+    (tmp_path / "half.pth").write_bytes(Path(inception.inception).read_bytes()[:1000])
     torch.save({"fc.weight": torch.zeros(1), "more": Touch(tmp_path / "touched")}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="evil.pth is no plain file of tensors"):
-        fidelity.load(replace(inception, inception=str(tmp_path / "evil.pth")))
+    for name in ("half.pth", "evil.pth"):
+        with pytest.raises(ValueError, match=f"{name} is no plain file of tensors"):
+            fidelity.load(replace(inception, inception=str(tmp_path / name)))
     assert not (tmp_path / "touched").exists()

@@ -1,12 +1,11 @@
 """The second generator's codes and the second captioner's targets, by hand; both load as the paper's would."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AmusedPipeline, AutoencoderKL
 from transformers import AutoTokenizer
 
-from dfl_utils.mini import architectures, blip2, discrete, grounding, web
+from dfl_utils.mini import blip2, discrete, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.world import scenes
 from dfl_utils.world.profile import MINI
@@ -32,22 +31,6 @@ def test_a_share_of_the_codes_is_masked_and_the_rest_untouched():
     assert hidden.flatten(1).any(1).all()  # a step without a masked code would teach nothing
     assert torch.equal(inputs[~hidden], codes[~hidden])
     assert torch.equal(inputs, discrete.masked(codes, torch.Generator().manual_seed(0)))
-
-
-def test_patches_go_row_by_row():
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[8:16, 24:32] = 9  # second row, fourth patch
-    patches = discrete._patches(image)
-    assert patches.shape == (64, 192) and (patches[11] == 9).all() and patches.sum() == 9 * 192
-
-
-def test_two_convolutions_become_one():
-    torch.manual_seed(0)
-    first, second = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Conv2d(6, 4, 1)
-    weight, bias = discrete._merge(first, second, 2)
-    x = torch.randn(1, 3, 5, 5)
-    joined = torch.nn.functional.conv2d(x, weight, bias, padding=1)
-    torch.testing.assert_close(joined, second(first(x))[:, :2])
 
 
 @torch.no_grad()
@@ -100,13 +83,3 @@ def test_the_image_reaches_the_queries_and_the_vision_tower_is_left_alone(shippe
     loss.backward()
     assert model.query_tokens.grad.abs().sum() > 0 and model.language_projection.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.vision_model.parameters())
-
-
-def test_the_models_take_the_scenes_grid():
-    """One code, one patch of the vision tower and one cell of the scene are the same 8 pixels."""
-    side = scenes.GRID
-    assert side == discrete.SIDE
-    labels = grounding.patch_labels(web.scene(0))
-    config = blip2.model().config.vision_config
-    assert labels.shape[1] == side**2 == (config.image_size // config.patch_size) ** 2
-    assert architectures.autoencoder().config.sample_size == side * scenes.CELL
