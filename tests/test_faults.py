@@ -64,7 +64,7 @@ class Nursery:
         self.base = captioner.load(self.profile), finetuned.load_pipeline(self.profile)
         own = self.base[0].processor.tokenizer, self.base[1].tokenizer
         self.map = VocabularyMap.make(*own, by_meaning=False)
-        hall = Game(self.profile, RunStore(os.environ["DFL_STORE"]), progress=False)
+        hall = Game(self.profile, RunStore(os.environ["DFL_STORE"]), progress=False).workshop
         hall._while_same("captioner", [hall.made_by("captioner")["checkpoint"]], lambda: self.base[0])
         self.loaded = hall._loaded
         for load in (lambda: hall.generator, lambda: hall.encoder("clip"), lambda: hall.encoder("dino")):
@@ -79,7 +79,7 @@ class Nursery:
     # The two runs, each on a store; they return what a reader would see.
     def play(self, root: Path) -> shards.Content:
         game = Game(self.profile, RunStore(root), progress=False)
-        game._loaded = dict(self.loaded)
+        game.workshop._loaded = dict(self.loaded)
         run = game.i2t2i(self.examples, 2)
         images = np.stack([run.load_images(k) for k in range(len(self.examples))])
         calls = sum(spent.calls for spent in game.store.spent.values())

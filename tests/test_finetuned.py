@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 from dfl_utils.training import finetune, finetuned
 from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
-from dfl_utils.training.finetuned import Finetuner, load_decoder, load_pipeline
+from dfl_utils.training.finetuned import Finetuner, load_pipeline
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data
 
@@ -92,53 +92,41 @@ def contents(make, root, runs):
     """The two runs' shards."""
     finetuner = make(root)
     jobs = [finetuner._job(run.recipe) for run in runs]
-    return [finetuner.store.get(*job) for job in jobs]
+    return [finetuner.store.get(job.kind, job.key, job.make) for job in jobs]
 
 
-def test_the_captioners_folder_loads_in_transformers(runs, contents, mini):
-    folder = located(runs[0], "captioner")
-    model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    base = BlipForConditionalGeneration.from_pretrained(mini.captioner, local_files_only=True, dtype=torch.float32)
-    trained, after, before = weights(contents[0], "captioner"), model.state_dict(), base.state_dict()
-    assert len(trained) == 6 and after.keys() == before.keys()
+def assert_moved(after, before, trained):
+    """Of the weights of two models, `trained` are other ones and as they were trained, the rest the same."""
+    assert after.keys() == before.keys()
     for name, value in after.items():
         if name in trained:
             np.testing.assert_array_equal(value, trained[name])
-            assert not torch.equal(value, before[name])
-        else:
-            assert torch.equal(value, before[name])
-    processors = [AutoProcessor.from_pretrained(place, local_files_only=True) for place in (folder, mini.captioner)]
+        assert torch.equal(value, before[name]) == (name not in trained)
+
+
+def test_the_captioners_folder_loads_in_transformers(runs, contents, mini):
+    places = located(runs[0], "captioner"), mini.captioner
+    options = {"local_files_only": True, "dtype": torch.float32}
+    model, base = (BlipForConditionalGeneration.from_pretrained(place, **options) for place in places)
+    trained = weights(contents[0], "captioner")
+    assert len(trained) == 6
+    assert_moved(model.state_dict(), base.state_dict(), trained)
+    processors = [AutoProcessor.from_pretrained(place, local_files_only=True) for place in places]
     texts = [processor(text="a picture of a red key").input_ids for processor in processors]
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("run", [0, 1])
-def test_the_generators_folder_loads_in_diffusers(runs, contents, mini, run):
-    folder = located(runs[run], "generator")
+def test_the_generators_folder_loads_in_diffusers(runs, contents, mini):
+    places = located(runs[0], "generator"), mini.generator
     options = {"local_files_only": True, "dtype": torch.float32}
-    after, before = (StableDiffusionPipeline.from_pretrained(place, **options) for place in (folder, mini.generator))
-    trained = weights(contents[run], "generator")
+    pipeline, base = (StableDiffusionPipeline.from_pretrained(place, **options) for place in places)
+    trained = weights(contents[0], "generator")
     assert len(trained) == 4
-    base = before.unet.state_dict()
-    for name, value in after.unet.state_dict().items():
-        if name in trained:
-            np.testing.assert_array_equal(value, trained[name])
-            assert not torch.equal(value, base[name])
-        else:
-            assert torch.equal(value, base[name])
+    assert_moved(pipeline.unet.state_dict(), base.unet.state_dict(), trained)
     for part in ("vae", "text_encoder"):
-        own = getattr(before, part).state_dict()
-        assert all(torch.equal(value, own[name]) for name, value in getattr(after, part).state_dict().items())
-
-
-def test_a_role_that_was_not_trained_stays_the_base(runs, mini):
-    joint, alone = runs
-    assert alone.profile.captioner == mini.captioner and alone.profile.generator != mini.generator
-    assert joint.profile.generator != alone.profile.generator
-    moved = {"captioner", "generator"}
-    for one in fields(mini):
-        if one.name not in moved:
-            assert getattr(joint.profile, one.name) == getattr(mini, one.name)
+        assert_moved(getattr(pipeline, part).state_dict(), getattr(base, part).state_dict(), {})
+    models = replace(runs[0].profile, num_inference_steps=1)  # and the game loads both
+    assert captioners.load(models).describe([Generator.load(models).draw(["a red key"], [0])[0]], num_beams=1)
 
 
 def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
@@ -159,21 +147,8 @@ def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
     assert Workshop(sent, RunStore(root), progress=False).captioner_key() == key
 
 
-def test_the_game_loads_what_finetuning_left(runs):
-    models = replace(runs[0].profile, num_inference_steps=1)
-    image = Generator.load(models).draw(["a red key"], [0])
-    assert captioners.load(models).describe([image[0]], num_beams=1)
-
-
-def test_a_run_keeps_its_recipe_its_losses_and_its_time(runs):
-    for run, recipe in zip(runs, (JOINT, ALONE), strict=True):
-        assert run.recipe == recipe and run.seconds > 0
-        assert list(run.losses) == list(recipe.losses)
-        assert all(curve.shape == (2,) and np.isfinite(curve).all() for curve in run.losses.values())
-
-
 # --- the store --------------------------------------------------------------------------------------------
-def test_what_was_trained_is_not_trained_again(runs, make, root, monkeypatch):
+def test_what_was_trained_is_not_trained_again(runs, make, root, mini, monkeypatch):
     monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
     monkeypatch.setattr(finetuned, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     finetuner = make(root)
@@ -181,15 +156,19 @@ def test_what_was_trained_is_not_trained_again(runs, make, root, monkeypatch):
     again = finetuner.run([twin, JOINT])
     assert finetuner.store.spent["finetuning"].made == 0
     assert [run.profile for run in again] == [runs[1].profile, runs[0].profile]
+    assert again[0].profile.captioner == mini.captioner != again[1].profile.captioner  # alone, it was not trained
+    for run, recipe in zip(again, (twin, JOINT), strict=True):
+        assert run.recipe == recipe and run.seconds > 0 and list(run.losses) == list(recipe.losses)
+        assert all(curve.shape == (2,) and np.isfinite(curve).all() for curve in run.losses.values())
     np.testing.assert_array_equal(again[1].losses["caption_loss"], runs[0].losses["caption_loss"])
 
 
 def test_another_recipe_seed_model_or_set_is_another_run(make, root, mini, examples):
     finetuner, other_prompt = make(root), replace(mini, captioner_prompt="a photo of")
-    keys = [finetuner._job(recipe)[1] for recipe in (JOINT, replace(JOINT, seed=1), replace(JOINT, lr=1e-3), ALONE)]
+    keys = [finetuner._job(recipe).key for recipe in (JOINT, replace(JOINT, seed=1), replace(JOINT, lr=1e-3), ALONE)]
     fewer = replace(examples[0], references=examples[0].references[:1])
     for other in (make(root, chosen=examples[:5]), make(root, chosen=[fewer, *examples[1:]]), make(root, other_prompt)):
-        keys.append(other._job(JOINT)[1])
+        keys.append(other._job(JOINT).key)
     assert len({str(finetuner.store.path(finetuned.WEIGHTS, key)) for key in keys}) == len(keys)
 
 
@@ -200,7 +179,8 @@ def test_losses_that_travelled_name_what_was_trained_and_weights_are_trained_aga
     elsewhere = make(tmp_path / "clone")
     for job in map(elsewhere._job, (JOINT, ALONE)):
         losses = elsewhere._curves(job)
-        shutil.copy(make(root).store.path(*losses[:2]), elsewhere.store.path(*losses[:2]))
+        places = [finetuner.store.path(losses.kind, losses.key) for finetuner in (make(root), elsewhere)]
+        shutil.copy(*places)
     with monkeypatch.context() as patch:
         patch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
         again = elsewhere.run([JOINT, ALONE])
@@ -211,16 +191,6 @@ def test_losses_that_travelled_name_what_was_trained_and_weights_are_trained_aga
             again[1].profile.locate(again[1].profile.generator)
     folder = Path(located(again[1], "generator"))
     assert provenance.files_hash(folder) == provenance.files_hash(Path(located(runs[1], "generator")))
-
-
-def test_a_lost_folder_is_written_again_from_its_shard(runs, make, root, tmp_path, monkeypatch):
-    folder = Path(located(runs[1], "generator"))
-    before = provenance.files_hash(folder)
-    moved = folder.rename(tmp_path / "aside")
-    monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
-    again = make(root).run([ALONE])[0]
-    assert located(again, "generator") == str(folder) and provenance.files_hash(folder) == before
-    assert provenance.files_hash(moved) == before
 
 
 class Interrupted(Exception):
@@ -275,21 +245,10 @@ def test_captions_are_checked_before_a_step_is_made(make, examples, tmp_path, mo
     assert not list(tmp_path.glob("latents-*"))
 
 
-def test_a_generator_without_noise_to_predict_is_refused(mini):
-    models = mini.pair(generator="amused")
+def test_models_that_cannot_be_finetuned_are_refused(make, mini, tmp_path):
+    with pytest.raises(
+        ValueError, match="Profile 'mini' has no tiny decoder: set its field `tiny_decoder`, or choose vae"
+    ):
+        make(tmp_path, replace(mini, tiny_decoder=None)).run([JOINT])
     with pytest.raises(ValueError, match="amused is a AmusedPipeline, and the finetuning needs a StableDiffusion"):
-        load_pipeline(models)
-
-
-def test_a_profile_without_a_tiny_decoder_is_refused(make, mini, tmp_path):
-    models = replace(mini, tiny_decoder=None)
-    told = "Profile 'mini' has no tiny decoder: set its field `tiny_decoder`, or choose vae"
-    with pytest.raises(ValueError, match=told):
-        load_decoder(models)
-    with pytest.raises(ValueError, match=told):
-        make(tmp_path, models).run([JOINT])
-
-
-def test_a_tiny_decoder_that_is_not_there_is_named(mini, tmp_path):
-    with pytest.raises(FileNotFoundError, match="No model folder .*nowhere"):
-        load_decoder(replace(mini, tiny_decoder=str(tmp_path / "nowhere")))
+        load_pipeline(mini.pair(generator="amused"))

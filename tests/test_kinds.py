@@ -81,7 +81,7 @@ def game(world, kind):
 
 
 def drawings(world, kind):
-    found = Drawings(game(world, kind), world.examples(), [[world.candidate]], [[world.seed]])
+    found = Drawings(game(world, kind).workshop, world.examples(), [[world.candidate]], [[world.seed]])
     return found, found.blocks[0]
 
 
@@ -111,12 +111,12 @@ def centres(metric):
 
 
 def weights(world, kind):
-    declared, key, _ = finetuner(world, kind)._job(world.recipe)
-    raise Asked(store.canonical(declared.key(**key)))
+    job = finetuner(world, kind)._job(world.recipe)
+    raise Asked(store.canonical(job.kind.key(**job.key)))
 
 
 def latents(world, kind):
-    pairs.latents(game(world, kind), SimpleNamespace(vae=None), world.examples())
+    pairs.latents(game(world, kind).workshop, SimpleNamespace(vae=None), world.examples())
 
 
 def cost_of(ask):
@@ -139,8 +139,8 @@ KEYS = {
         SAID | {"image", "candidate"},
     ),
     "original-features": (lambda w, k: game(w, k).original_features(w.examples()), {"probe", "image", "size"}),
-    "clip-originals": (lambda w, k: game(w, k).originals("clip", w.examples()), {"clip", "image"}),
-    "dino-originals": (lambda w, k: game(w, k).originals("dino", w.examples()), {"dino", "dino_size", "image"}),
+    "clip-originals": (lambda w, k: game(w, k).workshop.originals("clip", w.examples()), {"clip", "image"}),
+    "dino-originals": (lambda w, k: game(w, k).workshop.originals("dino", w.examples()), {"dino", "dino_size", "image"}),
     "images": (lambda w, k: (lambda d, b: d.draw(b))(*drawings(w, k)), DRAWN),
     "shown-images": (lambda w, k: drawings(w, k)[0].load(0), DRAWN),
     "clip-similarity": (lambda w, k: drawings(w, k)[0].compare(["clip"]), DRAWN | {"clip", "image"}),
@@ -148,11 +148,11 @@ KEYS = {
     "readings": (lambda w, k: drawings(w, k)[0].describe(w.num_beams), DRAWN | SAID | {"num_beams"}),
     "features": (lambda w, k: drawings(w, k)[0].features(), DRAWN | {"probe"}),
     "token-images": (
-        lambda w, k: token_drawings.draw(game(w, k), [[len(w.candidate)]], [w.seed]),
+        lambda w, k: token_drawings.draw(game(w, k).workshop, [[len(w.candidate)]], [w.seed]),
         DRAWN,
     ),
     "shown-token-images": (
-        lambda w, k: token_drawings.show(game(w, k), [[len(w.candidate)]], [w.seed], [0]),
+        lambda w, k: token_drawings.show(game(w, k).workshop, [[len(w.candidate)]], [w.seed], [0]),
         DRAWN,
     ),
     "latents": (latents, {"generator", "image", "size"}),
@@ -359,11 +359,11 @@ def test_moved_and_reworded_code_changes_no_key(world, keys, tmp_path):
 
 
 def test_a_kind_is_declared_once_and_no_part_of_a_key_takes_its_place():
-    Kind("test-once", 3)
-    assert Kind("test-once", 3) == KINDS["test-once"]  # a cell that is run again
+    Kind("test-once", version=3)
+    assert Kind("test-once", version=3) == KINDS["test-once"]  # a cell that is run again
     with pytest.raises(ValueError, match="Kind test-once is declared twice"):
-        Kind("test-once", 4)
+        Kind("test-once", version=4)
     with pytest.raises(ValueError, match="count from 1"):
-        Kind("test-version", 0)
+        Kind("test-version", version=0)
     with pytest.raises(ValueError, match="A key of test-once names version twice"):
         KINDS["test-once"].key(version=7)

@@ -45,7 +45,7 @@ def borrow(hall, root, models=None):
     game = Game(models or hall.profile, RunStore(root), progress=False)
     for name in ("captioner", "generator", "extractor"):
         getattr(hall, name)  # loaded
-    game._loaded = hall._loaded
+    game.workshop._loaded = hall.workshop._loaded
     return game
 
 
@@ -183,8 +183,8 @@ def test_a_file_of_inception_weights_is_known_by_its_bytes(mini, tmp_path):
     for content in (b"a", b"b"):
         (tmp_path / "inception.pth").write_bytes(content)
         models = replace(mini, probe=None, inception=str(tmp_path / "inception.pth"))
-        keys.append(Game(models, RunStore(tmp_path)).extractor_key())
-    keys.append(Game(replace(mini, probe=None), RunStore(tmp_path)).extractor_key())
+        keys.append(Game(models, RunStore(tmp_path)).workshop.extractor_key())
+    keys.append(Game(replace(mini, probe=None), RunStore(tmp_path)).workshop.extractor_key())
     assert len({key["checkpoint"] for key in keys}) == 3
     assert keys[2]["checkpoint"] in fidelity.URL_INCEPTION_V3
 
@@ -193,10 +193,10 @@ def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, 
     """As in a notebook that stays open: neither an old key nor an old model answers for the new files."""
     folder = shutil.copytree(mini.clip, tmp_path / "clip")
     game = Game(replace(mini, clip=str(folder)), RunStore(tmp_path / "store"), progress=False)
-    key, model = game.encoder_key("clip"), game.encoder("clip")
+    key, model = game.workshop.encoder_key("clip"), game.encoder("clip")
     assert game.encoder("clip") is model
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    assert game.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
+    assert game.workshop.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
 
 
 def test_equal_and_empty_captions_are_drawn_by_their_own_noise(game, examples):
@@ -242,7 +242,7 @@ def test_what_another_process_is_drawing_is_put_aside(game, examples, monkeypatc
     """Its similarities wait for the end, with those of other drawings made first; each drawing has one rank."""
     monkeypatch.setattr(blocks, "SHARD_IMAGES", 1)
     captions = [["a red key"], ["a blue dog"], ["a boat"]]
-    run = Drawings(game, examples[:3], captions, [[1], [2], [3]])
+    run = Drawings(game.workshop, examples[:3], captions, [[1], [2], [3]])
     drawn, make = [], Drawings.draw
     taken = contextlib.ExitStack()
     taken.enter_context(claim(game.store.path(IMAGES, run.keys[run.blocks[0]]).with_suffix(".claim")))
@@ -264,7 +264,7 @@ def test_both_similarities_of_a_drawing_are_of_one_rank(game, examples, monkeypa
     monkeypatch.setattr(blocks, "SHARD_IMAGES", 1)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    run = Drawings(game, examples[:3], [["a red key"]] * 3, [[1], [2], [3]])
+    run = Drawings(game.workshop, examples[:3], [["a red key"]] * 3, [[1], [2], [3]])
     drawn, make = [], Drawings.draw
     monkeypatch.setattr(Drawings, "draw", lambda self, block: drawn.append(block.images.start) or make(self, block))
     found = run.compare(("clip", "dino"))

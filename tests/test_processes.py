@@ -148,7 +148,8 @@ def learn(finetuner, recipes):
     """Losses and trained weights of every run."""
     found = {}
     for k, run in enumerate(finetuner.run(recipes)):
-        content = finetuner.store.get(*finetuner._job(run.recipe))
+        job = finetuner._job(run.recipe)
+        content = finetuner.store.get(job.kind, job.key, job.make)
         found |= {f"run {k} {name}": value for name, value in content.items()}
     return found
 

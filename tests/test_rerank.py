@@ -34,7 +34,7 @@ def borrowed(hall, monkeypatch):
     def game(models, store, **options):
         made = loops.Game(models, store, **options)
         if models == hall.profile:
-            made._loaded = hall._loaded
+            made.workshop._loaded = hall.workshop._loaded
             made.generator.num_inference_steps = made.profile.num_inference_steps
         return made
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import safetensors.numpy
 from dfl_utils.store import claims, shards
 from dfl_utils.store import store as stores
 from dfl_utils.store.claims import claim
-from dfl_utils.store.store import Kind, RunStore, Spent
+from dfl_utils.store.store import Job, Kind, RunStore, Spent
 
 LOOP, INNER, OUTER, OTHER = Kind("test-loop"), Kind("test-inner"), Kind("test-outer"), Kind("test-other")
 RNG = np.random.default_rng(0)
@@ -164,6 +165,21 @@ def test_a_failing_make_stores_nothing_and_frees_the_claim(tmp_path):
     assert store.get(LOOP, {}, lambda: {"x": ["a"]}) == {"x": ["a"]}
 
 
+@dataclass(frozen=True)
+class Looks:
+    x: list[str]
+
+
+def test_a_content_is_read_as_its_kind_says(tmp_path):
+    kind, again = Kind("test-typed", Looks), RunStore(tmp_path)
+    assert RunStore(tmp_path).get(kind, {"a": 1}, lambda: (Looks(["red"]), 3)) == Looks(["red"])
+    assert again.get(kind, {"a": 1}, never) == Looks(["red"]) and again.spent["test-typed"].calls == 3
+    assert list(again.fill([Job(kind, {"a": 2}, lambda: Looks(["blue"])), Job(kind, {"a": 1}, never)])) == [
+        (0, Looks(["blue"])),
+        (1, Looks(["red"])),
+    ]
+
+
 def test_claimed_shards_are_visited_last(tmp_path):
     store, order = RunStore(tmp_path), []
     keys = [{"shard": k} for k in range(4)]
@@ -175,7 +191,7 @@ def test_claimed_shards_are_visited_last(tmp_path):
             held.__exit__(None, None, None)
         return {"x": [str(key["shard"])]}
 
-    jobs = [(LOOP, key, lambda key=key: make(key)) for key in keys]
+    jobs = [Job(LOOP, key, lambda key=key: make(key)) for key in keys]
     assert [content["x"] for _, content in store.fill(jobs)] == [["1"], ["2"], ["3"], ["0"]]
     assert order == [1, 2, 3, 0]
 
@@ -184,7 +200,7 @@ WORKER = """
 import json, os, signal, sys, time
 import numpy as np
 from dfl_utils.store import claims, shards
-from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.store.store import Job, Kind, RunStore
 root, log, task = sys.argv[1:]
 
 def make(key):
@@ -211,7 +227,7 @@ if task == "stop-writing":
 if task == "half":  # killed between the first byte and the rename
     shards.os.fsync = lambda _: (print("writing", flush=True), time.sleep(100))
 store, keys = RunStore(root), [{"shard": k} for k in range(12)]
-jobs = [(Kind("test-loop"), key, lambda key=key: make(key)) for key in keys]
+jobs = [Job(Kind("test-loop"), key, lambda key=key: make(key)) for key in keys]
 total = sum(int(content["x"][0]) for _, content in store.fill(jobs))
 spent = store.spent["test-loop"]
 print(json.dumps([total, spent.made, spent.loaded, spent.calls]))
@@ -232,7 +248,7 @@ def test_two_processes_make_each_shard_once(tmp_path):
     assert all(made + loaded == calls == 12 for _, made, loaded, calls in ends)
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
     third = RunStore(tmp_path / "store")
-    assert len(list(third.fill([(LOOP, {"shard": k}, never) for k in range(12)]))) == 12
+    assert len(list(third.fill([Job(LOOP, {"shard": k}, never) for k in range(12)]))) == 12
     assert third.spent["test-loop"].made == 0
 
 
@@ -247,7 +263,7 @@ def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
     left = {path.suffix for path in (tmp_path / "store").iterdir()}
     assert left == ({".safetensors", ".claim"} | ({".partial"} if task == "half" else set()))
     made = []
-    jobs = [(LOOP, {"shard": k}, lambda k=k: made.append(k) or {"x": np.array([1])}) for k in range(3)]
+    jobs = [Job(LOOP, {"shard": k}, lambda k=k: made.append(k) or {"x": np.array([1])}) for k in range(3)]
     assert len(list(store.fill(jobs))) == 3 and made == [1, 2]
     assert {path.suffix for path in (tmp_path / "store").iterdir()} == {".safetensors"}
 

@@ -1,7 +1,8 @@
 """The drawings of a run: made block by block, compared with their originals, read back, measured."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 from PIL import Image
@@ -10,14 +11,46 @@ from dfl_utils.models import similarity
 from dfl_utils.models.workshop import ORIGINALS, Workshop
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import Block
-from dfl_utils.store.store import Job, Kind
+from dfl_utils.store.store import Held, Job, Kind
 from dfl_utils.world.data import Example
 
-IMAGES = Kind("images", travels=False)
-SHOWN = Kind("shown-images")  # the drawings of one original that a page shows
-SIMILARITY = {name: Kind(f"{name}-similarity", made_from=(ORIGINALS[name],)) for name in similarity.ENCODERS}
-READINGS, FEATURES = Kind("readings"), Kind("features")
 READ_BATCH = 32  # drawings that the captioner reads at a time; beam search keeps several sentences of each
+
+
+@dataclass(frozen=True)
+class Images:
+    """Drawings, `(images, candidates, H, W, 3)` or `(images, H, W, 3)` uint8."""
+
+    images_hat: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What a captioner said, image after image, candidate after candidate."""
+
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Cosines of drawings and their originals, `(images, candidates)`."""
+
+    sim: np.ndarray
+
+
+@dataclass(frozen=True)
+class Features:
+    """What fidelity scores read of images, `(..., D)`."""
+
+    features: np.ndarray
+
+
+IMAGES = Kind("images", Images, travels=False)
+SHOWN = Kind("shown-images", Images)  # the drawings of one original that a page shows
+SIMILARITY = {
+    name: Kind(f"{name}-similarity", Similarities, made_from=(ORIGINALS[name],)) for name in similarity.ENCODERS
+}
+READINGS, FEATURES = Kind("readings", Sentences), Kind("features", Features)
 
 
 class Drawings:
@@ -28,6 +61,7 @@ class Drawings:
         examples: the originals.
         captions: one list of N >= 1 for each.
         seeds: one for each caption.
+        cut: the blocks that the shards hold; by default those of `blocks.cut`.
     """
 
     def __init__(
@@ -36,10 +70,10 @@ class Drawings:
         examples: Sequence[Example],
         captions: Sequence[Sequence[str]],
         seeds: Sequence[Sequence[int]],
+        cut: list[Block] | None = None,
     ):
         self.workshop, self.examples, self.captions, self.seeds = workshop, examples, captions, seeds
-        self.num_candidates = len(captions[0])
-        self.blocks = blocks.cut(len(examples), self.num_candidates)
+        self.blocks = cut or blocks.cut(len(examples), len(captions[0]))
 
     @cached_property
     def keys(self) -> dict[Block, dict]:
@@ -55,24 +89,23 @@ class Drawings:
     def draw(self, block: Block) -> np.ndarray:
         """The block's drawings `(images, candidates, H, W, 3)` uint8, from the store or drawn now."""
         key = self.keys[block]
+        return self.workshop.store.get(IMAGES, key, partial(self._draw, key["captions"], key["seeds"])).images_hat
 
-        def make():
-            flat = [text for row in key["captions"] for text in row], [seed for row in key["seeds"] for seed in row]
-            images = self.workshop.generator.draw(*flat)
-            return {"images_hat": images.reshape(len(key["captions"]), -1, *images.shape[1:])}, len(images)
-
-        return self.workshop.store.get(IMAGES, key, make)["images_hat"]
+    def _draw(self, captions: list[list[str]], seeds: list[list[int]]) -> tuple[Images, int]:
+        images = self.workshop.generator.draw(sum(captions, []), sum(seeds, []))
+        return Images(images.reshape(len(captions), -1, *images.shape[1:])), len(images)
 
     def load(self, k: int) -> np.ndarray:
         """The N drawings of example k, `(N, H, W, 3)` uint8."""
         k = range(len(self.examples))[k]
-        own = [block for block in self.blocks if block.images.start <= k < block.images.stop]
-        key = {"drawings": [self.source(block) for block in own], "place": k - own[0].images.start}
+        of_image = [block for block in self.blocks if block.images.start <= k < block.images.stop]
+        place = k - of_image[0].images.start
 
         def take():
-            return {"images_hat": np.concatenate([self.draw(block)[key["place"]] for block in own])}
+            return Images(np.concatenate([self.draw(block)[place] for block in of_image]))
 
-        return self.workshop.store.get(SHOWN, key, take)["images_hat"]
+        key = {"drawings": [self.source(block) for block in of_image], "place": place}
+        return self.workshop.store.get(SHOWN, key, take).images_hat
 
     def source(self, block: Block) -> dict:
         """The drawings of a block in the key of what is made from them."""
@@ -84,61 +117,74 @@ class Drawings:
         Raises:
             ValueError: a name that is no encoder, or none.
         """
+        return {name: blocks.join(parts, self._count) for name, parts in self.compare_blocks(names).items()}
+
+    def compare_blocks(self, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
+        """As `compare`, block by block."""
         unknown = set(names) - similarity.ENCODERS.keys()
         if unknown or not names:
             raise ValueError(f"similarities must name some of {', '.join(similarity.ENCODERS)}, not {list(names)}.")
         # Block after block, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
         jobs = [self._comparison(name, block) for block in self.blocks for name in names]
-        sims = [content["sim"] for content in self._fill(jobs, "drawings", len(names))]
-        shop = self.workshop
+        sims = [content.sim for content in self._fill(jobs, "drawings", len(names))]
         for name in names:  # as in `_fill`: what the originals cost where only cosines were read
             for block in self.blocks:
-                shop.store.count(ORIGINALS[name], shop.originals_key(name, self.examples[block.images]))
-        return {name: blocks.join(sims[k :: len(names)], self.num_candidates) for k, name in enumerate(names)}
+                key = self.workshop.originals_key(name, self.examples[block.images])
+                self.workshop.store.count(ORIGINALS[name], key)
+        return {name: sims[k :: len(names)] for k, name in enumerate(names)}
 
     def describe(self, num_beams: int) -> list[list[str]]:
         """What the captioner says of every drawing, by beam search: `images` lists of N."""
-        found = self._fill([self._reading(block, num_beams) for block in self.blocks], "readings")
-        return blocks.join_texts([content["captions"] for content in found], self.num_candidates)
+        return blocks.join_texts(self.describe_blocks(num_beams), self._count)
+
+    def describe_blocks(self, num_beams: int) -> list[list[str]]:
+        """As `describe`, block by block."""
+        jobs = [self._reading(block, num_beams) for block in self.blocks]
+        return [content.captions for content in self._fill(jobs, "readings")]
 
     def features(self) -> np.ndarray:
         """The fidelity extractor's features and logits of every drawing, `(images, N, D)` float32."""
-        found = self._fill([self._measurement(block) for block in self.blocks], "features")
-        return blocks.join([content["features"] for content in found], self.num_candidates)
+        contents = self._fill([self._measurement(block) for block in self.blocks], "features")
+        return blocks.join([content.features for content in contents], self._count)
 
-    def _fill(self, jobs: list[Job], what: str, group: int = 1) -> list[dict]:
+    @property
+    def _count(self) -> int:
+        return len(self.captions[0])
+
+    def _fill(self, jobs: list[Job[Held]], what: str, group: int = 1) -> list[Held]:
         contents = self.workshop.fill(jobs, what, group)
         for block in self.blocks:  # the drawings' cost belongs to this run also where only their cosines were read
             self.workshop.store.count(IMAGES, self.keys[block])
         return contents
 
-    def _comparison(self, name: str, block: Block) -> Job:
-        shop, part = self.workshop, self.examples[block.images]
+    def _comparison(self, name: str, block: Block) -> Job[Similarities]:
+        shop = self.workshop
+        key = shop.encoder_key(name) | shop.images_key(self.examples[block.images]) | {"drawings": self.source(block)}
+        return Job(SIMILARITY[name], key, partial(self._compare, name, block))
 
-        def compare():
-            original = shop.originals(name, part)
-            images = self.draw(block)
-            hats = shop.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
-            return {"sim": similarity.cosine(original, hats.reshape(*images.shape[:2], -1))}, len(hats)
+    def _compare(self, name: str, block: Block) -> tuple[Similarities, int]:
+        originals = self.workshop.originals(name, self.examples[block.images])
+        images = self.draw(block)
+        hats = self.workshop.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
+        return Similarities(similarity.cosine(originals, hats.reshape(*images.shape[:2], -1))), len(hats)
 
-        key = shop.encoder_key(name) | shop.images_key(part) | {"drawings": self.source(block)}
-        return SIMILARITY[name], key, compare
-
-    def _reading(self, block: Block, num_beams: int) -> Job:
-        def describe():
-            images = self.draw(block)
-            pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
-            batches = (pictures[k : k + READ_BATCH] for k in range(0, len(pictures), READ_BATCH))
-            texts = [text for batch in batches for text in self.workshop.captioner.describe(batch, num_beams=num_beams)]
-            return {"captions": texts}, len(texts)
-
+    def _reading(self, block: Block, num_beams: int) -> Job[Sentences]:
         key = self.workshop.captioner_key() | {"num_beams": num_beams, "drawings": self.source(block)}
-        return READINGS, key, describe
+        return Job(READINGS, key, partial(self._read, block, num_beams))
 
-    def _measurement(self, block: Block) -> Job:
-        def measure():
-            images = self.draw(block)
-            rows = self.workshop.extractor.features(images.reshape(-1, *images.shape[2:]))
-            return {"features": rows.reshape(*images.shape[:2], -1)}, len(rows)
+    def _read(self, block: Block, num_beams: int) -> tuple[Sentences, int]:
+        images = self.draw(block)
+        pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
+        texts = []
+        for start in range(0, len(pictures), READ_BATCH):
+            texts += self.workshop.captioner.describe(pictures[start : start + READ_BATCH], num_beams=num_beams)
+        return Sentences(texts), len(texts)
 
-        return FEATURES, self.workshop.extractor_key() | {"drawings": self.source(block)}, measure
+    def _measurement(self, block: Block) -> Job[Features]:
+        key = self.workshop.extractor_key() | {"drawings": self.source(block)}
+        return Job(FEATURES, key, partial(self._measure, block))
+
+    def _measure(self, block: Block) -> tuple[Features, int]:
+        images = self.draw(block)
+        rows = self.workshop.extractor.features(images.reshape(-1, *images.shape[2:]))
+        return Features(rows.reshape(*images.shape[:2], -1)), len(rows)

