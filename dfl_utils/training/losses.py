@@ -140,29 +140,49 @@ class TalkingPair(nn.Module):
         """Each loss of `losses`, a scalar: cross-entropies in nats a token, squared errors a latent value."""
         size = len(batch.timesteps)
         share = self.economy.rows(size)
-        found, prompts, targets = {}, [], []
+        drawn, read = slice(0, share), slice(size - share, size)  # the pairs that Eq. 2 and Eq. 4 reconstruct
+        losses, prompts = {}, {}  # prompts: whose they are -> the pairs, `encoder_hidden_states`
+
+        # The captioner predicts every word of the captions.
         if self._wants("caption_loss", "image_reconstruction_loss"):
-            needed = slice(0, size if self._wants("caption_loss") else share)
-            part = batch.rows(needed)
+            part = batch if self._wants("caption_loss") else batch.rows(drawn)
             logits = self._predict(part.pixel_values, part.caption)
             if self._wants("caption_loss"):
-                found["caption_loss"] = F.cross_entropy(logits, part.caption.targets)
-            if self._wants("image_reconstruction_loss"):
-                told = part.caption.rows(slice(0, share))
-                prompts.append(
-                    self.soft_prompt(
-                        logits[: len(told.targets)], told, batch.prompt_ids.shape[1], batch.seed, batch.words_before
-                    )
-                )
-                targets.append(slice(0, share))
+                losses["caption_loss"] = F.cross_entropy(logits, part.caption.targets)
+
+        # What it predicts is one prompt of the generator, what people wrote is the other.
+        if self._wants("image_reconstruction_loss"):
+            caption, length = batch.caption.rows(drawn), batch.prompt_ids.shape[1]
+            logits = logits[: len(caption.targets)]
+            prompts["predicted"] = drawn, self.soft_prompt(logits, caption, length, batch.seed, batch.words_before)
         if self._wants("generation_loss", "text_reconstruction_loss"):
-            asked = slice(0 if self._wants("generation_loss") else size - share, size)
+            rows = slice(0, size) if self._wants("generation_loss") else read
             with torch.no_grad():
-                prompts.append(self.text_encoder(batch.prompt_ids[asked]).last_hidden_state)
-            targets.append(asked)
-        if prompts:
-            found |= self._draw(batch, prompts, targets, size - share)
-        return {name: found[name] for name in self.losses}
+                prompts["written"] = rows, self.text_encoder(batch.prompt_ids[rows]).last_hidden_state
+        if not prompts:
+            return losses
+
+        # By either prompt the generator predicts the noise that was put on the image.
+        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        predicted = self._predict_noise(noisy, batch.timesteps, prompts)
+        if self._wants("image_reconstruction_loss"):
+            losses["image_reconstruction_loss"] = F.mse_loss(predicted["predicted"], batch.noise[drawn])
+        if self._wants("generation_loss"):
+            losses["generation_loss"] = F.mse_loss(predicted["written"], batch.noise)
+
+        # The captioner reads the image that the prediction implies.
+        if self._wants("text_reconstruction_loss"):
+            part = batch.rows(read)
+            clean = one_step_image(self.scheduler, noisy[read], part.timesteps, predicted["written"][-share:])
+            logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), part.caption)
+            losses["text_reconstruction_loss"] = F.cross_entropy(logits, part.caption.targets)
+        return {name: losses[name] for name in self.losses}
+
+    def _wants(self, *names: str) -> bool:
+        return any(name in self.losses for name in names)
+
+    def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
+        return teacher_forcing.target_logits(self.captioner, self.captioner._encode(pixel_values), caption)
 
     def soft_prompt(
         self, logits: Tensor, caption: Caption, length: int, seed: int = 0, words_before: int = 0
@@ -174,39 +194,23 @@ class TalkingPair(nn.Module):
         stream = torch.Generator().manual_seed(seed + 1)  # another than that of the batch's noise
         if words_before and self.connect != "softmax":
             torch.rand(words_before, logits.shape[-1], generator=stream)
-        told = connection.distributions(logits[caption.words], self.connect, generator=stream)
+        probabilities = connection.distributions(logits[caption.words], self.connect, generator=stream)
         table = self.text_encoder.get_input_embeddings().weight
         # A one-hot draw hides the columns through which its gradient flows: all of them are kept.
         threshold = self.economy.threshold if self.connect == "softmax" else 0.0
-        embeds = connection.mapped_embeds(told, self.index, table, threshold)
+        embeds = connection.mapped_embeds(probabilities, self.index, table, threshold)
         return connection.soft_prompt(self.text_encoder, embeds, caption.counts, length, self.ends)
 
-    def _wants(self, *names: str) -> bool:
-        return any(name in self.losses for name in names)
-
-    def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
-        return teacher_forcing.target_logits(self.captioner, self.captioner._encode(pixel_values), caption)
-
-    def _draw(self, batch: Batch, prompts: list[Tensor], rows: list[slice], first_read: int) -> dict[str, Tensor]:
-        """Both noise predictions in one pass of the U-Net, and what they cost."""
-        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    def _predict_noise(
+        self, noisy: Tensor, timesteps: Tensor, prompts: dict[str, tuple[slice, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Optimisation: the U-Net's predictions by all prompts in one pass, in place of one pass for each."""
+        rows = [part for part, _ in prompts.values()]
         sample = torch.cat([noisy[part] for part in rows]).contiguous(memory_format=torch.channels_last)
-        timesteps = torch.cat([batch.timesteps[part] for part in rows])
-        predicted = self.unet(sample, timesteps, torch.cat(prompts)).sample
-        found = {}
-        if self._wants("image_reconstruction_loss"):
-            told, predicted = predicted[: rows[0].stop], predicted[rows[0].stop :]
-            found["image_reconstruction_loss"] = F.mse_loss(told, batch.noise[rows[0]])
-        if self._wants("generation_loss"):
-            found["generation_loss"] = F.mse_loss(predicted, batch.noise)
-        if self._wants("text_reconstruction_loss"):
-            part = batch.rows(slice(first_read, len(batch.timesteps)))
-            clean = one_step_image(
-                self.scheduler, noisy[first_read:], part.timesteps, predicted[-len(part.timesteps) :]
-            )
-            logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), part.caption)
-            found["text_reconstruction_loss"] = F.cross_entropy(logits, part.caption.targets)
-        return found
+        states = torch.cat([states for _, states in prompts.values()])
+        predicted = self.unet(sample, torch.cat([timesteps[part] for part in rows]), states).sample
+        sizes = [len(states) for _, states in prompts.values()]
+        return dict(zip(prompts, predicted.split(sizes), strict=True))
 
     def as_pixel_values(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Scaled latents as the captioner sees images: decoded, resized, normalised; differentiable."""
