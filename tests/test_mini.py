@@ -1,0 +1,327 @@
+"""The embedded models: exact resume, losses beside the libraries', targets and labels by hand, what they can do."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AmusedPipeline, AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPModel
+
+from dfl_utils.mini import (
+    architectures,
+    autoencoder,
+    blip2,
+    captioning,
+    discrete,
+    grounding,
+    judges,
+    pretrain,
+    quality_report,
+    tiny_autoencoder,
+    web,
+)
+from dfl_utils.mini.training import Schedule, Training
+from dfl_utils.models import similarity
+from dfl_utils.models.fidelity import Referee
+from dfl_utils.store import provenance
+from dfl_utils.world import captions, scenes, splits
+from dfl_utils.world.profile import MINI
+
+PSNR_BAR = 25.0  # dB, against the originals and against the real decoder; written down at step 350 of 3,600, at 20 dB
+WRONG_SCALE = 6.0  # dB that latents of another scale must lose at least
+
+
+# --- training ---------------------------------------------------------------------------------------------
+def regression(folder, until=None):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    carried = {"seen": torch.zeros(1)}
+
+    def loss(step):
+        carried["seen"] += 1
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        return (model(x) - x[:, :3]).square().mean(), {}
+
+    training = Training(folder, model, loss, Schedule(60, lr=1e-2, warmup=5), carried).run(until)
+    return model, training, carried
+
+
+def test_resume_gives_the_same_weights_as_no_kill_and_a_finished_training_does_no_step(tmp_path):
+    whole, _, seen = regression(tmp_path / "whole")
+    regression(tmp_path / "cut", until=23)
+    (tmp_path / "cut" / "state.partial").write_bytes(b"cut off")  # never replaces the old one
+    for _ in range(2):
+        resumed, training, seen_again = regression(tmp_path / "cut")
+        assert training.step == 60
+        assert seen == seen_again == {"seen": torch.tensor([60.0])}  # as it was checkpointed
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_schedule_by_hand():
+    schedule = Schedule(steps=110, lr=1.0, warmup=10)
+    assert schedule.rate(0) == pytest.approx(0.1)
+    assert schedule.rate(10) == pytest.approx(1.0)
+    assert schedule.rate(60) == pytest.approx(0.01 + 0.99 * 0.5)
+
+
+def test_a_stage_refuses_new_foundations(tmp_path):
+    for name in ("autoencoder", "clip"):
+        (tmp_path / name / "final").mkdir(parents=True)
+        save_file({"w": torch.zeros(1)}, tmp_path / name / "final" / "model.safetensors")
+    pretrain.check_upstream("unet", tmp_path)
+    pretrain.check_upstream("unet", tmp_path)  # unchanged: goes on
+    note = tmp_path / "unet" / "upstream.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"clip": "another"}))
+    with pytest.raises(ValueError, match="autoencoder or clip changed since unet began: delete"):
+        pretrain.check_upstream("unet", tmp_path)
+
+
+# --- captioners -------------------------------------------------------------------------------------------
+def test_restricted_head_equals_the_models_own_loss():
+    torch.manual_seed(0)
+    model, tokenizer = architectures.blip("base"), architectures.bert_tokenizer()
+    head = captioning.RestrictedHead(model, tokenizer)
+    batch = [scenes.sample(f"test/{k}") for k in range(3)]
+    images = autoencoder.pixels([scenes.render(scene) for scene in batch])
+    texts = [captions.web(scene, "test") for scene in batch]
+    tokens = tokenizer([f"{architectures.PROMPT} {text}" for text in texts], padding=True, return_tensors="pt")
+    ids = tokens.input_ids.clone()
+    ids[:, 0] = tokenizer.bos_token_id
+    labels = ids.masked_fill(tokens.attention_mask == 0, -100)
+    labels[:, :4] = -100  # [DEC] a picture of
+    full = model(pixel_values=images, input_ids=ids, attention_mask=tokens.attention_mask, labels=labels).loss
+    torch.testing.assert_close(head.loss(images, texts), full, atol=1e-4, rtol=0)
+
+
+def test_vocabularies_are_the_real_ones():
+    clip, bert = architectures.clip_tokenizer(), architectures.bert_tokenizer()
+    assert (len(clip), len(bert)) == (49408, 30524)
+    assert clip("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert bert("a photo of a cat").input_ids == [101, 1037, 6302, 1997, 1037, 4937, 102]
+    assert bert.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [30522, 30523]
+
+
+@pytest.fixture
+def shipped_tokenizer(monkeypatch):
+    """Learning the vocabulary anew from 414,113 captions takes half a minute."""
+    tokenizer = AutoTokenizer.from_pretrained(MINI / "blip2")
+    monkeypatch.setattr(blip2, "tokenizer", lambda: tokenizer)
+    return tokenizer
+
+
+def test_captions_end_and_prompt_and_padding_are_no_targets(shipped_tokenizer):
+    end, pad = shipped_tokenizer.eos_token_id, shipped_tokenizer.pad_token_id
+    ids, mask, targets = blip2.tokens(["a red key", "a key"], "a photo of")
+    head = shipped_tokenizer("a photo of").input_ids
+    assert head[0] == shipped_tokenizer.bos_token_id == end
+    assert ids[1].tolist() == [*head, *shipped_tokenizer(" a key", add_special_tokens=False).input_ids, end, pad]
+    assert mask[1].tolist() == [1] * (len(head) + 3) + [0]
+    assert targets[1].tolist() == [-100] * len(head) + ids[1, len(head) : -1].tolist() + [-100]
+    for text in ("a red key left of a small house", "ein grünes Häuschen", "naïve café"):  # and it reads any text back
+        ids = shipped_tokenizer(f" {text}", add_special_tokens=False).input_ids
+        assert shipped_tokenizer.decode(ids) == f" {text}"
+
+
+def test_the_image_reaches_the_queries_and_the_vision_tower_is_left_alone(shipped_tokenizer):
+    torch.manual_seed(0)
+    model = blip2.model()
+    loss = blip2.caption_loss(model, torch.randn(2, 3, 64, 64), ["a red key", "a blue house"])
+    loss.backward()
+    assert model.query_tokens.grad.abs().sum() > 0 and model.language_projection.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.vision_model.parameters())
+
+
+# --- judges -----------------------------------------------------------------------------------------------
+def test_labels_by_hand():
+    scene = scenes.Scene((scenes.Thing("dog", "red", "small", 5, 0),), "gray", None)
+    labels = grounding.patch_labels(scene).reshape(3, 8, 8)
+    assert (labels[0] == 1).sum() == 9
+    assert labels[0, 2, 7] == 1 and labels[0, 3, 7] == 0
+    assert set(labels[2].ravel()) == {tuple(scenes.GROUNDS).index("gray")}
+    things = (scenes.Thing("cat", "blue", "small", 0, 0), scenes.Thing("ghost", "blue", "small", 4, 0))
+    labels = judges.probe_labels(scenes.Scene(things, "white", "beside"))
+    assert labels.shape == (59,) and labels.sum() == 4  # cat, ghost, blue, two
+    assert labels[scenes.CATEGORIES.index("ghost")] == 1 and labels[-2] == 1
+
+
+def test_dino_never_sees_a_label_and_moves_its_teacher():
+    student = judges.Student(architectures.dino())
+    before = student.teacher[0].embeddings.cls_token.clone()
+    with torch.no_grad():
+        student.backbone.embeddings.cls_token += 1
+    targets = student.teach(torch.rand(2, 3, 64, 64), momentum=0.9)
+    assert not targets.requires_grad
+    torch.testing.assert_close(student.teacher[0].embeddings.cls_token, before + 0.1)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(splits.items("coco", "val"))[:64]
+
+
+@pytest.fixture(scope="module")
+def pictures(items):
+    return [Image.fromarray(scenes.render(item.scene)) for item in items[:6]]
+
+
+@pytest.mark.parametrize("name", ["clip", "dino"])
+def test_an_image_is_most_similar_to_itself(mini, pictures, name):
+    encoder = similarity.ENCODERS[name](mini)
+    embeddings = encoder.embed(pictures)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embeddings[2:3], encoder.embed(np.asarray(pictures[2])[None]), atol=1e-5)
+    cosines = similarity.cosine(embeddings, np.broadcast_to(embeddings, (len(pictures), *embeddings.shape)))
+    assert (cosines.argmax(1) == np.arange(len(pictures))).all()
+
+
+def test_clip_similarity_is_the_librarys(mini, pictures):
+    model = CLIPModel.from_pretrained(mini.clip, dtype=torch.float32).eval()
+    encoder = similarity.load_clip(mini)
+    pixels = encoder.processor(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        theirs = model(pixel_values=pixels, input_ids=torch.tensor([[49406, 49407]])).image_embeds
+    np.testing.assert_allclose(encoder.embed(pictures), theirs.numpy(), atol=1e-5)
+    originals = np.array([[1.0, 0.0], [0.6, 0.8]])
+    candidates = np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [-0.6, -0.8]]])
+    np.testing.assert_allclose(similarity.cosine(originals, candidates), [[1, 0], [0.96, -1]])
+
+
+def test_the_referee_reads_clean_scenes(mini, items, pictures):
+    referee = Referee.load(mini)
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    truth = [[thing.category for thing in item.scene.things] for item in items[:6]]
+    assert referee.categories_right(pixels, truth).mean() > 0.8
+    assert not referee.categories_right(pixels, [["ghost"]] * 6).any()
+
+
+# --- generators -------------------------------------------------------------------------------------------
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Of images in [-1, 1]."""
+    return -10 * torch.log10((a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean() / 4).item()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> AutoencoderTiny:
+    return AutoencoderTiny.from_pretrained(MINI / "taesd", dtype=torch.float32).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(MINI / "stable-diffusion", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def images(items) -> Tensor:
+    return autoencoder.pixels([scenes.render(item.scene) for item in items])
+
+
+@pytest.fixture(scope="module")
+def latents(pipeline, images) -> Tensor:
+    with torch.no_grad():
+        return pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
+
+
+def test_the_tiny_decoder_is_of_latents_of_this_autoencoder_at_this_scale(tiny, pipeline, latents, images):
+    right = psnr(tiny.decode(latents).sample, images)
+    assert right > PSNR_BAR
+    unscaled = tiny.decode(latents / pipeline.vae.config.scaling_factor).sample
+    shuffled = tiny.decode(latents.roll(1, dims=1)).sample
+    assert psnr(unscaled, images) < right - WRONG_SCALE
+    assert psnr(shuffled, images) < right - WRONG_SCALE
+
+
+def test_of_one_step_estimates_it_makes_what_the_real_decoder_makes(tiny, pipeline, items, latents, images):
+    texts, stream = [item.captions[0] for item in items], torch.Generator().manual_seed(0)
+    asked = latents, texts, pipeline.text_encoder
+    estimates = tiny_autoencoder.one_step_estimates(*asked, pipeline.unet, stream)
+    with torch.no_grad():
+        theirs = pipeline.vae.decode(estimates / pipeline.vae.config.scaling_factor).sample
+    ours = tiny.decode(estimates).sample
+    assert psnr(ours, theirs) > PSNR_BAR
+    assert psnr(ours, theirs) > psnr(ours, images)  # it copies, it does not denoise
+    known = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    told = tiny_autoencoder.one_step_estimates(
+        *asked, lambda *_: SimpleNamespace(sample=known), torch.Generator().manual_seed(3)
+    )
+    torch.testing.assert_close(told, latents, atol=1e-4, rtol=0)  # where the U-Net knows the noise
+
+
+def test_every_latent_gets_a_gradient_through_the_tiny_decoder(tiny, latents):
+    leaf = latents[:4].clone().requires_grad_()
+    tiny.decode(leaf).sample.square().mean().backward()
+    assert torch.isfinite(leaf.grad).all()
+    assert (leaf.grad != 0).all()
+
+
+@pytest.fixture(scope="module")
+def amused() -> AmusedPipeline:
+    return AmusedPipeline.from_pretrained(MINI / "amused", dtype=torch.float32)
+
+
+def test_a_share_of_the_codes_is_masked_and_the_rest_untouched():
+    codes = torch.arange(4 * 64).reshape(4, 8, 8)
+    inputs = discrete.masked(codes, torch.Generator().manual_seed(0))
+    hidden = inputs == discrete.MASK
+    assert hidden.flatten(1).any(1).all()  # a step without a masked code would teach nothing
+    assert torch.equal(inputs[~hidden], codes[~hidden])
+
+
+@torch.no_grad()
+def test_the_discrete_autoencoder_is_the_continuous_one_with_a_codebook(amused):
+    """Its encoder gives the same latents, and its decoder the same images at half the scale and shifted."""
+    vae = AutoencoderKL.from_pretrained(MINI / "stable-diffusion" / "vae", dtype=torch.float32)
+    images = autoencoder.pixels([scenes.render(web.scene(k, "second")) for k in range(2)])
+    latents = vae.encode(images).latent_dist.mean
+    torch.testing.assert_close(amused.vqvae.encode(images).latents, latents, atol=0.02, rtol=0.01)  # fp16 on disk
+    book = amused.vqvae.quantize.embedding.weight
+    codes = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 8), book).argmin(1)
+    drawn = amused.vqvae.decode(codes, force_not_quantize=True, shape=(2, 8, 8, 8)).sample
+    quantised = book[codes].reshape(2, 8, 8, 8).permute(0, 3, 1, 2)
+    torch.testing.assert_close(drawn, vae.decode(quantised).sample / 2 + 0.5, atol=0.01, rtol=0.01)
+
+
+def test_the_conditions_of_training_are_those_of_the_pipeline(amused, monkeypatch):
+    seen = {}
+
+    def record(input_ids, micro_conds, **_):
+        seen["conditions"] = micro_conds
+        return torch.zeros(len(input_ids), discrete.CODES, 8, 8)
+
+    monkeypatch.setattr(amused.transformer, "forward", record)
+    amused(["a red key"], num_inference_steps=1, guidance_scale=0.0, output_type="np")
+    assert torch.equal(seen["conditions"], discrete.micro_conditions(1))
+
+
+# --- how their quality is counted -------------------------------------------------------------------------
+def test_naming_by_hand():
+    assert quality_report.named("a small red puppy left of an airplane, blue t-shirt") == [
+        *(("dog", "red"), ("plane", None), ("shirt", "blue"))
+    ]
+
+    def item(*things):
+        placed = [scenes.Thing(name, colour, "small", 4 * k, 0) for k, (name, colour) in enumerate(things)]
+        return splits.Item(0, "seed", splits.SPLITS[0], scenes.Scene(tuple(placed), "white", "beside"), ("a",))
+
+    truth = [item(("dog", "red"), ("plane", "blue")), item(("cat", "black"))]
+    scores = quality_report.naming(["a red puppy and a green plane", "a black dog"], truth)
+    assert scores == {"precision": 2 / 3, "recall": 2 / 3, "colour": 1 / 2}
+
+
+def test_prompts_ask_for_every_category_equally():
+    texts, nouns, colours = quality_report.prompts(96, 2, "test")
+    for text, pair, paints in zip(texts, nouns, colours, strict=True):
+        assert len(set(pair)) == len(set(paints)) == 2
+        assert all(noun in text and colour in text for noun, colour in zip(pair, paints, strict=True))
+    assert [sum(pair[0] == name for pair in nouns) for name in scenes.CATEGORIES] == [2] * 48
+
+
+def test_the_measured_quality_is_that_of_the_shipped_checkpoints():
+    report = json.loads((MINI / "quality.json").read_text(encoding="utf-8"))
+    shipped = {name: provenance.checkpoint_hash(MINI / name) for name in quality_report.MODELS}
+    assert report["checkpoints"] == shipped, "run `dfl quality` and commit data/mini/quality.json"
