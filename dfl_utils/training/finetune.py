@@ -261,9 +261,8 @@ class Finetuning:
         content: shards.Content = {f"curve.{name}": curve for name, curve in self.curves.items()}
         for name, parameter in self.parameters.items():
             content[f"weight.{name}"] = parameter.detach().cpu().numpy()
-            for moment, value in self.optimizer.state[parameter].items():
-                if moment != "step":  # counted by the run itself
-                    content[f"{moment}.{name}"] = value.cpu().numpy()
+        for place, state in self.optimizer.state_dict()["state"].items():
+            content |= {f"optimizer.{place}.{name}": value.cpu().numpy() for name, value in state.items()}
         seconds = self.seconds + time.monotonic() - self._began
         metadata = {"step": str(self.step), "key": self.key, "seconds": f"{seconds:.3f}"}
         shards.write(self.state_file, content, metadata)  # a kill leaves the old state or the new one
@@ -289,9 +288,9 @@ class Finetuning:
         for name, parameter in self.parameters.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])
-            if f"exp_avg.{name}" in tensors:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-                }
+        optimizer = self.optimizer.state_dict()
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, place, moment = name.split(".")
+                optimizer["state"].setdefault(int(place), {})[moment] = value
+        self.optimizer.load_state_dict(optimizer)
