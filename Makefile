@@ -3,11 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3.11
+# The newest of these that runs; a shim may be there and not run.
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11,$(shell $(name) -c "print('$(name)')" 2>/dev/null)))
 SCALE ?= published
 VENV := .venv
 BIN := $(VENV)/bin
-SUM := $(shell cat pyproject.toml constraints.txt | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
+ASKED := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON))
+SUM := $(shell { cat pyproject.toml constraints.txt; echo "$(ASKED)"; } | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
 READY := $(VENV)/.ready-$(SUM)
 
 .PHONY: help env data mini book test lint format check golden lab clean
@@ -16,9 +18,10 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
 
 $(READY):
-	@command -v $(PYTHON) >/dev/null || { echo "make: this book needs Python 3.11; name it by PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "installing into $(VENV) ..."
+	@test -z "$(ASKED)" || test ! -x $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(ASKED) -V)" || rm -rf $(VENV)
+	@test -x $(BIN)/python || command -v "$(PYTHON)" >/dev/null || { echo "make: this book needs Python 3.11, 3.12 or 3.13; name one by PYTHON=/path/to/python3.13" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), with $$($(BIN)/python --version) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
 	@rm -f $(VENV)/.ready-*
 	@touch $@
