@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dfl_utils.exhibits import diagrams
 from dfl_utils.store.store import RunStore
 from dfl_utils.training import anatomy, finetune, losses
 from dfl_utils.training.finetuned import Finetuner
@@ -78,3 +79,15 @@ def test_of_micro_batches_the_first_is_taken_apart(finetuner, found):
     assert part.caption == found.caption and part.timestep == found.timestep  # of the whole batch's first pair
     with pytest.raises(ValueError, match="joint step has the losses"):
         anatomy.dissect(finetuner, finetune.Recipe(losses=("caption_loss",), steps=1))
+
+
+def test_the_diagrams_show_every_shape_and_every_loss(found):
+    a, b = (
+        "\n".join(text.get_text() for axis in draw(found).axes for text in axis.texts)
+        for draw in (diagrams.image_text_image, diagrams.text_image_text)
+    )
+    for name, shape in found.shapes.items():
+        assert " × ".join(f"{size:,}" for size in shape) in a + b, name
+    for text, equations in ((a, (1, 2)), (b, (3, 4))):
+        assert f"timestep {found.timestep}" in text
+        assert all(f"{found.losses[losses.LOSSES[k - 1]]:.3g} (Eq. {k})" in text for k in equations)

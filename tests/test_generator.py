@@ -1,7 +1,7 @@
-"""Text-to-image pipelines: the shipped Stable Diffusion; aMUSEd, SDXL, a latent consistency model, PixArt, tiny."""
+"""Text-to-image pipelines: the shipped Stable Diffusion; aMUSEd; SDXL and PixArt, tiny."""
 
 import copy
-import inspect
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -13,17 +13,12 @@ from diffusers import (
     AmusedPipeline,
     AmusedScheduler,
     AutoencoderKL,
-    DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    LatentConsistencyModelPipeline,
-    LCMScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
-    UVit2DModel,
-    VQModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -35,7 +30,7 @@ from transformers import (
 )
 
 from dfl_utils.mini import architectures
-from dfl_utils.models.generator import Generator, SeededAmusedScheduler, in_float32, truncated
+from dfl_utils.models.generator import Generator, SeededAmusedScheduler, truncated
 from dfl_utils.world import profile
 
 # Two schedulers read torch tensors by numpy in a way that numpy 2 will drop.
@@ -64,40 +59,6 @@ def vae():
     return AutoencoderKL(**LAYERS, **parts, latent_channels=4, sample_size=32)
 
 
-def tiny_amused(folder):
-    vqvae = VQModel(
-        block_out_channels=(8, 16, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=8,
-        num_vq_embeddings=40,
-        mid_block_add_attention=False,
-        sample_size=32,
-        lookup_from_codebook=True,
-    )
-    vqvae.quantize.embedding.weight.data.normal_()
-    transformer = UVit2DModel(
-        hidden_size=16,
-        cond_embed_dim=16,
-        micro_cond_encode_dim=8,
-        micro_cond_embed_dim=40,
-        encoder_hidden_size=16,
-        vocab_size=41,
-        codebook_size=40,
-        in_channels=16,
-        block_out_channels=16,
-        num_res_blocks=1,
-        block_num_heads=2,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        sample_size=4,
-    )
-    parts = architectures.clip_tokenizer(), CLIPTextModelWithProjection(clip_config()), transformer
-    AmusedPipeline(vqvae, *parts, AmusedScheduler(mask_token_id=40)).save_pretrained(folder)
-
-
 def tiny_xl(folder):
     unet = UNet2DConditionModel(
         **UNET,
@@ -110,12 +71,6 @@ def tiny_xl(folder):
     tokenizers = architectures.clip_tokenizer(), architectures.clip_tokenizer()
     scheduler = EulerDiscreteScheduler(**NOISE)
     StableDiffusionXLPipeline(vae(), *encoders, *tokenizers, unet, scheduler).save_pretrained(folder)
-
-
-def tiny_lcm(folder):
-    unet = UNet2DConditionModel(**UNET, cross_attention_dim=16, time_cond_proj_dim=16)
-    parts = CLIPTextModel(clip_config()), architectures.clip_tokenizer(), unet, LCMScheduler(**NOISE)
-    LatentConsistencyModelPipeline(vae(), *parts, None, None, requires_safety_checker=False).save_pretrained(folder)
 
 
 def tiny_pixart(folder):
@@ -136,29 +91,28 @@ def tiny_pixart(folder):
     PixArtAlphaPipeline(*parts).save_pretrained(folder)
 
 
-MAKERS = {"amused": tiny_amused, "xl": tiny_xl, "lcm": tiny_lcm, "pixart": tiny_pixart}
+MAKERS = {"xl": tiny_xl, "pixart": tiny_pixart}
 SCHEDULERS = {
-    **{"stable-diffusion": "DDPMScheduler", "amused": "SeededAmusedScheduler", "xl": "EulerDiscreteScheduler"},
-    **{"lcm": "LCMScheduler", "pixart": "DPMSolverMultistepScheduler"},
+    **{"stable-diffusion": "DDPMScheduler", "amused": "SeededAmusedScheduler"},
+    **{"xl": "EulerDiscreteScheduler", "pixart": "DPMSolverMultistepScheduler"},
 }
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Profile of each kind, and its generator; made once."""
-    found = {}
 
+    @functools.cache
     def make(kind):
-        if kind not in found:
-            models = profile.load("mini", num_inference_steps=3)
-            if kind in MAKERS:
-                folder = tmp_path_factory.mktemp(kind)
-                torch.manual_seed(0)
-                MAKERS[kind](folder)
-                drawn = {"num_inference_steps": 4, "guidance_scale": 3.0, "image_size": 32}
-                models = replace(models, generator=str(folder), **drawn)
-            found[kind] = models, Generator.load(models)
-        return found[kind]
+        models = profile.load("mini", num_inference_steps=3, guidance_scale=3.0)
+        if kind in MAKERS:
+            folder = tmp_path_factory.mktemp(kind)
+            torch.manual_seed(0)
+            MAKERS[kind](folder)
+            models = replace(models, generator=str(folder), image_size=32)
+        else:
+            models = models.pair(generator=kind)
+        return models, Generator.load(models)
 
     return make
 
@@ -204,13 +158,6 @@ def test_only_stable_diffusion_gets_the_papers_scheduler_and_long_captions_are_c
 
 
 # --- aMUSEd -----------------------------------------------------------------------------------------------
-def test_draws_in_parts_are_the_same(made):
-    _, amused = made("amused")
-    whole = amused.draw(CAPTIONS, SEEDS).astype(int)
-    parts = Generator(amused.pipeline, amused.num_inference_steps, amused.guidance_scale, amused.image_size, 2)
-    assert np.abs(parts.draw(CAPTIONS, SEEDS) - whole).max() <= 1
-
-
 def test_each_image_has_its_stream_in_a_step_of_amused():
     """A batch is the parent's step of its samples one by one, after any number of steps."""
     torch.manual_seed(0)
@@ -233,12 +180,12 @@ def test_each_image_has_its_stream_in_a_step_of_amused():
 
 def test_linear_layers_through_onednn_keep_their_outputs(made):
     models, amused = made("amused")
-    plain = AmusedPipeline.from_pretrained(models.generator).transformer
-    codes, text, pooled = torch.randint(41, (2, 4, 4)), torch.randn(2, 32, 16), torch.randn(2, 16)
-    sizes = torch.tensor([[32.0, 32, 0, 0, 6]]).expand(2, -1)
+    plain = AmusedPipeline.from_pretrained(models.generator, dtype=torch.float32).transformer
+    codes, text, pooled = torch.randint(1025, (2, 8, 8)), torch.randn(2, 32, 128), torch.randn(2, 128)
+    sizes = torch.tensor([[64.0, 64, 0, 0, 6]]).expand(2, -1)
     with torch.no_grad():
         ours, theirs = (model(codes, text, pooled, sizes) for model in (amused.pipeline.transformer, plain))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)  # logits of about 10
 
 
 # --- schedulers and types -----------------------------------------------------------------------------------
@@ -251,10 +198,9 @@ def test_stable_diffusion_takes_the_profiles_scheduler():
     assert (drawn["DDPMScheduler"] != drawn["DDIMScheduler"]).any()
 
 
-@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])
-def test_half_precision_is_the_same_drawing_rounded(name):
+def test_half_precision_is_the_same_drawing_rounded():
     """torch draws other noise of a seed in another type: first noise and that of every step are drawn in float32."""
-    settings = {"scheduler": name, "num_inference_steps": 4}
+    settings = {"scheduler": "EulerAncestralDiscreteScheduler", "num_inference_steps": 4}
     whole, half = (Generator.load(profile.load("mini", dtype=dtype, **settings)) for dtype in ("float32", "bfloat16"))
     assert half.pipeline.unet.dtype == torch.bfloat16
     shown, rounded, other = (
@@ -263,34 +209,12 @@ def test_half_precision_is_the_same_drawing_rounded(name):
     assert np.abs(shown - rounded).mean() < 5 < np.abs(shown - other).mean()  # levels of 255
 
 
-def test_a_scheduler_in_float32_hands_back_the_types_it_was_given():
-    scheduler = in_float32(DDIMScheduler)()
-    scheduler.set_timesteps(10)
-    predicted, sample = torch.randn(2, 1, 4, 8, 8).to(torch.bfloat16)
-    (prev, clean), named = (
-        scheduler.step(predicted, 901, sample, return_dict=False),
-        scheduler.step(predicted, 901, sample),
-    )
-    assert prev.dtype == clean.dtype == torch.bfloat16 and torch.equal(named.prev_sample, prev)
-    plain = DDIMScheduler()
-    plain.set_timesteps(10)
-    expected = plain.step(predicted.float(), 901, sample.float()).prev_sample
-    assert torch.equal(prev, expected.to(torch.bfloat16))
-    assert "generator" in inspect.signature(scheduler.step).parameters  # or no pipeline would pass one
-
-
 # --- bad input ---------------------------------------------------------------------------------------------
-def test_seeds_and_captions_must_match(made):
-    with pytest.raises(ValueError, match="2 captions and 1 seeds"):
-        made("amused")[1].draw(["a", "b"], [1])
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"scheduler": "ddpm"}, "scheduler is 'ddpm', which is none of diffusers: give one such as DDPM"),
         ({"dtype": "float16"}, "dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'"),
-        ({"dtype": "fp16"}, "dtype is 'fp16': choose one of float32, bfloat16, float16"),
         ({"generator": str(profile.MINI / "blip-base")}, "blip-base is no pipeline: it has no model_index.json"),
     ],
 )
@@ -311,7 +235,6 @@ def copied(made, tmp_path):
     ("name", "sentence"),
     [
         ("AmusedImg2ImgPipeline", "is a AmusedImg2ImgPipeline, which is no text-to-image pipeline"),
-        ("AutoencoderKL", "is a AutoencoderKL, which is no text-to-image pipeline"),
         (["pipeline", "Mine"], "is drawn by code that lies in it, which is never run: give another pipeline"),
     ],
 )
@@ -328,7 +251,6 @@ def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(copied, name, 
     ("lost", "sentence"),
     [
         ("vqvae", "lacks the folder vqvae"),
-        ("transformer/config.json", "transformer lacks config.json"),
         ("tokenizer/tokenizer.json", "tokenizer lacks tokenizer.json"),
     ],
 )
