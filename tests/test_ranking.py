@@ -206,3 +206,11 @@ def test_best_of_subsets_of_many_candidates_stays_exact():
 def test_best_of_subsets_larger_than_the_pool_are_refused():
     with pytest.raises(ValueError, match=r"between 1 and the 3 candidates of the pool, not \[0, 4\]"):
         ranking.best_of_subsets(SIM, QUALITY, [0, 4])
+
+
+def test_a_gallery_shows_the_best_the_median_and_the_worst_with_ties_by_id():
+    values, ids = [3, 1, 2, 2], [7, 5, 9, 8]
+    assert ranking.extremes(values, ids) == [("best", 0), ("median", 2), ("worst", 1)]
+    places = [place for _, place in ranking.extremes(values, ids, each=2)]
+    assert places == [0, 3, 3, 2, 2, 1]
+    assert [place for _, place in ranking.extremes([1.0], [4], each=2)] == 6 * [0]

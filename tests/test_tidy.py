@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfl_utils.build import chapter, publish
+from dfl_utils.build import publish
 from dfl_utils.exhibits import tidy
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
@@ -58,8 +58,8 @@ def saved(house, monkeypatch):
     commit(house)
     provenance.register("clip", house.root / "data/mini/clip")
     tidy.save("one", rows({"x": 10}, {"x": 2, "paper": 0.741}), {"seconds": 12.34, "model_calls": 7})
-    source = chapter.find("one")
-    publish.record_run(directory, "one", chapter.effective(source, chapter.at_scale(source, "full")))
+    given = {"parameters": {"NUM_IMAGES": 3}}  # as the runner adds them
+    (directory / "one.json").write_text(json.dumps(json.loads((directory / "one.json").read_text()) | given))
     return directory
 
 
@@ -84,7 +84,7 @@ def test_publish_writes_sorted_rows_and_a_stamp(house, saved):
     )
     stamp = json.loads(before[1])
     one = stamp["chapters"]["one"]
-    assert one["parameters"] == {"NUM_IMAGES": 3, "TOP_P": 0.9, "PROFILE": "mini"}
+    assert one["parameters"] == {"NUM_IMAGES": 3}
     assert (one["seconds"], one["model_calls"], one["exhibits"]) == (12.3, 7, ["figure3"])
     assert stamp["checkpoints"] == {"data/mini/clip": provenance.checkpoint_hash(house.root / "data/mini/clip")}
     assert stamp["commit"] == git(house, "rev-parse", "HEAD")
@@ -117,8 +117,8 @@ def test_what_has_changed_since_is_listed_by_its_name(house, saved):
 def test_an_edited_table_is_said(house, saved):
     target = publish.publish("mini", saved, house.root / ".store")
     (target / "exhibits.csv").write_text((target / "exhibits.csv").read_text().replace("0.5", "0.6"))
-    said = "results/mini/exhibits.csv is not the file that was stamped; restore it from git."
-    assert publish.changed("mini") == [said]
+    (said,) = publish.changed("mini")
+    assert "results/mini/exhibits.csv is not the table that was stamped: `git checkout" in said
 
 
 def test_a_clone_without_the_commit_says_so(house, saved):
@@ -126,7 +126,7 @@ def test_a_clone_without_the_commit_says_so(house, saved):
     stamp = json.loads((target / "stamp.json").read_text())
     (target / "stamp.json").write_text(json.dumps(stamp | {"commit": 40 * "a"}))
     assert publish.changed("mini") == [
-        "results/mini: commit aaaaaaaaaaaa is not in this clone; `git fetch --unshallow` brings the history."
+        "Commit aaaaaaaaaaaa is not in this clone; `git fetch --unshallow` brings the history."
     ]
     (target / "stamp.json").write_text("{")
     for text in ("{", "{}", "[]", '{"profile": "mini", "commit": "0"}'):
@@ -187,6 +187,33 @@ def test_a_table_has_a_caption_a_name_and_its_texts_letter_by_letter():
 @pytest.mark.parametrize(("metric", "numbers"), [("CIDEr", (1.25, -0.04, 2.5)), ("FID", (-1.25, -2.5, 0.04))])
 def test_an_improvement_turns_the_sign_of_a_distance(metric, numbers):
     assert tidy.improved(E, metric) == Estimate(*numbers, 7, 1)
+
+
+def test_levels_are_printed_with_the_decimals_of_their_metric():
+    found = tidy.printed(pd.Series([E, 0.71, np.nan], index=list("abc")), ["SBERT", "CLIP", "CIDEr"])
+    assert found.to_dict() == {"a": "1.250 (-0.040 to 2.500)", "b": "0.7100", "c": ""}
+
+
+def test_gains_stand_beside_those_of_the_papers_levels_and_are_judged_by_hand():
+    place = {"exhibit": "table9", "x": np.nan, "paper": np.nan}
+    levels = rows(place | {"method": "old", "paper": 80.0}, place | {"method": "new", "paper": 84.0})
+    change = Estimate(3.0, 1.0, 5.0, 9)
+    names = ("new over old gain", "new gain", "old over new gain")
+    made = [tidy.row("table9", ("nocaps", "overall"), name, "CIDEr", change) for name in names]
+    nothing = tidy.row("table9", ("nocaps", "overall"), "none gain", "CIDEr", Estimate(np.nan, np.nan, np.nan, 9))
+    gains = tidy.paper_gains([*made, nothing], levels, base=lambda method: "old")
+    assert gains.method.tolist() == list(names) and gains.paper.round(4).tolist() == [5.0, 5.0, -4.7619]
+    found = tidy.judged(gains)
+    assert found["gain, %"].tolist() == 3 * [change] and found["smallest visible, %"].tolist() == 3 * [2.0]
+    assert found["verdict"].tolist() == 3 * ["better"] and found["visible here?"].tolist() == 3 * ["yes"]
+    assert found["same direction?"].tolist() == ["yes", "yes", "no"]
+
+
+def test_a_falling_distance_is_a_gain_of_the_paper_s():
+    place = {"exhibit": "table5", "x": np.nan, "metric": "FID"}
+    levels = rows(place | {"method": "old", "paper": 20.0}, place | {"method": "new", "paper": 18.0})
+    row = tidy.row("table5", ("nocaps", "overall"), "new over old gain", "FID", E)
+    assert tidy.paper_gains([row], levels).paper.tolist() == [10.0]
 
 
 def test_what_was_spent_is_the_sum_over_kinds_but_for_what_only_others_were_made_from(tmp_path):

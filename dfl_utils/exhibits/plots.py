@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
+from dfl_utils.scores.ranking import Estimate
 
 # 4.5:1 on white and of different lightness; markers and dashes tell them apart without colour vision.
 COLOURS = {
@@ -168,16 +169,22 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, looks: dict[str, dict]) -> None:
 
 
 def interval_points(
-    table: pd.DataFrame, xlabel: str, *, origin: float | None = None, published: bool = False
+    table: pd.DataFrame | Mapping[tuple[str, str], Estimate],
+    xlabel: str,
+    *,
+    origin: float | None = None,
+    published: bool = False,
 ) -> Figure:
     """Horizontal points with intervals.
 
     Args:
-        table: columns `label`, `group`, `value`, `low`, `high`; one row a label and group, groups side by side.
+        table: columns `label`, `group`, `value`, `low`, `high`; one row a label and group, groups side by side. Or
+            (label, group) -> estimate.
         xlabel: what the numbers are, with their unit.
         origin: where a thin line stands for no change, such as 0 of gains.
         published: draw the column `paper` too, as a hollow diamond, where it has a number.
     """
+    table = table if isinstance(table, pd.DataFrame) else _points(table)
     labels, groups = list(dict.fromkeys(table.label)), list(dict.fromkeys(table.group))
     looks, step = _looks(groups), min(0.22, 0.8 / len(groups))
     with plt.rc_context(_style()):
@@ -204,6 +211,11 @@ def interval_points(
             axis.legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)
     return figure
+
+
+def _points(estimates: Mapping[tuple[str, str], Estimate]) -> pd.DataFrame:
+    rows = [(*names, e.value, e.low, e.high) for names, e in estimates.items()]
+    return pd.DataFrame(rows, columns=["label", "group", "value", "low", "high"])
 
 
 def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:

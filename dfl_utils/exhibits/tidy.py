@@ -7,7 +7,7 @@ stamp that names the commit, the machine and the checkpoints. "Made by this code
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from dfl_utils.exhibits import paper
+from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
@@ -32,6 +33,7 @@ METRICS = (
 )
 KEY = ["exhibit", "dataset", "split", "method", "metric", "x"]
 NUMBERS = ["x", "value", "low", "high", "n", "paper"]
+DIGITS = {"CLIP-text": 3, "SBERT": 3, "WMD": 3, "CLIP": 4, "DINO": 3, "FID": 2, "KID": 4}  # of a level; else 1
 
 
 # Metrics of exhibit `cost` that are seconds or ratios of seconds: two runs of one code differ in them.
@@ -218,6 +220,53 @@ def _cell(value: object, digits: int) -> str:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else f"{value:z.{digits}f}"
     return "" if value is None or value is pd.NA else str(value)
+
+
+def estimates(rows: pd.DataFrame) -> pd.Series:
+    """The estimate of each row, under the rows' index."""
+    found = [Estimate(r.value, r.low, r.high, int(r.n)) for r in rows.itertuples()]
+    return pd.Series(found, index=rows.index, dtype=object)
+
+
+def printed(levels: pd.Series, metrics: Iterable[str]) -> pd.Series:
+    """Levels as texts, each with the decimals of its metric; of estimates the interval too, of NaN nothing."""
+    texts = [_cell(value, DIGITS.get(metric, 1)) for value, metric in zip(levels, metrics, strict=True)]
+    return pd.Series(texts, index=levels.index, dtype=object)
+
+
+def paper_gains(gains: Iterable[dict], levels: pd.DataFrame, base: Callable[[str], str] = str) -> pd.DataFrame:
+    """Rows of gains, beside each the gain in per cent that the paper's levels make; without those of no value.
+
+    Args:
+        gains: as `row` makes them, of methods `AFTER over BEFORE gain` or `AFTER gain`.
+        levels: of `exhibits.beside_paper`.
+        base: AFTER -> BEFORE, where the method does not name it.
+    """
+    frame = pd.DataFrame(gains, columns=COLUMNS).dropna(subset="value").reset_index(drop=True)
+    published = levels.set_index(["method", "dataset", "split", "metric"]).paper
+    return frame.assign(paper=[_paper_gain(row, published, base) for row in frame.to_dict("records")])
+
+
+def _paper_gain(row: dict, published: pd.Series, base: Callable[[str], str]) -> float:
+    after, _, before = row["method"].removesuffix(" gain").partition(" over ")
+    place = row["dataset"], row["split"], row["metric"]
+    old, new = published[(before or base(after), *place)], published[(after, *place)]
+    return paper.improvement(100 * (new - old) / old, 0, 0, row["metric"])[0]
+
+
+def judged(gains: pd.DataFrame) -> pd.DataFrame:
+    """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's."""
+    changes = estimates(gains)
+    bounds = zip(gains.low, gains.high, gains.paper, strict=True)
+    columns = {
+        "gain, %": changes,
+        "verdict": [intervals.verdict(e, True) for e in changes],
+        "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
+        "the paper's, %": gains.paper,
+        "same direction?": [paper.same_direction(*each) for each in bounds],
+        "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
+    }
+    return pd.DataFrame(columns, index=gains.index)
 
 
 def numbered(name: str, caption: str, table: pd.DataFrame | str) -> Markdown:

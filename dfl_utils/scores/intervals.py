@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from dfl_utils.scores import ngrams
 from dfl_utils.scores.image_sets import NUM_RESAMPLES as NUM_SET_RESAMPLES
 from dfl_utils.scores.image_sets import RESAMPLED, SCORES, RankDeficient
 from dfl_utils.scores.ranking import LEVEL, NUM_RESAMPLES, Estimate, Statistic, draws_of
 
 Verdict = Literal["better", "worse", "not visible"]
+SETS = ("FID", "KID")  # metrics of a whole set of drawings
 
 
 def estimate(values: ArrayLike, statistic: Statistic = np.asarray, **bootstrap) -> Estimate:
@@ -103,6 +105,36 @@ def set_score_difference(
     return _of_sets(*_pair(after, before), reference, metric, paired, **bootstrap)
 
 
+def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **bootstrap) -> Estimate:
+    """The mean over seeds of any metric, with its interval.
+
+    Args:
+        metric: FID or KID of a set of drawings, B@1 to B@4 of a corpus, or any score whose mean over images counts.
+        values: `(S, images, ...)`: features of the drawings, `ngrams.bleu_statistics`, or one score an image.
+        reference: features of the originals, for FID and KID.
+        **bootstrap: as in `estimate`.
+    """
+    if metric in SETS:
+        return set_score(values, reference, metric, **bootstrap)
+    return estimate(values, _statistic(metric), **bootstrap)
+
+
+def change(
+    metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLike | None = None, **bootstrap
+) -> Estimate:
+    """`level` of `after` minus that of `before`, paired as in `difference`; arguments as in `level`."""
+    if metric in SETS:
+        return set_score_difference(after, before, reference, metric, **bootstrap)
+    return difference(after, before, _statistic(metric), **bootstrap)
+
+
+def _statistic(metric: str) -> Statistic:
+    if metric not in ngrams.BLEU_NAMES:
+        return np.asarray
+    order = ngrams.BLEU_NAMES.index(metric)
+    return lambda means: ngrams.corpus_bleu(means)[..., order]
+
+
 fid = partial(set_score, metric="FID")
 fid_difference = partial(set_score_difference, metric="FID")
 
@@ -146,7 +178,7 @@ def _checked(name: str, values: ArrayLike) -> np.ndarray:
 
 def _checked_features(name: str, rows: ArrayLike, reference: ArrayLike, metric: str, paired: bool) -> np.ndarray:
     rows, shape = _checked(name, rows), np.shape(reference)
-    if metric not in ("FID", "KID"):
+    if metric not in SETS:
         raise ValueError(f"metric must be FID or KID, not {metric!r}.")
     if rows.ndim != 3 or rows.shape[1] < 2 or not np.isfinite(rows).all():
         raise ValueError(f"{name} must be finite numbers (seeds, images, D) of at least 2 images, not {rows.shape}.")

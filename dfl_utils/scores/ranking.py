@@ -213,6 +213,20 @@ def rank_correlation(sim: ArrayLike, quality: ArrayLike, **bootstrap) -> Estimat
     return _estimate(taus[known], _mean, int(known.sum()), int((~known).sum()), **bootstrap)
 
 
+def extremes(values: ArrayLike, ids: Sequence, each: int = 1) -> list[tuple[str, int]]:
+    """Whom a gallery shows: (kind, place) of the `each` best, median and worst, highest first, ties by id.
+
+    Of few values a place can stand there more than once.
+    """
+    order, n = np.lexsort((ids, -np.asarray(values, dtype=float))), len(ids)
+    starts = {"best": 0, "median": (n - each + 1) // 2, "worst": n - each}
+    return [
+        (kind, int(order[place]))
+        for kind, start in starts.items()
+        for place in np.clip(start + np.arange(each), 0, n - 1)
+    ]
+
+
 def best_of_n(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Quality of each image's most similar candidate: (images, ...); of the first of several equally similar."""
     return quality_by_rank(sim, quality)[:, 0]
