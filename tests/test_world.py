@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -140,11 +141,12 @@ def small(monkeypatch):
     few = tuple(splits.Split(s.part, s.name, counts.get(s.name, 2), s.references, s.pools, s.first_id, s.test)
                 for s in splits.SPLITS)  # fmt: skip
     monkeypatch.setattr(splits, "SPLITS", few)
-    monkeypatch.setattr(splits, "_warn_if_other", lambda *_: None)
+    published = {part: splits.fingerprint(part) for part in splits.PARTS}
+    monkeypatch.setattr(splits, "_published", lambda: published)
 
 
 def test_written_world_has_the_real_formats(small, tmp_path):
-    splits.write(tmp_path, progress=False)
+    splits.write(tmp_path)
     karpathy = json.loads((tmp_path / "coco/dataset_coco.json").read_text())
     assert [image["split"] for image in karpathy["images"]] == ["train"] * 12 + ["val"] * 3 + ["test"] * 4
     image = karpathy["images"][-1]
@@ -157,30 +159,28 @@ def test_written_world_has_the_real_formats(small, tmp_path):
     nocaps = json.loads((tmp_path / "nocaps/nocaps_val_4500_captions.json").read_text())
     assert [i["domain"] for i in nocaps["images"]] == ["in-domain"] * 2 + ["near-domain"] * 2 + ["out-domain"] * 2
     assert len(nocaps["annotations"]) == 60 and len({a["id"] for a in nocaps["annotations"]}) == 60
-    truth = splits.read_scenes(tmp_path, "nocaps")
+    truth = {i.image_id: i.scene for name in ("in", "near", "out") for i in splits.items("nocaps", name)}
+    written = json.loads((tmp_path / "nocaps/scenes.json").read_text())
+    assert written == json.loads(json.dumps({k: asdict(scene) for k, scene in truth.items()}))
     for record in nocaps["images"]:
         with Image.open(tmp_path / "nocaps/images" / record["file_name"]) as written:
             np.testing.assert_array_equal(np.asarray(written), scenes.render(truth[record["id"]]))
 
 
 def test_a_whole_world_is_left_alone_and_a_damaged_one_written_anew(small, tmp_path, monkeypatch):
-    splits.write(tmp_path, progress=False)
+    splits.write(tmp_path)
     drawn = []
     render = scenes.render
     monkeypatch.setattr(scenes, "render", lambda scene: drawn.append(scene) or render(scene))
-    splits.write(tmp_path, progress=False)
+    splits.write(tmp_path)
     assert not drawn
     picture = next((tmp_path / "nocaps/images").iterdir())
     picture.write_bytes(picture.read_bytes()[:100])
-    splits.write(tmp_path, progress=False)
-    assert len(drawn) == 6
+    splits.write(tmp_path)
+    assert len(drawn) == 6 + 6  # written, and looked at for their fingerprint
     (tmp_path / "coco" / splits.MARKER).write_text("[]")
-    splits.write(tmp_path, progress=False)
-    assert len(drawn) == 6 + 19
-    splits.write(tmp_path, progress=False, train=False)
-    assert len(drawn) == 6 + 19
-    splits.write(tmp_path / "few", progress=False, parts=("coco",), train=False)  # no training images
-    assert len(drawn) == 6 + 19 + 7 and not (tmp_path / "few" / "nocaps").exists()
+    splits.write(tmp_path)
+    assert len(drawn) == 12 + 19 + 4
 
 
 def test_a_killed_write_leaves_nothing_that_looks_whole(small, tmp_path, monkeypatch):
@@ -194,16 +194,13 @@ def test_a_killed_write_leaves_nothing_that_looks_whole(small, tmp_path, monkeyp
 
     monkeypatch.setattr(scenes, "render", render_some)
     with pytest.raises(KeyboardInterrupt):
-        splits.write(tmp_path, progress=False)
+        splits.write(tmp_path)
     assert not (tmp_path / "coco").exists()
-    splits.write(tmp_path, progress=False)
+    splits.write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"coco", "nocaps"}
 
 
-def test_bad_input_gets_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="no part flickr of the embedded world: choose from"):
-        splits.write(tmp_path, parts=("flickr",))
-    with pytest.raises(FileNotFoundError, match=r"scenes.json is missing: write the embedded world with"):
-        splits.read_scenes(tmp_path, "coco")
-    with pytest.warns(UserWarning, match="install the versions of constraints.txt"):
-        splits._warn_if_other("coco", {"fingerprint": "other"})
+def test_another_test_set_than_the_published_is_warned_of(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "_published", lambda: {"coco": "other", "nocaps": splits.fingerprint("nocaps")})
+    with pytest.warns(UserWarning, match="The coco-like test set .* install the versions of constraints.txt"):
+        splits.write(tmp_path)

@@ -4,12 +4,10 @@ Expected under a profile's root of the data set (the first that exists of each l
 
     coco    dataset_coco.json, karpathy/..., annotations/...      Karpathy's splits
             <filepath>/<filename>, images/<filepath>/<filename>   COCO 2014 images
-    nocaps  nocaps_val_4500_captions.json, annotations/...        captions, as a rule with domains
-            nocaps_val_image_info.json, annotations/...           domains, if the captions lack them
+    nocaps  nocaps_val_4500_captions.json, annotations/...        captions and domains
             images/val/, images/, val/, validation/               images
 
-A record that comes twice is one image with the captions of both; two files of one id are refused. Images and captions
-of one's own are read by `folder`.
+Images and captions of one's own are read by `folder`.
 """
 
 import contextlib
@@ -20,31 +18,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfl_utils.world import annotations
-from dfl_utils.world.annotations import DOMAINS
-from dfl_utils.world.annotations import Example as Example  # this and the next four belong to the interface
-from dfl_utils.world.annotations import read_json as read_json
-from dfl_utils.world.folders import folder as folder
+from dfl_utils.world.annotations import DOMAINS, Example
+from dfl_utils.world.folders import folder as folder  # it belongs to the interface
+from dfl_utils.world.profile import Profile
 
 SPLITS = {"coco": ("train", "val", "test"), "nocaps": (*DOMAINS.values(), "overall")}
 
 
-class DataProfile(Protocol):
-    """What the readers ask of a `dfl_utils.world.profile.Profile`."""
-
-    data_root: Path
-    data_writer: str | None
-    data_command: str
-
-    def dataset_root(self, dataset: str) -> Path: ...
-
-
-def ensure(profile: DataProfile) -> None:
+def ensure(profile: Profile) -> None:
     """Write the profile's data if it is one that can be written; it is left alone when it is there and whole.
 
     Raises:
@@ -56,7 +42,7 @@ def ensure(profile: DataProfile) -> None:
         raise FileNotFoundError(f"{profile.data_root} is missing; to get the data: {profile.data_command}.")
 
 
-def load(profile: DataProfile, dataset: str, split: str) -> list[Example]:
+def load(profile: Profile, dataset: str, split: str) -> list[Example]:
     """All examples of a split, in the order of the image ids.
 
     Args:
@@ -65,8 +51,7 @@ def load(profile: DataProfile, dataset: str, split: str) -> list[Example]:
         split: `train`, `val` or `test` of Karpathy's COCO; `in`, `near`, `out` or `overall` of NoCaps validation.
 
     Raises:
-        ValueError: an unknown dataset or split, a broken file, an image without references or domain, two files of one
-            id, an image in two splits.
+        ValueError: an unknown dataset or split, a broken file, an image without references or that comes twice.
         FileNotFoundError: an annotation file, an image folder or an image is not there.
     """
     if split not in SPLITS.get(dataset, ()):
@@ -75,27 +60,22 @@ def load(profile: DataProfile, dataset: str, split: str) -> list[Example]:
     root = Path(profile.dataset_root(dataset))
     mend = f"to get the data: {profile.data_command}"
     read = annotations.karpathy if dataset == "coco" else annotations.nocaps
-    found = read(root, split, mend)
+    found = sorted(read(root, split, mend), key=lambda example: example.image_id)
     if not found:
         raise ValueError(f"{root} has no images of split {split!r}; {mend}.")
+    ids = [example.image_id for example in found if example.references]
+    if len(set(ids)) < len(found):
+        raise ValueError(f"{root} has an image of split {split!r} without references, or twice; {annotations.AGAIN}.")
     lost = [example.path for example in found if not example.path.exists()]
     if lost:
         raise FileNotFoundError(f"{lost[0]} is missing ({len(lost)} of {len(found)} images are); {mend}.")
-    return sorted(found, key=lambda example: example.image_id)
+    return found
 
 
 def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Example]:
     """Draw examples without looking at them: seeded, in proportion to the domains, each draw a prefix of a larger one.
 
-    The order depends on the seed and the image ids alone, not on the order of `examples`.
-
-    Args:
-        examples: what to draw from.
-        num_images: how many, 1 to `len(examples)`.
-        seed: another seed, another draw.
-
-    Raises:
-        ValueError: `num_images` is out of range.
+    The order depends on the seed and the image ids alone. ValueError where `num_images` is not in 1 to `len(examples)`.
     """
     if not 1 <= num_images <= len(examples):
         raise ValueError(f"num_images is {num_images}: choose 1 to {len(examples)}, the images that there are.")
@@ -110,18 +90,6 @@ def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Exam
 # --- Image files as people saw them: upright, in RGB, transparency on white, sixteen bits brought to eight.
 
 BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, EOFError, OSError, struct.error)
-
-
-def read_bytes(path: Path) -> bytes:
-    """The raw bytes of an image file.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing; fetch or write the data again (`dfl data`).") from None
 
 
 def read_image(path: Path) -> Image.Image:
@@ -141,6 +109,14 @@ def read_image(path: Path) -> Image.Image:
         raise OSError(f"{path} is truncated or not an image ({reason}); fetch it or run `dfl data` again.") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """The raw bytes of an image file; FileNotFoundError says how to get it."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; fetch or write the data again (`dfl data`).") from None
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A new RGB image of what a viewer shows.
 
@@ -157,8 +133,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
         raise ValueError("it has samples of 32 bits; save it with 8 or 16")
-    if image.mode.startswith("I;16"):
-        # 65,535 = 255 x 257
+    if image.mode.startswith("I;16"):  # 65,535 = 255 x 257
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         colours = image.convert("RGBA")

@@ -1,12 +1,12 @@
 """Images and captions of one's own: any folder of images, with a captions file or without."""
 
-import csv
 import hashlib
-import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+import pandas as pd
 
 from dfl_utils.world.annotations import Example, named_captions
 
@@ -14,7 +14,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FILE_COLUMNS = ("file", "file_name", "filename", "image")
 CAPTION_COLUMNS = ("caption", "text")
 METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's imagefolder
-Row = tuple[str, str, str]  # where it stands, file name, caption
 
 
 def folder(images: Path | str, captions: Path | str | None = None) -> list[Example]:
@@ -31,8 +30,8 @@ def folder(images: Path | str, captions: Path | str | None = None) -> list[Examp
 
     Raises:
         FileNotFoundError: no folder, no captions file.
-        ValueError: no image in the folder; of the captions file an unknown format or column, a row that is broken, an
-            empty caption, a file name that is no image of the folder.
+        ValueError: no image in the folder; a captions file of an unknown format or without the two columns, an empty
+            caption, a file name that is no image of the folder.
     """
     root = Path(images)
     if not root.is_dir():
@@ -54,7 +53,7 @@ def _images(root: Path) -> dict[str, Path]:
 
 
 def _normal(name: str) -> str:
-    # One spelling of an accented letter: file systems and editors differ in theirs.
+    """One spelling of an accented letter: file systems and editors differ in theirs."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -64,62 +63,37 @@ def content_id(content: bytes) -> int:
 
 
 def _references(path: Path, root: Path, found: dict[str, Path]) -> dict[str, list[str]]:
-    readers = {".csv": _csv, ".jsonl": _json_lines, ".json": _json}
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give a captions file that is there, or none.")
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} is no captions file that is known: give one of {', '.join(readers)}.")
     references = defaultdict(list)
-    for place, name, caption in readers[path.suffix.lower()](path):
-        key = _normal(name.strip().removeprefix("./"))
+    for name, caption in _rows(path):
+        key = _normal(str(name).strip().removeprefix("./"))
         if key not in found:
-            raise ValueError(f"{path}, {place}, names {name!r}, which is no image of {root}: put it there, or drop it.")
+            raise ValueError(f"{path} names {name!r}, which is no image of {root}: put it there, or drop it.")
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{path}, {place}, has an empty caption of {name}: write one, or drop the row.")
+            raise ValueError(f"{path} has an empty caption of {name}: write one, or drop the row.")
         references[key].append(" ".join(caption.split()))
     return references
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    # A comma in a caption that is not quoted makes a cell too many.
-    mend = "give every row as many cells as the header has, and captions with a comma in double quotes"
+def _rows(path: Path) -> Iterable[tuple[str, str]]:
+    """File name and caption, one pair a caption."""
+    if path.suffix.lower() == ".json":
+        return named_captions(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = {name.strip(): name for name in reader.fieldnames or ()}
-            file_name, caption = (names[column] for column in _columns(path, names))
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{path}, line {reader.line_num}, has another number of cells: {mend}.")
-                yield f"line {reader.line_num}", row[file_name], row[caption]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error}): save it as one.") from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        records = [(k, json.loads(line)) for k, line in enumerate(lines, 1) if line.strip()]
-    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
-        raise ValueError(f"{path} is not JSON Lines in UTF-8 ({error}): give one JSON object a line.") from error
-    for k, record in records:
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {k}, is no JSON object: give one a line, with a file name and a caption.")
-        file_name, caption = (record[column] for column in _columns(path, record))
-        for text in caption if isinstance(caption, list) else [caption]:
-            yield f"line {k}", str(file_name), text
-
-
-def _json(path: Path) -> Iterator[Row]:
-    return (("images", name, caption) for name, caption in named_captions(path))
-
-
-def _columns(path: Path, names) -> tuple[str, str]:
-    """Which columns hold file names and captions."""
-    chosen = [next((name for name in known if name in names), None) for known in (FILE_COLUMNS, CAPTION_COLUMNS)]
+        if path.suffix.lower() == ".jsonl":
+            table = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no table of captions in UTF-8 ({error}): save it as CSV or JSON Lines.") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes cells without a name for the index
+        raise ValueError(f"{path} has more cells in a row than in its header: put captions with a comma in quotes.")
+    table.columns = [str(name).strip() for name in table]
+    chosen = [next((c for c in known if c in table), None) for known in (FILE_COLUMNS, CAPTION_COLUMNS)]
     if None in chosen:
         raise ValueError(
-            f"{path} has the columns {', '.join(map(repr, names)) or 'of nothing'}: it needs one of "
+            f"{path} has the columns {', '.join(map(repr, table)) or 'of nothing'}: it needs one of "
             f"{', '.join(FILE_COLUMNS)} and one of {', '.join(CAPTION_COLUMNS)}, separated by commas in a CSV file."
         )
-    return chosen[0], chosen[1]
+    return table[chosen].explode(chosen[1]).itertuples(index=False)

@@ -14,22 +14,18 @@ class Profile:
 
     Attributes:
         name: key of the profile, also the folder of its published results.
-        data_root: folder with `coco/` and `nocaps/` in their published layouts.
-        coco_root, nocaps_root: folders of the two where they do not lie in `data_root`, or None.
+        data_root: folder with `coco/` and `nocaps/` in their published layouts; `coco_root`, `nocaps_root` go before.
         data_writer: `module:function` that writes `data_root`, or None where the data must be brought.
         data_command: what a reader types to get the data.
         captioner, generator, clip, dino: model folders, or hub ids (looked up in `models_root` first).
         probe: the referee's folder, or None.
         captioner_prompt: text the captioner continues; cut from its captions.
-        image_size: pixels a side of a drawn image.
-        image_sizes: the same beside single captioners, by their names in `captioners`.
+        image_size: pixels a side of a drawn image; `image_sizes` beside single captioners, by their names.
         dino_size: pixels a side that DINO sees (paper: 384, Appendix A.1).
-        guidance_scale: classifier-free guidance of the generator.
-        num_inference_steps: DDPM steps.
+        guidance_scale, num_inference_steps: of the generator; steps are DDPM's.
         scheduler: class of diffusers that a Stable Diffusion generator draws by.
         top_p: nucleus mass that captions are sampled at, where a chapter does not set it.
         min_words, max_words: caption length limits, counted in tokens as `generate` counts.
-        device: torch device.
         dtype: torch type that captioner and generator infer in; training and judges stay float32.
         offline: never open a connection; models are folders.
         draw_batch: images drawn at a time; memory grows with it.
@@ -99,8 +95,7 @@ class Profile:
         Raises:
             FileNotFoundError: an offline profile names a folder that is not there.
         """
-        candidates = [Path(model)] + ([self.models_root / model] if self.models_root else [])
-        for folder in candidates:
+        for folder in [Path(model)] + ([self.models_root / model] if self.models_root else []):
             if folder.is_dir():
                 return str(folder)
         if self.offline:
@@ -141,7 +136,7 @@ PROMPTS = {"blip": "a picture of", "blip2": "a photo of"}  # what their authors'
 
 # The commits that are used. All hold safetensors; where a page of the hub lists their files, it is named.
 REVISIONS = {
-    # Snapshot folders of this name stand in several public repositories' code; not checked on the hub's own pages.
+    # Named by several public repositories' code; not checked on the hub's own pages.
     "CompVis/stable-diffusion-v1-4": "133a221b8aa7292a167afc5127cb63fb5005638b",
     "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
     "madebyollin/taesd": "614f76814bbe30edbe2e627ace1c2234c81a2c0e",
@@ -217,42 +212,31 @@ def configured(name: str, **overrides: object) -> Profile:
 
     Args:
         name: of `PROFILES`, also with fields as text behind it, so that one parameter of a chapter says all:
-            `paper, coco_root=/data/coco, captioner=/models/blip`.
+            `paper, coco_root=/data/coco, captioner=/models/blip`; `none` is None.
         overrides: fields; they go before those in `name`.
 
     Raises:
-        ValueError: unknown profile or field, or a value that the field does not take.
+        ValueError: unknown profile or field, or a text that the field does not take.
     """
     name, *given = (part.strip() for part in name.split(","))
-    pairs = [part.partition("=") for part in given]
-    if bare := [field for field, equals, _ in pairs if not equals]:
-        raise ValueError(f"{bare[0]!r} behind profile {name!r} sets no field: write FIELD=VALUE.")
-    overrides = {field: typed(field, value.strip()) for field, _, value in pairs} | overrides
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
-    unknown = overrides.keys() - Profile.__dataclass_fields__.keys()
-    if unknown:
-        raise ValueError(f"Profile has no field {', '.join(sorted(unknown))}: see dfl_utils.world.profile.Profile.")
+    pairs = (part.partition("=") for part in given)
+    overrides = {field: _typed(field.strip(), text.strip()) for field, _, text in pairs} | overrides
     folders = {key: Path(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
     return replace(PROFILES[name], **overrides | folders)
 
 
-def typed(name: str, value: str) -> object:
-    """The value of one field from a command line's text; ValueError where there is no such field, or it takes no text.
-
-    `none` is None.
-    """
-    if name not in Profile.__dataclass_fields__:
-        raise ValueError(f"Profile has no field {name}: see dfl_utils.world.profile.Profile.")
-    kind = Profile.__dataclass_fields__[name].type
-    if kind in (int, float, bool):
-        try:
-            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (KeyError, ValueError):
-            raise ValueError(f"The profile's field {name} takes {kind.__name__}, not {value!r}.") from None
-    if kind not in (str, str | None, Path, Path | None):
-        raise ValueError(f"The profile's field {name} takes no text: replace the models it names one by one.")
-    return None if value.lower() == "none" else value
+def _typed(name: str, text: str) -> object:
+    """The value of one field that a text behind a profile's name gives it."""
+    known = Profile.__dataclass_fields__
+    kind = known[name].type if name in known else None
+    if kind in (str, str | None, Path, Path | None):
+        return None if text.lower() == "none" else text
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else {int: int, float: float}[kind](text)
+    except (KeyError, ValueError):
+        raise ValueError(f"A profile takes no {name}={text}: see dfl_utils.world.profile.Profile.") from None
 
 
 def load(name: str, **overrides: object) -> Profile:
