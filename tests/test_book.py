@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils.build import book, bookext, chapter, disclosure, execution, kernels, publish
+from dfl_utils.build import book, bookext, chapter, disclosure, execution, publish
 from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.store import provenance
 
@@ -35,7 +35,7 @@ def test_unknown_parameters_and_wrong_types_stop_before_anything_runs(house, val
 def test_values_typed_on_a_command_line_take_the_defaults_type(house):
     typed = {"NUM_IMAGES": "5", "TOP_P": "1e-1", "PROFILE": "12"}
     assert chapter.check(chapter.find("one"), typed, typed=True) == {"NUM_IMAGES": 5, "TOP_P": 0.1, "PROFILE": "12"}
-    with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not '5.5'"):
+    with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not 5.5"):
         chapter.check(chapter.find("one"), {"NUM_IMAGES": "5.5"}, typed=True)
     (value,) = chapter.check(chapter.find("one"), {"TOP_P": 1}).values()  # a whole number serves as a float
     assert value == 1.0 and isinstance(value, float)
@@ -44,28 +44,27 @@ def test_values_typed_on_a_command_line_take_the_defaults_type(house):
 @pytest.mark.parametrize(
     ("default", "text", "value"),
     [
-        *[(1, text, int(text)) for text in ("7", "007", "010", "-3")],
-        *[(True, "False", False), (1.0, "1e-3", 1e-3), (1.0, "010", 10.0), ("a", "010", "010")],
-        *[(None, "010", 10), (None, "no", "no"), (None, "0.5", 0.5), (None, "true", True), (None, "1:30", "1:30")],
+        *[(1, text, int(text)) for text in ("7", "-3")],
+        *[(True, "False", False), (1.0, "1e-3", 1e-3), (1.0, "10", 10.0), ("a", "010", "010")],
     ],
 )
 def test_no_number_is_read_as_another_than_it_says(default, text, value):
-    read = chapter.Parameter(default).parse(text)
+    read = chapter.Parameter(default).check(text, typed=True)
     assert read == value and type(read) is type(value)
 
 
-@pytest.mark.parametrize(("default", "text"), [(1, "1:30"), (1, "0x10"), (1, ""), (True, "1"), (1.0, "1:30")])
+@pytest.mark.parametrize(("default", "text"), [(1, "1:30"), (1, "010"), (1, "")])
 def test_what_is_no_value_of_the_type_is_refused(default, text):
     with pytest.raises(ValueError, match=f"takes {type(default).__name__}, not {text!r}"):
-        chapter.Parameter(default).parse(text)
+        chapter.Parameter(default).check(text, typed=True)
 
 
 @pytest.mark.parametrize(
     ("cells", "sentence"),
     [
         ([TAGGED, TAGGED], "needs exactly one code cell tagged `parameters`, not 2"),
-        ([cell("num_images = 3", tags=["parameters"])], "`num_images = 3` in the parameters cell is not an ALL_CAPS"),
-        ([cell("SEED = -", tags=["parameters"])], "The parameters cell of chapter one is not plain Python"),
+        ([cell("num_images = 3", tags=["parameters"])], r"The parameters cell of chapter one .*\(num_images = 3\)"),
+        ([cell("SEED = -", tags=["parameters"])], "The parameters cell of chapter one holds lines like"),
     ],
 )
 def test_a_parameters_cell_holds_capitals_and_scalars_alone(house, cells, sentence):
@@ -74,8 +73,8 @@ def test_a_parameters_cell_holds_capitals_and_scalars_alone(house, cells, senten
 
 
 def test_parameters_are_read_with_their_comments(house):
-    path = house.chapter(cell('SEED: int = -1  # "é", any\nNAME = None\n', tags=["parameters"]))
-    assert chapter.parameters(path) == {"SEED": chapter.Parameter(-1, '"é", any'), "NAME": chapter.Parameter(None)}
+    path = house.chapter(cell('SEED = -1  # "é", any\nNAME = "#"\n', tags=["parameters"]))
+    assert chapter.parameters(path) == {"SEED": chapter.Parameter(-1, '"é", any'), "NAME": chapter.Parameter("#")}
 
 
 def test_a_scale_sets_a_chapters_own_block_over_the_common_one(house):
@@ -107,7 +106,7 @@ def runs(house, monkeypatch):
     """Chapter one at scale ci, executed without a kernel; a list that grows with every execution."""
     seen = []
 
-    def execute(source, values, results, timeout):
+    def execute(source, values, results):
         seen.append(values)
         results.mkdir(parents=True, exist_ok=True)
         (results / "one.json").write_text("{}")
@@ -139,7 +138,7 @@ def test_a_chapter_is_not_run_again_for_what_it_cannot_read(house, runs):
         ("dfl_utils/exhibits/plots.py", "COLOUR = 'red'\n", "has changed since it last ran"),
         ("data/mini/clip/config.json", "{}", "has changed since it last ran"),
         ("_build/results/ci/one.json", None, "has lost the numbers that it saved"),
-        ("_build/src/one.ipynb", None, "has not been run"),
+        ("_build/src/one.ipynb", None, "has not been run, or failed"),
     ],
 )
 def test_a_stale_copy_is_refused_and_run_again(house, runs, file, text, reason):
@@ -175,7 +174,7 @@ print(here, pathlib.Path.cwd().name, pathlib.Path(os.environ["DFL_RESULTS"]).nam
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(book.os, "cpu_count", lambda: 6)
     before = dict(os.environ), Path.cwd()
-    book._execute_together("ci", 2, fresh=True)
+    book._execute("ci", 2, fresh=True)
     assert (dict(os.environ), Path.cwd()) == before
     for name in ("one", "two"):
         notebook = nbformat.read(house.root / f"_build/src/{name}.ipynb", as_version=4)
@@ -195,11 +194,8 @@ def test_a_build_that_is_stopped_stops_its_chapters(house):
     threading.Thread(target=interrupt, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        book._execute_together("ci", 2, fresh=True)
+        book._execute("ci", 2, fresh=True)
     assert time.monotonic() - began < 120 and not list((house.root / "_build").glob("src/*.ipynb"))
-    with pytest.raises(BuildFailed, match="The kernel of chapter one failed .the build was stopped."):
-        execution.run_chapter("one")
-    kernels.start_engine()
     house.chapter(TAGGED, cell("print('again')"), name="one")
     assert execution.run_chapter("one").is_file()
 
@@ -210,16 +206,12 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
     house.write("params/quick.yml", "two: {SEEDS: 2}\n")
     with pytest.raises(ValueError, match="Chapter two has no parameter SEEDS; it knows SEED"):
         book.build("quick")
-    (house.root / "book/index.md").unlink()
-    with pytest.raises(ValueError, match=r"_toc\.yml names the page index, but there is no book/index\.md"):
-        book.build("ci")
 
 
 def test_traces_of_an_earlier_run_do_not_reach_a_new_one(house):
     fossil = cell("# Parameters\nNUM_IMAGES = 1", tags=["injected-parameters"])
     before = execution._clean(house.chapter(TAGGED, cell("x = 1")))
-    run = cell("x = 1", papermill={"status": "completed"}) | {"execution_count": 7}
-    assert execution._clean(house.chapter(TAGGED, fossil, run, papermill={"parameters": {"NUM_IMAGES": 1}})) == before
+    assert execution._clean(house.chapter(TAGGED, fossil, cell("x = 1"), papermill={"a": 1})) == before
 
 
 def test_a_chapter_is_of_its_values_its_scale_and_where_it_is_published_the_results(house):

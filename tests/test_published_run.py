@@ -86,17 +86,9 @@ def damaged(path):
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:40])
-
-
 def one_is_damaged(path):
     found = published_run.unpack(path)
     published_run.pack(path, {stem: data[:-4] + b"\0\0\0\1" for stem, data in found.items()})
-
-
-def one_is_cut_short(path):
-    published_run.pack(path, {stem: data[:20] for stem, data in published_run.unpack(path).items()})
 
 
 def renamed(path):
@@ -106,7 +98,7 @@ def renamed(path):
     elsewhere.unlink()
 
 
-@pytest.mark.parametrize("harm", [damaged, truncated, one_is_damaged, one_is_cut_short, renamed])
+@pytest.mark.parametrize("harm", [damaged, one_is_damaged, renamed])
 def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
     path = run.file(SEEN.stem(KEY))
     harm(path)
@@ -118,23 +110,21 @@ def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
     assert path.read_bytes() == harmed and store.spent["test-seen"].made == 1
 
 
-def test_a_damaged_file_is_said_once_for_all_its_shards(run, tmp_path, caplog):
-    truncated(run.file(SEEN.stem(KEY)))
-    assert not run.stems and not caplog.records
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (Path.unlink, f"lacks {SEEN.stem(KEY)}"),
+        (lambda path: path.write_bytes(path.read_bytes()[:40]), "is not whole"),
+    ],
+)
+def test_a_file_that_is_lost_or_cut_short_is_said_once_for_all_its_shards(run, tmp_path, caplog, harm, told):
+    path = run.file(SEEN.stem(KEY))
+    harm(path)
     store = RunStore(tmp_path / "new", run)
-    for image in range(3):
-        store.get(SEEN, {"image": image}, content)
-    assert len(caplog.records) == 1 and run.cost(SEEN.stem(KEY)) is None
-
-
-def test_a_listed_shard_that_is_not_there_is_said_once(run, tmp_path, caplog):
-    run.file(SEEN.stem(KEY)).unlink()
-    store = RunStore(tmp_path / "new", run)
-    for _ in range(2):
-        assert store.get(SEEN, KEY, content)["x"] == 1.0
-    store.get(SEEN, {"image": 9}, content)  # was never published
+    for image in (1, 2, 9):
+        assert store.get(SEEN, {"image": image}, content)["x"] == 1.0
     (said,) = [record.getMessage() for record in caplog.records]
-    assert str(run.file(SEEN.stem(KEY))) in said and "lacks shards that the index lists" in said
+    assert str(path) in said and told in said
 
 
 def test_publishing_knows_what_stays_in_a_process_that_makes_nothing():
@@ -151,21 +141,10 @@ def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path):
     assert PublishedRun(tmp_path / "out").cost(stem) == (1.0, 2)
 
 
-def test_a_publication_that_is_stopped_or_lacks_a_shard_leaves_the_old_run(run, filled, monkeypatch):
+def test_a_publication_that_lacks_a_shard_leaves_the_old_run(run, filled):
     store, _ = filled
-    rename = Path.rename
-
-    def stop(self, target):
-        if self.name.endswith(".part"):
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", stop)
-        with pytest.raises(KeyboardInterrupt):
-            published_run.write(run.folder, store.root, {}, [])
     store.path(SEEN, KEY).unlink()
-    with pytest.raises(ValueError, match=f"lost {SEEN.stem(KEY)}"):
+    with pytest.raises(ValueError, match=f"has lost a shard .{SEEN.stem(KEY)}"):
         published_run.write(run.folder, store.root, {"one": [SEEN.stem(KEY)]}, [])
     assert PublishedRun(run.folder).stems == {SEEN.stem(KEY)}
     assert {path.name for path in run.folder.parent.glob("published*")} == {"published"}
@@ -174,9 +153,8 @@ def test_a_publication_that_is_stopped_or_lacks_a_shard_leaves_the_old_run(run, 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, r"has no .*index\.json: all work is done anew; `git checkout -- results/mini/store` brings it back"),
-        ('{"layout": 1, "chapters": [], "left_out": {}}', r"index\.json of the published run is damaged"),
-        ('{"layout": 0, "chapters": {}, "left_out": {}}', r"is of layout 0, and this code reads layout 1"),
+        (None, r"index\.json .* cannot be read .*: all work is done anew; `git checkout -- results/mini/store` brings"),
+        ('{"chapters": 7, "left_out": {}}', r"index\.json of the published run cannot be read"),
     ],
 )
 def test_a_run_that_cannot_be_used_is_said_in_one_sentence(run, text, said, monkeypatch, caplog, capsys):
@@ -202,25 +180,6 @@ def test_a_build_that_proves_the_code_uses_neither_published_nor_old_work(run, h
     }
     assert not old.exists()
     assert book._stores("full", reuse=False, fresh=False) == {"DFL_PUBLISHED": ""}
-
-
-def test_what_a_shard_is_made_from_can_be_kept_from_coming_out_of_it(run, tmp_path):
-    store = RunStore(tmp_path / "new", PublishedRun(run.folder, inner=False))
-
-    def look():
-        return store.get(SEEN, KEY, lambda: content(9.0))
-
-    assert store.get(Kind("test-whole"), {}, look)["x"] == 9.0
-    assert RunStore(tmp_path / "other", PublishedRun(run.folder, inner=False)).get(SEEN, KEY, never)["x"] == 1.0
-
-
-def test_only_the_listed_shards_are_made(run, tmp_path, monkeypatch):
-    (tmp_path / "only.txt").write_text(SEEN.stem({"image": 2}))
-    monkeypatch.setenv("DFL_ONLY", str(tmp_path / "only.txt"))
-    store = RunStore(tmp_path / "new", run)
-    assert store.get(SEEN, {"image": 2}, lambda: content(9.0))["x"] == 9.0
-    with pytest.raises(ValueError, match="is not in the published run: a version, a model"):
-        store.get(SEEN, {"image": 3}, never)
 
 
 def test_an_own_folder_has_no_published_run_beside_it(tmp_path, run, monkeypatch):

@@ -36,11 +36,7 @@ def link_repository(app: Sphinx, config: Config) -> None:
 
 
 def made_where(made: dict[str, Any]) -> str:
-    """Where a page's numbers come from, for its footer.
-
-    Args:
-        made: what `execution` noted of the executed chapter: its scale, and how it got its shards.
-    """
+    """Where a page's numbers come from, for its footer, by what `execution` noted of the chapter."""
     scale, shards = made.get("scale"), made.get("shards", {})
     if scale != "published":
         return f"Computed here at scale {scale or 'unknown'}."
@@ -62,18 +58,17 @@ def repository_url(origin: str) -> str:
 
 def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Drop the Thebe script (an unused CDN address that every page declares twice) and date the page by git."""
-    scripts = context.get("script_files", [])
-    context["script_files"] = [file for file in scripts if not _is_thebe(file)]
+    context["script_files"] = [
+        file
+        for file in context.get("script_files", [])
+        if "thebe" not in f"{file.filename} {file.attributes.get('body')}".lower()
+    ]
     date = provenance.git("log", "-1", "--format=%cd", "--date=format:%d %B %Y", "--", f"book/{pagename}.*")
     context["last_updated"] = date or None
     copy = Path(app.srcdir) / f"{pagename}.ipynb"
     if copy.is_file():
         made = json.loads(copy.read_text(encoding="utf-8"))["metadata"].get("dfl", {})
         context["theme_extra_footer"] = f"<p>{made_where(made)}</p>"
-
-
-def _is_thebe(file: Any) -> bool:
-    return "THEBE_JS_URL" in (file.attributes.get("body") or "") or "thebe" in str(file.filename or "")
 
 
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:

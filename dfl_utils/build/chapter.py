@@ -2,13 +2,14 @@
 
 import ast
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import yaml
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 from dfl_utils.store import provenance
 
@@ -20,7 +21,7 @@ class BuildFailed(RuntimeError):
     """A chapter failed, or the rendering of the book did; the message is one sentence."""
 
 
-Scalar = bool | int | float | str | None
+Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -30,56 +31,27 @@ class Parameter:
     default: Scalar
     comment: str = ""
 
-    def check(self, value: object) -> Scalar:
-        """Return `value` as the default's type; ValueError where it is of another."""
+    def check(self, value: object, typed: bool = False) -> Scalar:
+        """A value as the default's type, a text from a command line read as Python; ValueError of another type."""
+        if typed and not isinstance(self.default, str):
+            with suppress(ValueError, SyntaxError):  # or it stays a text, which is of another type
+                value = ast.literal_eval(value)
         if isinstance(self.default, float) and type(value) is int:
             return float(value)
-        if type(value) is type(self.default) or (self.default is None and isinstance(value, Scalar)):
-            return value
-        kind = "any scalar" if self.default is None else type(self.default).__name__
-        raise ValueError(f"takes {kind}, not {value!r}")
-
-    def parse(self, text: str) -> Scalar:
-        """Read a value typed on the command line, by the default's type: `010` is ten, and `1:30` is no number."""
-        if self.default is None:
-            return next((read for kind in (bool, int, float) if (read := _read(kind, text)) is not None), text)
-        value = _read(type(self.default), text)
-        if value is None:
-            raise ValueError(f"takes {type(self.default).__name__}, not {text!r}")
+        if type(value) is not type(self.default):
+            raise ValueError(f"takes {type(self.default).__name__}, not {value!r}")
         return value
-
-
-def _read(kind: type, text: str) -> Scalar:
-    """A text as a value of that type; None where it is none."""
-    if kind is str:
-        return text
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower())
-    if kind is int and not re.fullmatch(r"[+-]?[0-9]+", text):  # `int` also takes `1_0` and blanks
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        return None
 
 
 def pages() -> list[str]:
     """Names of the pages in `_toc.yml`, in reading order."""
-    return list(_pages((provenance.ROOT / "_toc.yml").read_text(encoding="utf-8")))
+    path = provenance.ROOT / "_toc.yml"
+    return _pages(path, path.stat().st_mtime_ns)
 
 
 @cache  # asked for every parameter of every chapter
-def _pages(text: str) -> tuple[str, ...]:
-    toc = yaml.safe_load(text)
-    return (toc["root"], *_files([toc]))
-
-
-def _files(entries: list[dict]) -> Iterator[str]:
-    for entry in entries:
-        if "file" in entry:
-            yield entry["file"]
-        for key in ("parts", "chapters", "sections"):
-            yield from _files(entry.get(key, []))
+def _pages(path: Path, changed: int) -> list[str]:
+    return list(parse_toc_yaml(path))
 
 
 def sources() -> dict[str, Path]:
@@ -91,8 +63,7 @@ def sources() -> dict[str, Path]:
 
 def find(name: str) -> Path:
     """The notebook of one chapter, by its name or its path; ValueError names the chapters there are."""
-    known = sources()
-    stem = Path(name).stem if name.endswith(".ipynb") else name
+    known, stem = sources(), Path(name).name.removesuffix(".ipynb")
     if stem not in known:
         raise ValueError(f"There is no chapter {name}; the book has {', '.join(known) or 'none yet'}.")
     return known[stem]
@@ -105,38 +76,22 @@ def parameters(path: Path) -> dict[str, Parameter]:
         ValueError: one sentence, for no such cell, several, or anything in it that is not such a line.
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    if len(tagged) != 1 or tagged[0]["cell_type"] != "code":
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
         raise ValueError(f"Chapter {path.stem} needs exactly one code cell tagged `parameters`, not {len(tagged)}.")
-    text = "".join(tagged[0]["source"])
-    lines = text.splitlines()
-    found = {}
+    lines, found = tagged[0].splitlines(), {}
     try:
-        assignments = ast.parse(text).body
-    except SyntaxError as error:
-        line = (error.text or "").strip()
+        for node in ast.parse(tagged[0]).body:
+            name, value = node.targets[0].id, ast.literal_eval(node.value)
+            if not name.isupper() or not isinstance(value, Scalar):
+                raise ValueError(lines[node.lineno - 1])
+            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+            found[name] = Parameter(value, comment.strip().lstrip("# "))
+    except (SyntaxError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"The parameters cell of chapter {path.stem} is not plain Python at `{line}`: {error.msg}; "
-            "IPython magics do not run."
+            f"The parameters cell of chapter {path.stem} holds lines like `SEED = 0  # what it is` alone ({error})."
         ) from error
-    for node in assignments:
-        name, value = _assignment(node, path.stem)
-        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip().lstrip("# ")
-        found[name] = Parameter(value, comment)
     return found
-
-
-def _assignment(node: ast.stmt, chapter: str) -> tuple[str, Scalar]:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    try:
-        (target,) = targets
-        name, value = target.id, ast.literal_eval(node.value)
-    except (AttributeError, ValueError, TypeError):
-        name, value = "", []
-    if not name.isupper() or not isinstance(value, Scalar):
-        line = ast.unparse(node).splitlines()[0]
-        raise ValueError(f"Chapter {chapter}: `{line}` in the parameters cell is not an ALL_CAPS name with a scalar.")
-    return name, value
 
 
 def check(path: Path, values: Mapping[str, object], typed: bool = False) -> dict[str, Scalar]:
@@ -150,13 +105,12 @@ def check(path: Path, values: Mapping[str, object], typed: bool = False) -> dict
     Raises:
         ValueError: one sentence that names the parameter, the chapter and the names it knows.
     """
-    known = parameters(path)
-    checked = {}
+    known, checked = parameters(path), {}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"Chapter {path.stem} has no parameter {name}; it knows {', '.join(sorted(known))}.")
         try:
-            checked[name] = known[name].parse(value) if typed else known[name].check(value)
+            checked[name] = known[name].check(value, typed)
         except ValueError as error:
             raise ValueError(f"Parameter {name} of chapter {path.stem} {error}.") from error
     return checked
@@ -173,9 +127,8 @@ def at_scale(path: Path, scale: str) -> dict[str, Scalar]:
         return {}
     file = provenance.ROOT / "params" / f"{scale}.yml"
     table = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    for name in table.keys() - {"common"}:
-        if name not in sources():
-            raise ValueError(f"params/{file.name} sets parameters of {name}, which is no chapter of the book.")
+    if unknown := table.keys() - {"common", *sources()}:
+        raise ValueError(f"params/{file.name} sets parameters of {min(unknown)}, which is no chapter of the book.")
     common = {name: value for name, value in (table.get("common") or {}).items() if name in parameters(path)}
     return check(path, common | (table.get(path.stem) or {}))
 

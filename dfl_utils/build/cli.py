@@ -13,26 +13,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 1 where the build or the results failed, or 2 for bad input, after one line on stderr.
+        0, or 1 where the build or the results failed, or 2 for bad input, after one line on stderr. A rank beside
+        rank 0 that fails is no failure of the run: it says so, and the others do its part.
     """
     arguments = parser().parse_args(argv)
     try:
         rank = processes.place().rank
     except ValueError as error:
         return _complain(error, 2)
-    return _help(arguments, rank) if rank else _done(arguments)
-
-
-def _help(arguments: argparse.Namespace, rank: int) -> int:
-    """What a rank beside rank 0 does; its failure is no failure of the run, which the others end without it."""
     try:
         code = _done(arguments)
     except Exception:
+        if not rank:
+            raise
         traceback.print_exc()
         code = 1
-    if code:
+    if rank and code:
         print(f"dfl: rank {rank} stops here, and the others do its part", file=sys.stderr)
-    return 0
+    return 0 if rank else code
 
 
 def _done(arguments: argparse.Namespace) -> int:
@@ -50,13 +48,18 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `dfl`."""
     top = argparse.ArgumentParser(prog="dfl", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    models = argparse.ArgumentParser(add_help=False, parents=[settings])
+    models.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
 
-    def add(name: str, command, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def add(command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        name = command.__name__.strip("_")
+        sub = commands.add_parser(name, help=text, description=text, parents=parents)
         sub.set_defaults(command=command)
         return sub
 
-    book = add("book", _book, "execute what changed and render the book")
+    book = add(_book, "execute what changed and render the book")
     book.add_argument(
         "--scale",
         choices=chapters.SCALES,
@@ -67,39 +70,31 @@ def parser() -> argparse.ArgumentParser:
     book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold")
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
-    run = add("run", _run, "execute one chapter")
+    run = add(_run, "execute one chapter", settings)
     run.add_argument("chapter", metavar="CHAPTER", help="the notebook's name, as `dfl chapters` shows it")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
-    add("chapters", _chapters, "list the chapters and their parameters")
-    add("check", _check, "say which files have changed since the commit of the published results")
-    golden = add("golden", _golden, "compare the numbers of a build at scale ci with results/ci/exhibits.csv")
+    add(_chapters, "list the chapters and their parameters")
+    add(_check, "say which files have changed since the commit of the published results")
+    golden = add(_golden, "compare the numbers of a build at scale ci with results/ci/exhibits.csv")
     golden.add_argument("--write", action="store_true", help="write that file anew in place of comparing")
-    verify = add("verify", _verify, "recompute some published numbers from nothing, and compare")
+    verify = add(_verify, "recompute some published numbers from nothing, and compare")
+    verify.add_argument("what", nargs="?", metavar="CHAPTER|EXHIBIT", help="of which; some chapters if none is named")
+    verify.add_argument("--seed", type=int, metavar="S", help="draws chapters and shards (today's date)")
     verify.add_argument(
-        "what", nargs="?", metavar="CHAPTER|EXHIBIT", help="of which; of all that fits if none is named"
+        "--minutes", type=float, default=10.0, metavar="M", help="how long it may compute, by recorded costs (10)"
     )
-    verify.add_argument("--rows", type=int, metavar="N", help="how many rows are compared (10)")
-    verify.add_argument("--seed", type=int, metavar="S", help="draws rows and shards (today's date)")
-    verify.add_argument("--minutes", type=float, metavar="M", help="how long it may compute, by recorded costs (10)")
-    add("data", _data, "write the embedded world's data sets")
-    add("quality", _quality, "measure the embedded models")
-    cost = add("cost", _cost, "say what chapters would cost with other parameters, on this CPU or on a GPU")
+    add(_data, "write the embedded world's data sets")
+    add(_quality, "measure the embedded models")
+    cost = add(_cost, "say what chapters would cost with other parameters, on this CPU or on a GPU", settings)
     cost.add_argument("exhibit", nargs="*", help="chapters or exhibits, such as table3; all if none is named")
     cost.add_argument("--scale", choices=chapters.SCALES, default="paper", help="of params/SCALE.yml (paper)")
-    cost.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     cost.add_argument("--gpu", metavar="NAME", help="of the table of cards (paper: H100, which was measured)")
     cost.add_argument("--here", action="store_true", help="measure how fast this machine's processor is, first")
     cost.add_argument("--price", type=float, metavar="Y", help="of an hour, in any currency; none is known here")
-    for name, command, text in (
-        ("doctor", _doctor, "say what this machine lacks for a profile's experiment, and how to mend it"),
-        ("fetch", _fetch, "download what it lacks: resumed after a break, sizes and hashes checked"),
-    ):
-        needs = add(name, command, text)
-        needs.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
-        needs.add_argument("-p", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"), help="set a field")
-    needs.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ids of models, names of files")
-    needs.add_argument("--accept", nargs="+", default=[], metavar="LICENCE", help="accept a licence that you have read")
+    add(_doctor, "say what this machine lacks for a profile's experiment, and how to mend it", models)
+    fetch = add(_fetch, "download what it lacks: resumed after a break, sizes and hashes checked", models)
+    fetch.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ids of models, names of files")
+    fetch.add_argument("--accept", nargs="+", default=[], metavar="LICENCE", help="accept a licence that you have read")
     return top
 
 
@@ -140,30 +135,25 @@ def _chapters(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from dfl_utils.build import publish
 
-    sentences = [sentence for profile in publish.published() for sentence in publish.changed(profile)]
-    known = ", ".join(publish.published()) or "nothing is published yet"
-    print("\n".join(sentences) or f"nothing has changed since: {known}")
+    print("\n".join(publish.changed("mini")) or "nothing has changed since results/mini was made")
 
 
 def _golden(arguments: argparse.Namespace) -> int:
     from dfl_utils.build import golden
 
-    if arguments.write:
-        print(f"written: {golden.write()}")
-        return 0
-    return golden.main()
+    return golden.main(arguments.write)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from dfl_utils.build import verify
 
-    return verify.main(arguments.what, arguments.rows, arguments.seed, arguments.minutes)
+    return verify.main(arguments.what, arguments.seed, arguments.minutes)
 
 
 def _data(arguments: argparse.Namespace) -> None:
     from dfl_utils.world import splits
 
-    splits.write(provenance.ROOT / "data" / "mini" / "world", progress=True)
+    splits.write(provenance.ROOT / "data" / "mini" / "world")
 
 
 def _profile(arguments: argparse.Namespace):

@@ -23,15 +23,7 @@ ASKED = ("NUM_IMAGES", "NUM_COCO_IMAGES", "NUM_SAMPLED_IMAGES", "NUM_NOCAPS_IMAG
 DRAWN = ("NUM_DRAWN", "NUM_COCO_DRAWN")
 OF_DRAWINGS = ("images", "clip-similarity", "dino-similarity", "features", "readings", "labels")
 TRAINED = ("weights", "validation-losses")
-FIXED = (
-    "token-images",
-    "anatomy",
-    "step-flops",
-    "step-flops-published",
-    "step-losses",
-    "step-seconds",
-    "vocabulary-map",
-)
+FIXED = ("token-images", "anatomy", "vocabulary-map")  # and all that begins with "step-"
 # Kind of work -> the benchmark of a call of the published size; other kinds are scores on the CPU.
 BENCHMARK_OF = {
     **dict.fromkeys(("captions", "likelihood"), "caption sampled, blip-large"),
@@ -72,14 +64,7 @@ MEASURED, PAPER = GPUS["H100"], GPUS["A10"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a chapter would cost.
-
-    Attributes:
-        chapter: its name.
-        exhibits: that it makes.
-        calls: kind of work -> model calls.
-        hours: kind of work -> hours.
-    """
+    """What a chapter would cost: the exhibits that it makes, and by kind of work model calls and hours."""
 
     chapter: str
     exhibits: tuple[str, ...]
@@ -94,12 +79,8 @@ class Cost:
 
 def amount(kind: str, parameters: Mapping[str, object]) -> float:
     """How many calls of a kind a chapter's parameters ask for, up to a factor that is the chapter's own."""
-
-    def sum_of(names: Sequence[str]) -> float:
-        return sum(parameters.get(name, 0) for name in names)
-
     trainings = parameters.get("NUM_SEEDS", 0) + 1  # and what was there before
-    if kind in FIXED:
+    if kind in FIXED or kind.startswith("step-"):
         return 1.0
     if kind == "weights":
         return parameters["NUM_STEPS"] * parameters["NUM_SEEDS"]
@@ -107,16 +88,17 @@ def amount(kind: str, parameters: Mapping[str, object]) -> float:
         return parameters["NUM_VAL_IMAGES"] * trainings
     if kind.startswith("census"):
         return parameters["NUM_CAPTIONS"]
-    images = kind in OF_DRAWINGS and sum_of(DRAWN) or sum_of(ASKED) or 1
+    asked, drawn = (sum(parameters.get(name, 0) for name in names) for names in (ASKED, DRAWN))
+    images = (drawn if kind in OF_DRAWINGS else 0) or asked or 1
     candidates = 1 if kind.endswith("-originals") else parameters.get("NUM_CANDIDATES", 1)
     return images * candidates * trainings
 
 
 def cost(name: str, parameters: Mapping[str, object], gpu: Gpu | None = None, slower: float = 1.0) -> Cost:
-    """What a chapter would cost.
+    """What a chapter of the published run would cost.
 
     Args:
-        name: of a chapter of the published run.
+        name: of the chapter.
         parameters: all of its parameters.
         gpu: where it runs; None: on the CPU.
         slower: how many times longer than in the published run a call takes here.
@@ -125,10 +107,12 @@ def cost(name: str, parameters: Mapping[str, object], gpu: Gpu | None = None, sl
     calls, hours = {}, {}
     for kind, (made, seconds) in ran["kinds"].items():
         more = amount(kind, parameters) / amount(kind, ran["parameters"])
-        each = parameters[EACH[kind]] / ran["parameters"][EACH[kind]] if kind in EACH else 1.0
         calls[kind] = made * more
-        on_gpu = _seconds(kind, parameters, gpu) if gpu else 0.0
-        hours[kind] = (calls[kind] * on_gpu if gpu else slower * seconds * more * each) / 3600
+        if gpu:
+            hours[kind] = calls[kind] * _seconds(kind, parameters, gpu) / 3600
+        else:
+            each = parameters[EACH[kind]] / ran["parameters"][EACH[kind]] if kind in EACH else 1.0
+            hours[kind] = slower * seconds * more * each / 3600
     return Cost(name, tuple(ran["exhibits"]), calls, hours)
 
 
@@ -180,8 +164,7 @@ def costs(
     scale: str = "paper",
     gpu: Gpu | None = None,
     slower: float = 1.0,
-    replaced: Mapping[str, object] | None = None,
-    typed: bool = False,
+    typed: Mapping[str, str] | None = None,
 ) -> list[Cost]:
     """One a chapter, each as if nothing else had been made before.
 
@@ -189,26 +172,24 @@ def costs(
         wanted: chapters or exhibits; all of the published run if empty.
         scale: of `params/`.
         gpu, slower: as in `cost`.
-        replaced: parameters over those of the scale, of the chapters that have them.
-        typed: these are text from a command line.
+        typed: parameters over those of the scale, of the chapters that have them, as text from a command line.
 
     Raises:
         ValueError: a name that is neither, a parameter that no chapter has.
     """
-    ran = publish.stamp("mini")["chapters"]
+    ran, typed = publish.stamp("mini")["chapters"], typed or {}
     known = {exhibit: name for name, one in ran.items() for exhibit in one["exhibits"]} | {name: name for name in ran}
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"There is no exhibit or chapter {', '.join(unknown)}: choose some of {', '.join(known)}.")
-    found, replaced = [], dict(replaced or {})
+    found, had = [], set()
     for name in dict.fromkeys([known[name] for name in wanted] or ran):
         source = chapters.find(name)
-        own = {key: value for key, value in replaced.items() if key in chapters.parameters(source)}
-        values = chapters.at_scale(source, scale) | chapters.check(source, own, typed)
+        own = {key: typed[key] for key in typed.keys() & chapters.parameters(source).keys()}
+        values = chapters.at_scale(source, scale) | chapters.check(source, own, typed=True)
         found.append(cost(name, chapters.effective(source, values), gpu, slower))
-    if lost := [
-        key for key in replaced if not any(key in chapters.parameters(chapters.find(c.chapter)) for c in found)
-    ]:
-        raise ValueError(f"None of these chapters has a parameter {lost[0]}.")
+        had |= own.keys()
+    if lost := typed.keys() - had:
+        raise ValueError(f"None of these chapters has a parameter {min(lost)}.")
     return found
 
 
@@ -219,7 +200,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.here and gpu:
         raise ValueError("--here measures this machine's processor: leave it out where a GPU is asked about.")
     slower = slower_here() if arguments.here else 1.0
-    found = costs(arguments.exhibit, arguments.scale, gpu, slower, dict(arguments.p), typed=True)
+    found = costs(arguments.exhibit, arguments.scale, gpu, slower, dict(arguments.p))
     for one in found:
         calls = f"{sum(one.calls.values()):>13,.0f} calls"
         print(f"{one.chapter:17} {calls}  {one.total:>9,.2f} hours  {' '.join(one.exhibits)}")
@@ -227,16 +208,14 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"together {total:,.2f} hours; what several share is counted for each")
     if arguments.price is not None:
         print(f"at {arguments.price:g} an hour: {arguments.price * total:,.2f}")
-    print(behind(gpu, slower))
+    print(_behind(gpu, slower))
 
 
-def behind(gpu: Gpu | None, slower: float = 1.0) -> str:
+def _behind(gpu: Gpu | None, slower: float) -> str:
     """What stands behind the hours, in a sentence."""
     if gpu is None:
         machine = publish.stamp("mini")["machine"]
         times = f", times {slower:.2f}, as measured here" if slower != 1 else ""
         return f"Seconds a call are those of the published run, on {machine['cpu']}, {machine['cores']} cores{times}."
-    measured = f"Seconds a call were measured on {MEASURED.name} at the published sizes"
-    if gpu == MEASURED:
-        return f"{measured}."
-    return f"{measured}, times the ratio of the published peaks of the two cards, which is an assumption."
+    peaks = ", times the ratio of the published peaks of the two cards, which is an assumption"
+    return f"Seconds a call were measured on {MEASURED.name} at the published sizes{peaks if gpu != MEASURED else ''}."

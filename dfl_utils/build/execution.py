@@ -17,18 +17,16 @@ from nbformat import NotebookNode
 from dfl_utils.build import chapter as chapters
 from dfl_utils.build import publish
 from dfl_utils.build.chapter import BuildFailed, Scalar
+from dfl_utils.exhibits import tidy
 from dfl_utils.store import processes, provenance, published_run
 from dfl_utils.store.store import Ledger
 
-# Seconds a cell may take before a hanging kernel is taken for dead; the long scales set no limit.
-TIMEOUTS = {"ci": 600, "quick": 1800}
-WHOLE = ".whole"  # in a folder of results: what the finished build was made of
 START_TIMEOUT = 600  # seconds; the first kernels wait until their server has imported the libraries
 PROMPT = "Show the values used for this build"
 
 
 def folder(name: str) -> Path:
-    """A folder of the build: `src` (executed copies), `running`, `run`, `results`, `html`; every rank has its own."""
+    """A folder of the build: `src` (executed copies), `run`, `results`, `store`, `html`; every rank has its own."""
     return provenance.ROOT / "_build" / processes.place().folder / name
 
 
@@ -60,8 +58,7 @@ def run_chapter(
     source = chapters.find(name)
     values = chapters.at_scale(source, scale) if scale else {}
     values |= chapters.check(source, parameters or {})
-    target = target or folder("run") / f"{name}.ipynb"
-    results = results or folder("results") / "run"
+    target, results = target or folder("run") / f"{name}.ipynb", results or folder("results") / "run"
     fingerprint = key(source, values, scale)
     if reuse and state(target, fingerprint, results) == "fresh":
         print(f"{name}: nothing has changed since it last ran", flush=True)
@@ -70,22 +67,22 @@ def run_chapter(
     for suffix in (".csv", ".json", ".shards"):
         (results / f"{name}{suffix}").unlink(missing_ok=True)
     start = time.monotonic()
-    notebook = _execute(source, values, results, TIMEOUTS.get(scale or ""))
+    notebook = _execute(source, values, results)
     seconds = round(time.monotonic() - start, 1)
-    publish.record_run(results, name, chapters.effective(source, values))
-    saved = sorted(path.name for path in results.glob(f"{name}.*"))
+    record = results / f"{name}.json"
+    if record.is_file():  # of a chapter that saved numbers
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        tidy.write_json(saved | {"parameters": chapters.effective(source, values)}, record)
     lines = [how for how, _ in Ledger.read(results / f"{name}.shards")]
-    shards = {how: lines.count(how) for how in publish.ASKED}
     notebook.metadata["dfl"] = {
         "key": fingerprint,
         "scale": scale,
         "seconds": seconds,
-        "results": saved,
-        "shards": shards,
+        "results": sorted(path.name for path in results.glob(f"{name}.*")),
+        "shards": {how: lines.count(how) for how in publish.ASKED},
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(_presentable(notebook), target)
-    (folder("running") / source.name).unlink(missing_ok=True)
     print(f"{name}: done in {seconds} s", flush=True)
     return target
 
@@ -97,18 +94,6 @@ def key(source: Path, values: Mapping[str, Scalar], scale: str | None) -> str:
     """
     parts = [dict(values), scale, _age(source), _ages(scale), provenance.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def whole(scale: str) -> str:
-    """What a build of all chapters at a scale is made of."""
-    keys = [key(source, chapters.at_scale(source, scale), scale) for source in chapters.sources().values()]
-    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
-
-
-def is_whole(results: Path, scale: str) -> bool:
-    """Whether a folder of results is that of a finished build of the tree as it is now."""
-    mark = results / WHOLE
-    return mark.is_file() and mark.read_text(encoding="utf-8") == whole(scale)
 
 
 def _ages(scale: str | None) -> list[tuple[str, int, int]]:
@@ -133,13 +118,10 @@ def _age(path: Path) -> tuple[str, int, int]:
 
 
 def state(target: Path, fingerprint: str, results: Path) -> str:
-    """What an executed copy is worth: `fresh`, or why it is not."""
+    """What an executed copy is worth: `fresh`, or why it is not. A chapter that failed leaves none."""
     if not target.is_file():
-        return "has not been run"
-    metadata = nbformat.read(target, as_version=4).metadata
-    if metadata.get("papermill", {}).get("exception"):
-        return "failed when it last ran"
-    made = metadata.get("dfl", {})
+        return "has not been run, or failed"
+    made = nbformat.read(target, as_version=4).metadata.get("dfl", {})
     if made.get("key") != fingerprint:
         return "has changed since it last ran"
     if not all((results / name).is_file() for name in made["results"]):
@@ -147,39 +129,41 @@ def state(target: Path, fingerprint: str, results: Path) -> str:
     return "fresh"
 
 
+def refuse_stale(scale: str) -> None:
+    """Raise BuildFailed unless the executed copies are of this scale, what the tree makes now, and whole."""
+    for name, source in chapters.sources().items():
+        fingerprint = key(source, chapters.at_scale(source, scale), scale)
+        worth = state(folder("src") / source.name, fingerprint, folder("results") / scale)
+        if worth != "fresh":
+            raise BuildFailed(f"Chapter {name} {worth}; run `dfl book --scale {scale}` again.")
+
+
 def _clean(source: Path) -> NotebookNode:
-    """The chapter as if never run: no outputs, counts or traces of an earlier papermill run."""
+    """The chapter without traces of an earlier papermill run; outputs and counts papermill itself drops."""
     notebook = nbformat.read(source, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     return notebook
 
 
-def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout: int | None) -> NotebookNode:
+def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> NotebookNode:
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     from dfl_utils.build import kernels
 
-    running = folder("running") / source.name
-    running.parent.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
+    # Kernels run in the chapters' folder: what is named from here is named whole.
+    named = {name: os.environ.get(name) for name in ("DFL_STORE", "DFL_PUBLISHED")}
+    variables = {name: str(Path(value).absolute()) for name, value in named.items() if value}
+    variables |= {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
+    variables |= {"DFL_LEDGER": str(results / f"{source.stem}.shards")}
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        ledger = results / f"{source.stem}.shards"
-        # Kernels run in the chapters' folder: what is named from here is named whole.
-        named = {name: os.environ.get(name) for name in ("DFL_STORE", "DFL_PUBLISHED")}
-        places = {name: str(Path(value).absolute()) for name, value in named.items() if value}
-        variables = places | {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem, "DFL_LEDGER": str(ledger)}
         with tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
             return papermill.execute_notebook(
                 _clean(source),
-                running,
+                None,
                 parameters=dict(values),
                 engine_name=kernels.ENGINE,
                 kernel_name="python3",
@@ -189,7 +173,6 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
                 variables=variables,
                 stderr_file=sys.stderr,
                 start_timeout=START_TIMEOUT,
-                execution_timeout=timeout,
                 # Sockets of the file system: a chapter runs where there is no network at all, not even loopback.
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             )
@@ -199,12 +182,10 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path, timeout:
         first = error.source.strip().splitlines()[0]
         what = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise BuildFailed(f"Chapter {source.stem} failed in cell [{error.exec_count}] `{first}` with {what}") from error
-    except CellTimeoutError as error:
-        raise BuildFailed(f"A cell of chapter {source.stem} ran longer than {timeout} s.") from error
-    except (DeadKernelError, RuntimeError) as error:
-        dead = isinstance(error, DeadKernelError)
-        what = "was killed, often for want of memory" if dead else f"failed ({error})"
-        raise BuildFailed(f"The kernel of chapter {source.stem} {what}; see _build/running/{source.name}.") from error
+    except DeadKernelError as error:
+        raise BuildFailed(f"The kernel of chapter {source.stem} was killed, often for want of memory.") from error
+    except RuntimeError as error:
+        raise BuildFailed(f"The kernel of chapter {source.stem} failed: {error}.") from error
 
 
 @contextmanager
@@ -221,8 +202,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 def _presentable(notebook: NotebookNode) -> NotebookNode:
     """Fold the injected values, leave out stderr (the terminal showed it) and papermill's absolute paths."""
-    for name in ("input_path", "output_path", "environment_variables"):
-        notebook.metadata.get("papermill", {}).pop(name, None)
+    notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]

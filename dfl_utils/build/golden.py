@@ -1,4 +1,4 @@
-"""Rows compared with rows: a build at scale ci with the committed ones, recomputed numbers with the published.
+"""Numbers compared with numbers: a build at scale ci with the committed rows, recomputed shards with the published.
 
 Two machines round differently. What a number may differ by is said here, once for each metric, with the reason.
 Measured on 27 November 2026 at scale ci, on an Intel Xeon with AVX-512: its own kernels against those of AVX2 and of
@@ -9,7 +9,7 @@ them. The tolerances are about three times the largest difference that was seen.
 """
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,9 @@ import pandas as pd
 from dfl_utils.build import execution, publish
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import provenance
+from dfl_utils.store.shards import Content
 
-GOLDEN = Path("results") / "ci" / "exhibits.csv"
-COMPARED = ("value", "low", "high")
+GOLDEN = "results/ci/exhibits.csv"
 EXACT = 2e-6  # relative: six digits are written, and the last may be rounded either way
 ZERO = 1e-9  # a sum that is zero but for its rounding
 # Metric -> absolute and relative tolerance, of scores of drawings.
@@ -41,34 +41,12 @@ LOSSES = (1e-6, 5e-5)  # of a trained pair; seen: 1e-6 of 0.75
 # part of the largest its numbers may. The latter is 7e-4 at most where drawings are seen, 1e-6 elsewhere.
 TEXTS = 0.02
 OF_PIXELS = ("shown-images", "shown-token-images", "images", "token-images", "anatomy")  # it has three pictures
-COUNTED = (
-    "quality-cider",
-    "quality-wmd",
-    "quality-spice",
-    "quality-meteor",
-    "step-flops",
-    "census",
-    "token-map",
-)
+COUNTED = ("quality-cider", "quality-wmd", "quality-spice", "step-flops", "census", "token-map")
 SEEN = (
-    "clip-similarity",
-    "dino-similarity",
-    "features",
-    "labels",
-    "probe-labels",
-    "clip-embeddings",
-    "pixel-similarity",
+    *("clip-similarity", "dino-similarity", "pixel-similarity", "clip-embeddings"),
+    *("features", "labels", "probe-labels"),
 )
-
-
-def of_shard(kind: str) -> tuple[float, float]:
-    """Share of whole numbers that may differ, and difference of others relative to the largest, in a kind of shard."""
-    if kind.startswith(COUNTED):
-        return 0.0, EXACT
-    return (TEXTS if kind in OF_PIXELS else 0.0), (3e-3 if kind in SEEN else 5e-5)
-
-
-MOST = 20  # lines that a table of differences has
+OWN = {"noted", "digests"}  # contents of one day, and of the last bits of one machine
 
 
 def tolerance(metric: str, method: str = "") -> tuple[float, float]:
@@ -92,71 +70,84 @@ def differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """
     sides = [frame[~(frame.exhibit.eq("cost") & frame.metric.isin(tidy.TIMED))] for frame in (before, after)]
     both = sides[0].merge(sides[1], on=tidy.KEY, how="outer", suffixes=("_old", "_new"), indicator=True)
-    lines = []
-    for row in both.to_dict("records"):
-        key = {name: row[name] for name in tidy.KEY}
-        if row["_merge"] != "both":
-            gone = row["_merge"] == "left_only"
-            old, new = (row["value_old"], np.nan) if gone else (np.nan, row["value_new"])
-            lines.append(key | {"what": "row", "old": old, "new": new, "difference": np.nan, "agrees": False})
-            continue
-        absolute, relative = tolerance(row["metric"], row["method"])
-        for what in (*COMPARED, "n", "paper"):
-            old, new = row[f"{what}_old"], row[f"{what}_new"]
-            if pd.isna(old) and pd.isna(new):
-                continue
-            exact = what not in COMPARED
-            agrees = old == new if exact else bool(np.isclose(new, old, rtol=relative, atol=absolute))
-            if not exact or not agrees:
-                lines.append(key | {"what": what, "old": old, "new": new, "difference": new - old, "agrees": agrees})
+    lines = [[row[name] for name in tidy.KEY] + pair for row in both.to_dict("records") for pair in _pairs(row)]
     return pd.DataFrame(lines, columns=[*tidy.KEY, "what", "old", "new", "difference", "agrees"])
 
 
-def shown(lines: pd.DataFrame, most: int = MOST) -> str:
-    """A table of at most `most` lines, the heading among them; what does not fit is counted in the last."""
-    lines = lines.assign(x=lines.x.map(lambda x: "" if pd.isna(x) else f"{x:g}"))
-    for name in ("old", "new", "difference"):
-        lines[name] = lines[name].map(lambda value: "" if pd.isna(value) else f"{value:.6g}")
-    rows = lines.drop(columns="agrees").to_string(index=False).splitlines()
-    if len(rows) > most:
-        rows = [*rows[: most - 1], f"... and {len(rows) - most + 1} more"]
-    return "\n".join(rows)
+def _pairs(row: dict) -> Iterator[list]:
+    if row["_merge"] != "both":
+        yield ["row", row["value_old"], row["value_new"], np.nan, False]
+        return
+    absolute, relative = tolerance(row["metric"], row["method"])
+    for what in ("value", "low", "high", "n", "paper"):
+        old, new = row[f"{what}_old"], row[f"{what}_new"]
+        given = what in ("n", "paper")
+        agrees = np.isclose(new, old, rtol=0 if given else relative, atol=0 if given else absolute, equal_nan=True)
+        if not agrees or not given and pd.notna(old):
+            yield [what, old, new, new - old, bool(agrees)]
 
 
-def built() -> pd.DataFrame:
-    """The rows of the last build at scale ci.
+def of_shard(kind: str) -> tuple[float, float]:
+    """Share of whole numbers that may differ, and difference of others relative to the largest, in a kind of shard."""
+    if kind.startswith(COUNTED):
+        return 0.0, EXACT
+    return (TEXTS if kind in OF_PIXELS else 0.0), (3e-3 if kind in SEEN else 5e-5)
+
+
+def alike(published: Content, recomputed: Content, kind: str) -> tuple[float, bool]:
+    """Largest difference of two shards of a kind, and whether it is within what machines differ by.
+
+    Of texts and whole numbers, the difference is the share that differs; NaN of two that cannot be compared.
+    """
+    if published.keys() != recomputed.keys():
+        return np.nan, False
+    found = [_apart(published[name], recomputed[name], *of_shard(kind)) for name in published.keys() - OWN]
+    return max([apart for apart, _ in found], default=0.0), all(agrees for _, agrees in found)
+
+
+def _apart(old: np.ndarray | list[str], new: np.ndarray | list[str], share: float, relative: float):
+    old, new = np.asarray(old), np.asarray(new)
+    if old.shape != new.shape or old.dtype.kind != new.dtype.kind:
+        return np.nan, False
+    if old.dtype.kind != "f":
+        apart = float((old != new).mean()) if old.size else 0.0
+        return apart, apart <= (TEXTS if old.dtype.kind == "U" else share)
+    finite = np.isfinite(old)
+    if not np.array_equal(np.where(finite, 0, old), np.where(np.isfinite(new), 0, new), equal_nan=True):
+        return np.inf, False
+    old, new = old[finite].astype(np.float64), new[finite]
+    apart = float(np.abs(new - old).max(initial=0.0))
+    return apart, bool(apart <= relative * np.abs(old).max(initial=0.0) + ZERO)
+
+
+def table(lines: pd.DataFrame, most: int | None = None) -> str:
+    """Numbers as text, `most` lines of them at most."""
+    return lines.to_string(index=False, na_rep="", float_format="{:.6g}".format, max_rows=most)
+
+
+def main(write: bool = False) -> int:
+    """Compare the last build at scale ci with the committed rows, and print what differs; 1 if anything does.
+
+    Args:
+        write: take the build's rows for the committed ones in place of comparing.
 
     Raises:
-        ValueError: there was none.
+        ValueError: no such file, or no numbers.
+        BuildFailed: no whole build of this tree.
     """
-    folder = provenance.ROOT / "_build" / "results" / "ci"
-    mend = "run `dfl book --scale ci` first"
-    if not execution.is_whole(folder, "ci"):
-        raise ValueError(f"There is no whole build of this tree at scale ci: {mend}.")
-    try:
-        return publish.merged(folder)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"There is no whole build at scale ci ({error}): {mend}.") from None
-
-
-def write() -> str:
-    """Take the last build's rows for the committed ones."""
-    tidy.write(built(), provenance.ROOT / GOLDEN)
-    return GOLDEN.as_posix()
-
-
-def main() -> int:
-    """Compare the last build with the committed rows, and print what differs; 1 if anything does."""
-    path = provenance.ROOT / GOLDEN
+    execution.refuse_stale("ci")
+    built, path = publish.merged(execution.folder("results") / "ci")[0], provenance.ROOT / GOLDEN
+    if write:
+        tidy.write(built, path)
+        print(f"written: {GOLDEN}")
+        return 0
     if not path.is_file():
-        raise ValueError(f"There is no {GOLDEN.as_posix()}: `make golden` writes it.")
-    lines = differences(tidy.read(path), built())
+        raise ValueError(f"There is no {GOLDEN}: `make golden` writes it.")
+    lines = differences(tidy.read(path), built)
     wrong = lines[~lines.agrees]
-    if len(wrong):
-        print(shown(wrong))
-        print(
-            f"{len(wrong)} of {len(lines)} numbers differ from {GOLDEN.as_posix()}; `make golden` takes the new ones."
-        )
-        return 1
-    print(f"{len(lines)} numbers are those of {GOLDEN.as_posix()}")
-    return 0
+    if wrong.empty:
+        print(f"{len(lines)} numbers are those of {GOLDEN}")
+        return 0
+    print(table(wrong.drop(columns="agrees"), most=20))
+    print(f"{len(wrong)} of {len(lines)} numbers differ from {GOLDEN}; `make golden` takes the new ones.")
+    return 1

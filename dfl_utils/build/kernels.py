@@ -11,14 +11,13 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
-from datetime import timedelta
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
+import psutil
 from jupyter_client.provisioning import LocalProvisioner
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
@@ -48,6 +47,13 @@ def start() -> None:
     if available():
         multiprocessing.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
+
+
+def stop() -> None:
+    """Kill every kernel of this process, and their server: a reader's Ctrl-C reaches none of them."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def serve(connection_file: str, environment: dict[str, str], folder: str) -> None:
@@ -92,10 +98,10 @@ class Forked:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        self.process.kill()
+        self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        self.process.terminate()
+        self.send_signal(signal.SIGTERM)
 
 
 class ForkedProvisioner(LocalProvisioner):
@@ -108,34 +114,13 @@ class ForkedProvisioner(LocalProvisioner):
         return self.connection_info
 
 
-# --- papermill's engine, for chapters executed side by side in threads of one process, and saved now and then.
+# --- papermill's engine, for chapters executed side by side in threads of one process.
 
 ENGINE = "dfl"
-EVERY = timedelta(seconds=10)
-_running: WeakSet[PapermillNotebookClient] = WeakSet()
-_stopped = threading.Event()
-
-
-def start_engine() -> None:
-    """Let chapters run, also after a `stop_engine`."""
-    _stopped.clear()
-
-
-def stop_engine() -> None:
-    """Kill the kernels of all chapters that run in this process, and let no other cell begin."""
-    _stopped.set()
-    for client in list(_running):
-        process = getattr(getattr(client.km, "provisioner", None), "process", None)
-        if process is not None:
-            process.kill()
 
 
 class ChapterEngine(Engine):
-    """Gives a kernel its folder and variables without changing those of this process, which other threads have too.
-
-    papermill writes the whole notebook, pictures and all, when a cell starts and when it ends, while the kernel waits;
-    this writes it at most every ten seconds, and at the end, after a failure too.
-    """
+    """Gives a kernel its folder and variables without changing those of this process, which other threads have too."""
 
     @classmethod
     def execute_managed_notebook(
@@ -146,32 +131,12 @@ class ChapterEngine(Engine):
         folder: Path,
         variables: Mapping[str, str],
         start_timeout: int,
-        execution_timeout: int | None = None,
         input_path: str | None = None,
         **options,
     ) -> None:
         """Execute the cells in a kernel of `folder`, whose environment is this process's with `variables` set."""
-        save = nb_man.save
-
-        def sometimes(**changes) -> None:  # before and after every cell
-            if _stopped.is_set():
-                raise RuntimeError("the build was stopped")
-            if nb_man.now() - nb_man.last_save_time >= EVERY:
-                save(**changes)
-
-        nb_man.save = sometimes
-        try:
-            client = PapermillNotebookClient(
-                nb_man,
-                kernel_name=kernel_name,
-                timeout=execution_timeout,
-                startup_timeout=start_timeout,
-                **options,
-            )
-            _running.add(client)
-            client.execute(cwd=str(folder), env=dict(os.environ) | variables)
-        finally:
-            nb_man.save = save
+        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, **options)
+        client.execute(cwd=str(folder), env=dict(os.environ) | variables)
 
 
 papermill_engines.register(ENGINE, ChapterEngine)

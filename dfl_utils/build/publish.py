@@ -23,14 +23,6 @@ TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finet
 SOURCES = ("dfl_utils", "book", "data", "params", "pyproject.toml", "constraints.txt")  # what numbers are made of
 
 
-def record_run(directory: Path, chapter: str, parameters: dict) -> None:
-    """Add the parameters that the runner gave to the JSON that a chapter saved."""
-    path = directory / f"{chapter}.json"
-    if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8")) | {"parameters": parameters}
-        tidy.write_json(record, path)
-
-
 def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
     """The rows of all chapters that saved some in a folder, and what each chapter recorded.
 
@@ -45,9 +37,8 @@ def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
                 raise ValueError(f"Chapter {name} in {scale_dir} was not run by `dfl book`; run that first.")
     if not records:
         raise ValueError(f"No chapter saved numbers in {scale_dir}; there is nothing to publish.")
-    return tidy.validate(
-        pd.concat([tidy.read(scale_dir / f"{name}.csv") for name in records], ignore_index=True)
-    ), records
+    rows = pd.concat([tidy.read(scale_dir / f"{name}.csv") for name in records], ignore_index=True)
+    return tidy.validate(rows), records
 
 
 def publish(profile: str, scale_dir: Path, store: Path) -> Path:
@@ -72,7 +63,7 @@ def publish(profile: str, scale_dir: Path, store: Path) -> Path:
     asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
     behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
     published_run.write(target / "store", store, asked, behind, staying())
-    for picture in sorted([*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]):
+    for picture in [*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]:
         shutil.copyfile(picture, target / picture.name)
     tidy.write(frame, target / "exhibits.csv")
     tidy.write_json(_stamp(profile, records, target / "exhibits.csv"), target / "stamp.json")
@@ -98,44 +89,31 @@ def require_clean() -> None:
         )
 
 
-def _stamp(profile: str, records: dict[str, dict], table: Path) -> dict:
+def _stamp(profile: str, records: dict[str, dict], rows: Path) -> dict:
     last = next(reversed(records.values()))
     # What a training left lies in the store, and its shard says what it was trained from.
     used = [one for record in records.values() for one in record["checkpoints"].values()]
     checkpoints = {one["path"]: one["sha256"] for one in used if not TRAINED.search(one["path"])}
-    frame = tidy.read(table)
+    order = tidy.read(rows).exhibit.unique()
+    ran = {}
+    for name, record in records.items():
+        spent = {what: record["cost"].get(what, {}) for what in ("seconds", "model_calls", "kinds")}
+        exhibits = [one for one in order if one in record["exhibits"]]
+        ran[name] = {"parameters": record["parameters"], **spent, "exhibits": exhibits}
     return {
         "profile": profile,
-        "commit": provenance.git("rev-parse", "HEAD") or "none",
+        "commit": provenance.git("rev-parse", "HEAD"),
         "date": date.today().isoformat(),
         "machine": last["machine"],
         "versions": last["versions"],
         "checkpoints": dict(sorted(checkpoints.items())),
-        "exhibits": hashlib.sha256(table.read_bytes()).hexdigest(),
-        "chapters": {
-            name: {
-                "parameters": record["parameters"],
-                "seconds": record["cost"]["seconds"],
-                "model_calls": record["cost"]["model_calls"],
-                "kinds": record["cost"].get("kinds", {}),
-                "exhibits": [one for one in frame.exhibit.unique() if one in record["exhibits"]],
-            }
-            for name, record in records.items()
-        },
+        "exhibits": _hash(rows),
+        "chapters": ran,
     }
 
 
-def published() -> list[str]:
-    """Profiles whose results are in the tree."""
-    return sorted(path.parent.name for path in (provenance.ROOT / "results").glob("*/stamp.json"))
-
-
 def stamp(profile: str) -> dict:
-    """What `publish` wrote of a profile's numbers.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
+    """What stands in `results/<profile>/stamp.json`; ValueError where that is missing or damaged."""
     path = provenance.ROOT / "results" / profile / "stamp.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -143,9 +121,21 @@ def stamp(profile: str) -> dict:
             raise ValueError(f"it has no {lost[0]}, as those of an older layout")
         return found
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): `git checkout -- results/{profile}` brings it back."
-        ) from None
+        mend = f"`git checkout -- results/{profile}` brings it back"
+        raise ValueError(f"{path} cannot be read ({error}): {mend}.") from None
+
+
+def table(profile: str, made: dict) -> Path:
+    """The file of the published rows; ValueError where it is not the one that was stamped."""
+    path = provenance.ROOT / "results" / profile / "exhibits.csv"
+    if not path.is_file() or _hash(path) != made["exhibits"]:
+        mend = f"`git checkout -- results/{profile}` brings it back"
+        raise ValueError(f"{path} is not the table that was stamped: {mend}.")
+    return path
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def changed(profile: str) -> list[str]:
@@ -156,14 +146,11 @@ def changed(profile: str) -> list[str]:
     """
     try:
         made = stamp(profile)
+        table(profile, made)
     except ValueError as error:
         return [str(error)]
-    where, commit = f"results/{profile}", made["commit"]
+    commit = made["commit"]
     if provenance.git("cat-file", "-t", commit) != "commit":
-        return [f"{where}: commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]
+        return [f"Commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]
     names = provenance.git("diff", "--name-only", commit, "--", *SOURCES).splitlines()
-    sentences = [f"{where}: {name} has changed since {commit[:12]}" for name in names]
-    table = provenance.ROOT / where / "exhibits.csv"
-    if not table.is_file() or hashlib.sha256(table.read_bytes()).hexdigest() != made["exhibits"]:
-        sentences.append(f"{where}/exhibits.csv is not the file that was stamped; restore it from git.")
-    return sentences
+    return [f"results/{profile}: {name} has changed since {commit[:12]}" for name in names]

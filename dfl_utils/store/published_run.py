@@ -21,7 +21,6 @@ import numpy as np
 from dfl_utils.store import provenance, shards
 
 INDEX = "index.json"
-LAYOUT = 1
 MEND = "`git checkout -- results/mini/store` brings it back"
 
 _log = logging.getLogger(__name__)
@@ -47,38 +46,20 @@ class PublishedRun:
     def __init__(self, folder: Path | str, inner: bool = True):
         self.folder, self.inner = Path(folder), inner
         self._packs: dict[Path, dict[str, bytes]] = {}
-        self._lacking: set[Path] = set()  # files of which it was said that something is missing
         index = self.folder / INDEX
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
-            layout = found["layout"]
-            self.chapters, self._left_out = ({}, {}) if layout != LAYOUT else (found["chapters"], found["left_out"])
-            if not isinstance(self.chapters, dict) or not isinstance(self._left_out, dict):
-                raise ValueError("chapters and left_out are objects of names and values")
-        except FileNotFoundError:
-            raise ValueError(f"The published run has no {index}: all work is done anew; {MEND}.") from None
+            self.chapters, self._left_out = dict(found["chapters"]), dict(found["left_out"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{index} of the published run is damaged ({error}): all work is done anew; {MEND}."
+                f"{index} of the published run cannot be read ({error}): all work is done anew; {MEND}."
             ) from None
-        if layout != LAYOUT:
-            raise ValueError(
-                f"{index} is of layout {layout}, and this code reads layout {LAYOUT}: all work is done anew; {MEND}."
-            )
-
-    @cached_property
-    def _listed(self) -> frozenset[str]:
-        return frozenset(stem for stems in self.chapters.values() for stem in stems)
 
     def require_whole(self) -> None:
         """ValueError that names the first file that is missing, damaged or lacks a shard that the index lists."""
         for file in sorted({self.file(stem) for stem in self._listed}):
-            try:
-                found = unpack(file)
-            except (FileNotFoundError, shards.Broken) as error:
-                raise ValueError(f"{file} of the published run is not whole ({error}): {MEND}.") from None
-            if lost := [stem for stem in self._listed if self.file(stem) == file and stem not in found]:
-                raise ValueError(f"{file} of the published run lacks {min(lost)}: {MEND}.")
+            if lost := self._unpacked(file)[1]:
+                raise ValueError(f"{file} of the published run {lost}: {MEND}.")
 
     def file(self, stem: str) -> Path:
         """The file that holds a shard of that name, if it was published."""
@@ -88,8 +69,8 @@ class PublishedRun:
         """Content and metadata of a shard.
 
         Raises:
-            FileNotFoundError: it was not published.
-            shards.Broken: it, or the file that holds it, is damaged.
+            FileNotFoundError: it was not published, or its file is damaged, which was said.
+            shards.Broken: it is damaged.
         """
         return shards.loads(self._bytes(stem))
 
@@ -108,34 +89,36 @@ class PublishedRun:
     @cached_property
     def stems(self) -> frozenset[str]:
         """Names of the shards that are there, those of damaged files left out."""
-        found: set[str] = set()
-        for file in self.folder.glob("*.safetensors"):
-            try:
-                found |= self._pack(file).keys()
-            except shards.Broken:
-                del self._packs[file]  # whoever asks for one of its shards is told
-                self._lacking.discard(file)
-        return frozenset(found)
+        return frozenset(stem for file in self.folder.glob("*.safetensors") for stem in self._pack(file))
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        return frozenset(stem for stems in self.chapters.values() for stem in stems)
 
     def _bytes(self, stem: str) -> bytes:
-        file = self.file(stem)
-        found = self._pack(file).get(stem)
-        if found is None and stem in self._listed and file not in self._lacking:
-            self._lacking.add(file)
-            raise shards.Broken("it lacks shards that the index lists")
-        if found is None:
-            raise FileNotFoundError(stem)
-        return found
+        try:
+            return self._pack(self.file(stem))[stem]
+        except KeyError:
+            raise FileNotFoundError(stem) from None
 
     def _pack(self, file: Path) -> dict[str, bytes]:
-        """All shards of a file, read once; a damaged one is said so once, and holds none from then on."""
+        """All shards of a file, read once; what is wrong with it is said then, and a damaged one holds none."""
         if file not in self._packs:
-            self._packs[file] = {}
-            if file.is_file():
-                self._lacking.add(file)  # so that a damaged one is said once
-                self._packs[file] = unpack(file)
-                self._lacking.discard(file)
+            self._packs[file], lost = self._unpacked(file)
+            if lost:
+                _log.warning("%s of the published run %s: that work is done anew; %s.", file, lost, MEND)
         return self._packs[file]
+
+    def _unpacked(self, file: Path) -> tuple[dict[str, bytes], str]:
+        """The shards of a file, and what is wrong with it, if anything."""
+        try:
+            found = unpack(file)
+        except FileNotFoundError:
+            found = {}
+        except shards.Broken as error:
+            return {}, f"is not whole ({error})"
+        lost = [stem for stem in self._listed if self.file(stem) == file and stem not in found]
+        return found, f"lacks {min(lost)}" if lost else ""
 
 
 def unpack(file: Path) -> dict[str, bytes]:
@@ -183,12 +166,8 @@ def opened() -> PublishedRun | None:
 
 
 def write(
-    folder: Path,
-    store: Path,
-    asked: Mapping[str, Iterable[str]],
-    behind: Iterable[str],
-    staying: Collection[str] = (),
-) -> int:
+    folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind: Iterable[str], staying: Collection[str] = ()
+) -> None:
     """Publish shards of a run store in place of what `folder` held.
 
     Args:
@@ -198,45 +177,33 @@ def write(
         behind: names of the shards that those were made from or whose cost counts.
         staying: kinds of which only the cost is published.
 
-    Returns:
-        Bytes of the folder.
-
     Raises:
         ValueError: a shard that is not there or not whole.
         OSError: the folder cannot be written.
     """
-    wanted = {name: sorted({stem for stem in stems if kind_of(stem) not in staying}) for name, stems in asked.items()}
+    asked = {name: sorted(set(stems)) for name, stems in asked.items()}
+    wanted = {name: [stem for stem in stems if kind_of(stem) not in staying] for name, stems in asked.items()}
     travelling = {stem for stems in wanted.values() for stem in stems}
-    new, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(new, ignore_errors=True)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        new.mkdir(parents=True)
+        part.mkdir(parents=True)
         for kind, stems in groupby(sorted(travelling, key=lambda stem: (kind_of(stem), stem)), kind_of):
             found = {stem: (store / f"{stem}.safetensors").read_bytes() for stem in stems}
             for data in found.values():
                 shards.loads(data)
-            pack(new / f"{kind}.safetensors", found)
+            pack(part / f"{kind}.safetensors", found)
         rest = {*behind, *(stem for stems in asked.values() for stem in stems)} - travelling
         costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted(rest)}
         left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
-        index = {"layout": LAYOUT, "chapters": wanted, "left_out": left_out}
-        (new / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.is_dir():
-            folder.rename(old)
-        new.rename(folder)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"The run store has lost {Path(error.filename).stem}: run `dfl book --scale full` again."
-        ) from None
-    except shards.Broken as error:
-        raise ValueError(f"A shard of {store} is not whole ({error}): run `dfl book --scale full` again.") from None
-    finally:
-        if old.is_dir() and not folder.is_dir():  # stopped between the two renamings
-            old.rename(folder)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-    return sum(path.stat().st_size for path in folder.iterdir())
+        index = {"chapters": wanted, "left_out": left_out}
+        (part / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
+    except (FileNotFoundError, shards.Broken) as error:
+        shutil.rmtree(part)
+        what = Path(error.filename).stem if isinstance(error, FileNotFoundError) else error
+        raise ValueError(f"The run store has lost a shard ({what}): run `dfl book --scale full` again.") from None
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)  # git has what lay there before
 
 
 def kind_of(stem: str) -> str:
