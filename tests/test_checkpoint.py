@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
 
 from dfl_utils.game.scorer import Scorer
-from dfl_utils.models import checkpoint, layout, similarity
-from dfl_utils.models.captioner import Captioner
+from dfl_utils.models import captioner, checkpoint, layout, similarity
 from dfl_utils.models.generator import Generator
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
@@ -156,7 +155,7 @@ def test_a_captioner_of_another_vocabulary_is_refused(copy):
     folder = copy("blip-base")
     shrink_vocabulary(folder, 30522, 30524)  # BERT's own, without [DEC] and [ENC]
     with pytest.raises(ValueError, match="mixes two vocabularies: its tokenizer has 30,524 tokens"):
-        Captioner.load(profile.load("mini", captioner=str(folder)))
+        captioner.load(profile.load("mini", captioner=str(folder)))
 
 
 def test_a_judge_of_another_vocabulary_is_refused(copy, tmp_path):

@@ -140,7 +140,10 @@ KEYS = {
     ),
     "original-features": (lambda w, k: game(w, k).original_features(w.examples()), {"probe", "image", "size"}),
     "clip-originals": (lambda w, k: game(w, k).workshop.originals("clip", w.examples()), {"clip", "image"}),
-    "dino-originals": (lambda w, k: game(w, k).workshop.originals("dino", w.examples()), {"dino", "dino_size", "image"}),
+    "dino-originals": (
+        lambda w, k: game(w, k).workshop.originals("dino", w.examples()),
+        {"dino", "dino_size", "image"},
+    ),
     "images": (lambda w, k: (lambda d, b: d.draw(b))(*drawings(w, k)), DRAWN),
     "shown-images": (lambda w, k: drawings(w, k)[0].load(0), DRAWN),
     "clip-similarity": (lambda w, k: drawings(w, k)[0].compare(["clip"]), DRAWN | {"clip", "image"}),
@@ -185,7 +188,7 @@ KEYS = {
     "quality-wmd": (scored("WMD"), {"caption", "candidate", "vectors"}),
     **{
         f"quality-{metric.lower()}": (scored(metric), {"caption", "candidate"})
-        for metric in ("CIDEr", "SBERT", "SPICE-like", "METEOR", "SPICE")
+        for metric in ("CIDEr", "SBERT", "SPICE-like", "SPICE")
     },
 }
 

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from dfl_utils.game.drawings import Drawings, Features, Sentences
-from dfl_utils.models import captioner, fidelity, generator, similarity
+from dfl_utils.models import blip, fidelity, generator, similarity
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import caption_streams, image_seeds
@@ -112,7 +112,7 @@ class Game:
         return self.workshop.store
 
     @property
-    def captioner(self) -> captioner.Captioner:
+    def captioner(self) -> blip.Captioner:
         return self.workshop.captioner
 
     @property
@@ -143,7 +143,7 @@ class Game:
             ValueError: no images, fewer than one candidate, a negative seed or impossible sampling.
         """
         _check(examples, num_candidates, seed)
-        captioner.check_sampling(top_p, top_k, temperature)
+        blip.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]
         jobs = []

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, CLIPModel
 
 from dfl_utils.mini import autoencoder, judges
 from dfl_utils.mini.autoencoder import pixels
+from dfl_utils.models import captioner as captioners
 from dfl_utils.models import checkpoint, layout, similarity
-from dfl_utils.models.captioner import Captioner
 from dfl_utils.models.fidelity import Referee
 from dfl_utils.models.generator import Generator
 from dfl_utils.store import provenance
@@ -138,7 +138,7 @@ def measure_generator(profile: Profile, name: str, referee: Referee, count: int 
 
 
 def measure_captioner(profile: Profile, name: str, held_out: dict[str, list[splits.Item]]) -> dict:
-    captioner = Captioner.load(profile.pair(captioner=name))
+    captioner = captioners.load(profile.pair(captioner=name))
     title, rows = CAPTIONERS[name], {}
     for split, items in held_out.items():
         images = [Image.fromarray(scenes.render(item.scene)) for item in items]

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as PROMPTED
 
-from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.blip import Captioner
 
 OWN_CODE = {"trust_remote_code": False}  # said aloud, or the library asks at the keyboard
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dfl_utils.models import captioner, fidelity, generator, similarity
+from dfl_utils.models import blip, captioner, fidelity, generator, similarity
 from dfl_utils.store import processes, provenance
 from dfl_utils.store.store import Held, Job, Kind, RunStore
 from dfl_utils.world import data
@@ -71,7 +71,7 @@ class Workshop:
         self._loaded: dict[str, tuple[object, object]] = {}
 
     @property
-    def captioner(self) -> captioner.Captioner:
+    def captioner(self) -> blip.Captioner:
         return self._model("captioner", captioner.load)
 
     @property

@@ -102,6 +102,24 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
     return _read(finetuner.store.get(ANATOMY, key, make))
 
 
+def one_batch(finetuner: Finetuner, recipe: Recipe) -> tuple[TalkingPair, Batch]:
+    """The models before any training, and a batch of the first training images, to be passed through by hand.
+
+    Nothing of it goes to the store.
+    """
+    pair, pipeline = finetuner.pair(recipe)
+    examples = finetuner.examples[: recipe.batch_size]
+    encoded, _ = pairs._encode(pipeline, examples, finetuner.profile.image_size)
+    options = {"batch_size": len(examples), "seed": recipe.seed}
+    lessons = pairs.Pairs(pair.captioner, pipeline, examples, torch.from_numpy(encoded.latents), **options)
+    return pair.eval(), lessons.batch(0)
+
+
+def predict(pair: TalkingPair, pixel_values: Tensor, caption: teacher_forcing.Caption) -> Tensor:
+    """The captioner's logits `(N, V)` at each target of the captions, given images and the true words before it."""
+    return teacher_forcing.target_logits(pair.captioner, pair.captioner._encode(pixel_values), caption)
+
+
 @torch.no_grad()
 def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
     """What a joint step hands on, one part after the other, and the likeliest words of the first caption.

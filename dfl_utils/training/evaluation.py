@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from dfl_utils.game.loops import Game, Reconstructions
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, fidelity
+from dfl_utils.models.blip import Captioner
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.scores import quality
 from dfl_utils.store import blocks
@@ -35,7 +36,7 @@ class CaptionScores:
 
     Attributes:
         captions: one an image.
-        scores: metric -> `(images,)`; scales as in `quality.caption_quality`.
+        scores: metric -> `(images,)`; scales as in `scores.quality`.
         bleu: `(images, 10)` counts whose means go to `ngrams.corpus_bleu`.
     """
 
@@ -161,7 +162,7 @@ def validation_losses(
     return finetuner.store.get(VALIDATION_LOSSES, key, make)
 
 
-def _models(finetuner: Finetuner, profile: Profile) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
+def _models(finetuner: Finetuner, profile: Profile) -> tuple[Captioner, StableDiffusionPipeline]:
     """A profile's pair for training; of a role that was left alone the finetuner's own model, not loaded again."""
     own, full = finetuner.profile, replace(profile, dtype="float32")
     model = finetuner._base_models[0] if profile.captioner == own.captioner else captioner.load(full)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dfl_utils.models import captioner, checkpoint
+from dfl_utils.models.blip import Captioner
 from dfl_utils.models.generator import decoder_folder, load_decoder, load_pipeline
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import processes, provenance
@@ -108,13 +109,13 @@ class Finetuner(Workshop):
         return [self._checkpoint(role) for role in ROLES]
 
     @property
-    def _base_models(self) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
+    def _base_models(self) -> tuple[Captioner, StableDiffusionPipeline]:
         """Loaded once and never trained; a run trains copies, in float32 whatever the profile infers in."""
         if self._like:
             return self._like._base_models
         return self._while_same("pair", self._checkpoints, self._load_pair)
 
-    def _load_pair(self) -> tuple[captioner.Captioner, StableDiffusionPipeline]:
+    def _load_pair(self) -> tuple[Captioner, StableDiffusionPipeline]:
         return captioner.load(replace(self.profile, dtype="float32")), load_pipeline(self.profile)
 
     @property

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dfl_utils.models.captioner import BlipCaptioner, Captioner
+from dfl_utils.models.blip import BlipCaptioner, Captioner
 from dfl_utils.models.checkpoint import SPARE_ROWS
 from dfl_utils.training.losses import Batch
 from dfl_utils.training.teacher_forcing import Caption

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, StableDiffu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.blip import Captioner
 from dfl_utils.training import connection, teacher_forcing
 from dfl_utils.training.teacher_forcing import Caption
 from dfl_utils.training.vocabulary import VocabularyMap

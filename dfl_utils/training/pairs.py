@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from dfl_utils.models.captioner import Blip2Captioner, BlipCaptioner, Captioner
+from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.store import Job, Kind

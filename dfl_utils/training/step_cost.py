@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.blip import Captioner
 from dfl_utils.models.workshop import read
 from dfl_utils.store import provenance
 from dfl_utils.store.store import Kind

@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfl_utils.models.captioner import Captioner
+from dfl_utils.models.blip import Captioner
 from dfl_utils.training import finetune
 from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair, one_step_image
 from dfl_utils.training.teacher_forcing import Caption

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dfl_utils.models.captioner import BlipCaptioner, Captioner
+from dfl_utils.models.blip import BlipCaptioner, Captioner
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,281 @@
+"""What every captioner does, and BLIP and BLIP-2: sampled (Section 3.1), read by beam search, or asked."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoProcessor,
+    Blip2ForConditionalGeneration,
+    BlipForConditionalGeneration,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from dfl_utils.models import checkpoint
+
+# of the captioner's interface
+
+LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
+
+
+class Captioner:
+    """A checkpoint and its processor; the common part of all captioners.
+
+    Attributes:
+        model: of class `model_class`, in evaluation mode.
+        processor: its processor (Pillow back end in every profile).
+        prompt: text that the captions continue, cut from the output.
+        start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
+    """
+
+    model_class: type[PreTrainedModel]
+    end_token_id: int
+
+    def __init__(self, model: PreTrainedModel, processor, prompt: str, min_words: int, max_words: int):
+        self.model, self.processor, self.prompt = model, processor, prompt
+        self.min_words, self.max_words = min_words, max_words
+        self._check_vocabulary(len(processor.tokenizer), self.text_config.vocab_size)
+
+    def _check_vocabulary(self, tokenizer_size: int, embedding_size: int) -> None:
+        checkpoint.check_vocabulary(self.model.name_or_path, tokenizer_size, embedding_size)
+
+    @staticmethod
+    def load_processor(folder: str, **options):
+        """The checkpoint's processor: at least its `image_processor` and its `tokenizer`."""
+        return AutoProcessor.from_pretrained(folder, backend="pil", **options)
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The configuration of the text side."""
+        return self.model.config.text_config
+
+    @property
+    def start_token_id(self) -> int:
+        return self.text_config.bos_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.text_config.pad_token_id
+
+    @torch.no_grad()
+    def image_embeds(self, images: Sequence[Image.Image]) -> Tensor:
+        """What the text side sees of RGB images, `(B, T, D)`."""
+        pixels = self.processor.image_processor(list(images), return_tensors="pt").pixel_values
+        return self._encode(pixels.to(self.model.device, self.model.dtype))
+
+    def sample(
+        self,
+        images: Sequence[Image.Image],
+        streams: Sequence[Sequence[Sequence[int]]],
+        *,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        temperature: float = 1.0,
+    ) -> list[list[str]]:
+        """Candidate captions by sampling; the paper: N = 10, top-p with p = 0.9 (Appendix A.2).
+
+        Args:
+            images: B RGB images.
+            streams: B lists of N seeds, each a sequence of integers; caption (b, n) depends on image b and seed
+                (b, n) alone.
+            top_p, top_k, temperature: see `SeededSampling`; `top_k=0` switches `generate`'s default of 50 off.
+
+        Returns:
+            B lists of N captions without the prompt.
+        """
+        if not images or len(images) != len(streams):
+            raise ValueError(f"{len(images)} images and {len(streams)} lists of seeds: give one list for each image.")
+        per_image = len(streams[0])
+        sampling = self._sampling([seed for seeds in streams for seed in seeds], top_p, top_k, temperature)
+        embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
+        texts = self._generate(embeds, num_beams=1, logits_processor=sampling)
+        return [texts[k : k + per_image] for k in range(0, len(texts), per_image)]
+
+    def _sampling(self, seeds: Sequence[Sequence[int]], *options) -> LogitsProcessorList:
+        """Makes `generate`'s greedy search draw one caption a seed; see `SeededSampling` for the options."""
+        uniforms = [np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32) for seed in seeds]
+        uniforms = torch.from_numpy(np.stack(uniforms)).to(self.model.device)
+        return LogitsProcessorList([SeededSampling(uniforms, *options)])
+
+    def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
+        """One caption an image by beam search."""
+        return self._generate(self.image_embeds(images), num_beams=num_beams)
+
+    def log_likelihood(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """How likely the captioner finds given captions, `(B, N)` float32: mean log-probability (nats) a token.
+
+        The caption's tokens and the end token count, each given the image, the prompt and the tokens before it. An
+        empty caption is the end token alone. What exceeds the model's positions is not read.
+
+        Args:
+            images: B RGB images.
+            captions: B lists of N >= 1 texts without the prompt.
+        """
+        counts = {len(row) for row in captions}
+        if not images or len(captions) != len(images) or len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                f"log_likelihood takes the same number of captions (at least one) for each of the {len(images)} "
+                f"images, not {len(captions)} lists of lengths {sorted(counts)}."
+            )
+        embeds, per_image = self.image_embeds(images), counts.pop()
+        targets = [self._caption_ids(text, embeds.shape[1]) for row in captions for text in row]
+        parts = [
+            self._mean_log_probability(
+                embeds[torch.arange(k, min(k + LIKELIHOOD_BATCH, len(targets))) // per_image],
+                targets[k : k + LIKELIHOOD_BATCH],
+            )
+            for k in range(0, len(targets), LIKELIHOOD_BATCH)
+        ]
+        return torch.cat(parts).reshape(len(images), per_image).float().cpu().numpy()
+
+    def _prompt_ids(self) -> list[int]:
+        ids = self.processor.tokenizer(self.prompt, add_special_tokens=False).input_ids
+        return [self.start_token_id, *ids]
+
+    def _caption_ids(self, caption: str, image_tokens: int) -> Tensor:
+        """Tokens of a caption as they follow the prompt, and the end token; not more than the model has places."""
+        caption = caption.strip()
+        text = f" {caption}" if self.prompt and caption else caption  # byte-level tokens carry the space before them
+        ids = self.processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        room = self._positions(image_tokens) - len(self._prompt_ids())
+        return torch.tensor([*ids[: max(room, 0)], self.end_token_id])
+
+    @torch.no_grad()
+    def _mean_log_probability(self, image_embeds: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        device, prompt_ids = image_embeds.device, torch.tensor(self._prompt_ids())
+        padded = pad_sequence(list(targets), batch_first=True, padding_value=-1).to(device)
+        real = padded >= 0
+        inputs = torch.cat([prompt_ids.expand(len(padded), -1).to(device), padded[:, :-1].clamp(min=0)], 1)
+        logits = self._logits(image_embeds, inputs)[:, len(prompt_ids) - 1 :].float()
+        chosen = logits.gather(-1, padded.clamp(min=0).unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+        return (chosen * real).sum(1) / real.sum(1)
+
+    @torch.no_grad()
+    def _generate(self, image_embeds: Tensor, **options) -> list[str]:
+        # The text side is called directly, as the model's own `generate` does, so that an image is encoded once for
+        # all its candidates.
+        prompt_ids = torch.tensor([self._prompt_ids()], device=image_embeds.device).repeat(len(image_embeds), 1)
+        ids = self._continue(
+            image_embeds,
+            prompt_ids,
+            eos_token_id=self.end_token_id,
+            pad_token_id=self.pad_token_id,
+            do_sample=False,
+            min_new_tokens=self.min_words,
+            max_new_tokens=self.max_words,
+            **options,
+        )
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+class BlipCaptioner(Captioner):
+    """BLIP: the text decoder attends to the vision tower's tokens, `(B, patches + 1, D)`."""
+
+    model_class = BlipForConditionalGeneration
+
+    @property
+    def end_token_id(self) -> int:
+        return self.model.config.text_config.sep_token_id
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.model.vision_model(pixels).last_hidden_state
+
+    def _positions(self, image_tokens: int) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
+        return self.model.text_decoder(input_ids=input_ids, **self._seen(image_embeds)).logits
+
+    def _continue(self, image_embeds: Tensor, prompt_ids: Tensor, **options) -> Tensor:
+        mask = torch.ones_like(prompt_ids)
+        ids = self.model.text_decoder.generate(
+            input_ids=prompt_ids, attention_mask=mask, **self._seen(image_embeds), **options
+        )
+        return ids[:, prompt_ids.shape[1] :]
+
+    def _seen(self, image_embeds: Tensor) -> dict[str, Tensor]:
+        mask = image_embeds.new_ones(image_embeds.shape[:2], dtype=torch.long)
+        return {"encoder_hidden_states": image_embeds, "encoder_attention_mask": mask}
+
+
+class Blip2Captioner(Captioner):
+    """BLIP-2: the Q-Former's queries, projected to `(B, num_query_tokens, D)`, stand before the prompt of OPT."""
+
+    model_class = Blip2ForConditionalGeneration
+
+    @property
+    def end_token_id(self) -> int:
+        return self.model.config.text_config.eos_token_id
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixels).pooler_output
+
+    def _positions(self, image_tokens: int) -> int:
+        return self.model.config.text_config.max_position_embeddings - image_tokens
+
+    def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
+        return self.model.language_model(**self._seen(image_embeds, input_ids)).logits[:, image_embeds.shape[1] :]
+
+    def _continue(self, image_embeds: Tensor, prompt_ids: Tensor, **options) -> Tensor:
+        return self.model.language_model.generate(**self._seen(image_embeds, prompt_ids), **options)
+
+    def _seen(self, image_embeds: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+        embeds = torch.cat([image_embeds, self.model.language_model.get_input_embeddings()(input_ids)], 1)
+        # OPT counts its positions along the mask.
+        return {"inputs_embeds": embeds, "attention_mask": embeds.new_ones(embeds.shape[:2], dtype=torch.long)}
+
+
+# --- Sampling of tokens with one random stream a caption, so that a caption does not depend on its batch.
+
+NUCLEUS_WIDTH = 256  # tokens looked at first; the whole vocabulary is sorted only where they do not hold the mass
+
+
+def check_sampling(top_p: float, top_k: int, temperature: float) -> None:
+    """ValueError for sampling settings that mean nothing."""
+    if not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
+        raise ValueError(
+            f"Sampling needs 0 < top_p <= 1, top_k >= 0 and temperature > 0, not top_p={top_p}, top_k={top_k}, "
+            f"temperature={temperature}."
+        )
+
+
+class SeededSampling(LogitsProcessor):
+    """Top-p, top-k and tempered sampling with one random stream a caption.
+
+    `generate` draws a whole batch from one stream, so a caption depends on its neighbours. Here row r takes its
+    uniforms from `uniforms[r]`, and the drawn token is handed to greedy search as the only finite score: a
+    caption is the same in any batch and any order.
+
+    Args:
+        uniforms: `(B, steps)` in [0, 1), one a token.
+        top_p: smallest set of tokens whose probability reaches this is kept; 1 keeps all.
+        top_k: only the k likeliest tokens are kept; 0 keeps all.
+        temperature: logits are divided by it.
+    """
+
+    def __init__(self, uniforms: Tensor, top_p: float = 1.0, top_k: int = 0, temperature: float = 1.0):
+        check_sampling(top_p, top_k, temperature)
+        self.uniforms, self.top_p, self.top_k, self.temperature = uniforms, top_p, top_k, temperature
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        probabilities = (scores / self.temperature).softmax(-1)
+        size = probabilities.shape[-1]
+        width = min(self.top_k or NUCLEUS_WIDTH, size)
+        likely, tokens = probabilities.topk(width)
+        if not self.top_k and (likely.sum(-1) < self.top_p).any():
+            likely, tokens = probabilities.topk(size)
+        if self.top_k:
+            likely = likely / likely.sum(-1, keepdim=True)
+        before = likely.cumsum(-1) - likely
+        kept = likely * (before < self.top_p)
+        target = self.uniforms[:, self.step, None] * kept.sum(-1, keepdim=True)
+        choice = (kept.cumsum(-1) <= target).sum(-1, keepdim=True).clamp(max=likely.shape[-1] - 1)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.gather(1, choice), 0.0)
