@@ -43,17 +43,6 @@ def test_is_what_is_left_of_the_signs_after_regressing_on_the_controls(triple):
         assert found == pytest.approx(left[0] @ left[1] / (norms[0] * norms[1]), abs=1e-9)
 
 
-def test_a_common_cause_is_taken_out():
-    rng = np.random.default_rng(0)
-    cause = rng.normal(size=(300, 10))
-    sim, quality = (cause + rng.normal(size=cause.shape) for _ in range(2))
-    assert ranking.rank_correlation(sim, quality).low > 0.25
-    # Not to zero: unlike a linear partial correlation, Kendall's keeps a rest of a common cause.
-    assert ranking.partial_correlation(sim, quality, cause).value < 0.2
-    own = ranking.partial_correlation(sim, quality, rng.normal(size=cause.shape))
-    assert own.value == pytest.approx(ranking.rank_correlation(sim, quality).value, abs=0.03)
-
-
 def test_undefined_images_are_nan_and_counted():
     sim = [[1, 2, 3, 4]] * 5
     quality = [[2, 1, 3, 4], [2, 1, 3, 4], [5, 5, 5, 5], [2, 1, 3, 4], [np.nan, 1, 3, np.nan]]

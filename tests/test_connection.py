@@ -62,15 +62,6 @@ def test_one_hot_distributions_give_the_ordinary_prompt(pipeline, encoder, table
     torch.testing.assert_close(prompt, prompt_of(pipeline, PROMPTS), atol=1e-6, rtol=0)
 
 
-def test_a_caption_is_encoded_the_same_beside_any_other(encoder, table, length, ends, tokens):
-    counts = [len(row) for row in tokens]
-    together = connection.soft_prompt(encoder, table[torch.cat(tokens)], counts, length, ends)
-    turned = connection.soft_prompt(encoder, table[torch.cat(tokens[::-1])], counts[::-1], length, ends)
-    torch.testing.assert_close(turned.flip(0), together, atol=1e-6, rtol=0)
-    alone = connection.soft_prompt(encoder, table[tokens[1]], counts[1:2], length, ends)
-    torch.testing.assert_close(alone[0], together[1], atol=1e-6, rtol=0)
-
-
 def test_the_tokenizers_ends_count_and_its_own_padding(encoder, table):
     """A later Stable Diffusion pads with `!`, and v1's published text encoder names two wrong tokens as its ends."""
     bos, eos, pad = 49406, 49407, 0

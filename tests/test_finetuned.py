@@ -17,7 +17,7 @@ from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 from dfl_utils.training import finetune, finetuned
-from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
+from dfl_utils.training.finetune import Finetuning, Recipe
 from dfl_utils.training.finetuned import Finetuner, load_pipeline
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data
@@ -163,15 +163,6 @@ def test_what_was_trained_is_not_trained_again(runs, make, root, mini, monkeypat
     np.testing.assert_array_equal(again[1].losses["caption_loss"], runs[0].losses["caption_loss"])
 
 
-def test_another_recipe_seed_model_or_set_is_another_run(make, root, mini, examples):
-    finetuner, other_prompt = make(root), replace(mini, captioner_prompt="a photo of")
-    keys = [finetuner._job(recipe).key for recipe in (JOINT, replace(JOINT, seed=1), replace(JOINT, lr=1e-3), ALONE)]
-    fewer = replace(examples[0], references=examples[0].references[:1])
-    for other in (make(root, chosen=examples[:5]), make(root, chosen=[fewer, *examples[1:]]), make(root, other_prompt)):
-        keys.append(other._job(JOINT).key)
-    assert len({str(finetuner.store.path(finetuned.WEIGHTS, key)) for key in keys}) == len(keys)
-
-
 def test_losses_that_travelled_name_what_was_trained_and_weights_are_trained_again_where_they_are_asked_for(
     runs, make, root, tmp_path, monkeypatch
 ):
@@ -218,22 +209,6 @@ def test_a_run_that_broke_off_is_taken_up_by_the_store(runs, make, tmp_path, mon
         np.testing.assert_array_equal(found.losses[name], curve)
     folders = [Path(located(run, "generator")) for run in (found, runs[1])]
     assert provenance.files_hash(folders[0]) == provenance.files_hash(folders[1])
-
-
-def test_a_run_that_diverges_keeps_those_before_it_and_its_own_state(make, tmp_path, monkeypatch):
-    finetuner, check = make(tmp_path), Finetuning._check
-
-    def bad(self, found):
-        check(self, found)
-        if self.recipe.seed == 5 and self.step == 1:
-            raise Diverged("gone")
-
-    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(Finetuning, "_check", bad)
-    with pytest.raises(Diverged):
-        finetuner.run([ALONE, replace(ALONE, seed=5)])
-    assert [path.name for path in tmp_path.glob("*.training/*")] == ["state.safetensors"]
-    assert len(list(tmp_path.glob("finetuning-*.safetensors"))) == 1
 
 
 # --- bad input --------------------------------------------------------------------------------------------

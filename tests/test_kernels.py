@@ -68,12 +68,6 @@ def test_a_kernel_is_like_any_other_with_the_libraries_loaded(start, tmp_path):
     assert said(client, code) == usual.stdout
 
 
-def test_two_kernels_know_nothing_of_each_other(start):
-    (_, one), (_, two) = start(), start()
-    said(one, "import math\nmath.pi = 3")
-    assert said(two, "import math\nprint(math.pi)").startswith("3.14")
-
-
 def test_a_kernel_is_interrupted_and_killed(start):
     manager, client = start()
     client.execute("import time\ntime.sleep(60)", stop_on_error=False)

@@ -95,19 +95,6 @@ def test_interval_points_go_down_in_the_tables_order_with_groups_side_by_side_an
     assert "the paper's" not in curves(plots.interval_points(table, "cosine").axes[0])
 
 
-def test_a_gallery_wraps_its_texts_and_leaves_short_rows_empty():
-    red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
-    long = "a very small yellow guitar to the left of a big purple hippo"
-    figure = plots.gallery([[red, red, red], [red]], [["short", long, "one\ntwo"], ["last"]])
-    assert [axis.axison for axis in figure.axes] == [True] * 4 + [False] * 2  # a frame round each picture
-    assert not any(len(axis.get_xticks()) + len(axis.get_yticks()) for axis in figure.axes[:4])
-    assert [len(axis.images) for axis in figure.axes] == [1, 1, 1, 1, 0, 0]
-    texts = [axis.texts[0].get_text() for axis in figure.axes[:4]]
-    assert (texts[0], texts[2], texts[3]) == ("short", "one\ntwo", "last")
-    assert texts[1].count("\n") >= 2 and texts[1].split() == long.split()  # wrapped, nothing lost
-    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), red)
-
-
 def test_smoothing_by_hand():
     np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
     np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])

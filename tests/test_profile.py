@@ -22,16 +22,6 @@ def test_images_beside_blip2_are_smaller_and_never_larger_than_asked():
     assert PAPER.pair(generator="amused").image_size == 512
 
 
-def test_a_folder_has_no_revision(tmp_path):
-    model = PAPER.clip
-    (tmp_path / model).mkdir(parents=True)
-    mirrored = profile.configured("paper", models_root=tmp_path)
-    assert mirrored.locate(model) == str(tmp_path / model) and mirrored.revision(model) is None
-    assert mirrored.revision(str(tmp_path)) is None
-    mini = profile.load("mini")
-    assert mini.revision(mini.clip) is None
-
-
 def test_environment_variables_name_the_roots(tmp_path):
     code = "from dfl_utils.world.profile import PROFILES; p = PROFILES['paper']\n"
     code += "print(p.coco_root, p.nocaps_root, p.data_root, p.models_root, p.dataset_root('nocaps'), p.inception)"

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dfl_utils.game import scorer
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import similarity
-from dfl_utils.scores import embeddings, quality, ranking
+from dfl_utils.scores import quality, ranking
 from dfl_utils.scores.embeddings import sbert_encoder
 from dfl_utils.scores.ngrams import Cider
+from dfl_utils.scores.scene_graphs import spice_like
+from dfl_utils.scores.word_mover import word_mover
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data, profile
 
@@ -53,19 +54,23 @@ def again(scored, mini, examples):
     return Idle(mini, RunStore(scored[0].store.root), examples)
 
 
-def test_scores_are_those_of_caption_quality(scored, examples, captions):
+def test_scores_are_those_of_their_own_functions(scored, examples, captions):
     scorer, found = scored
     references = [example.references for example in examples]
-    encoders = {"clip": scorer._clip_text, "sbert": sbert_encoder()}
-    expected = quality.caption_quality(captions, references, tuple(found), **encoders)
-    for metric, values in expected.items():
-        np.testing.assert_allclose(found[metric], values, atol=1e-6, err_msg=metric)
+    expected = {
+        "CIDEr": Cider(references).score(captions),
+        "WMD": word_mover(captions, references),
+        "SPICE-like": spice_like(captions, references),
+    }
+    for metric, encode in (("CLIP-text", scorer._clip_text), ("SBERT", sbert_encoder())):
+        expected[metric] = embeddings.cosine(encode, captions, embeddings.centres(encode, references))
+    for metric, values in found.items():
+        np.testing.assert_allclose(values, expected[metric], atol=1e-6, err_msg=metric)
 
 
 def test_own_references_score_higher_and_empty_captions_as_documented(scored):
-    better = {metric: -1 if metric in quality.LOWER_IS_BETTER else 1 for metric in scored[1]}
     for metric, values in scored[1].items():
-        assert better[metric] * (values[:, :8].mean() - values[:, 8:11].mean()) > 0, metric
+        assert (-1 if metric == "WMD" else 1) * (values[:, :8].mean() - values[:, 8:11].mean()) > 0, metric
         assert np.isfinite(values[:, :11]).all()
     for metric in ("CIDEr", "SPICE-like"):
         assert (scored[1][metric][:, 11] == 0).all()
@@ -74,7 +79,7 @@ def test_own_references_score_higher_and_empty_captions_as_documented(scored):
 
 def test_scores_come_from_the_store_the_second_time(scored, mini, examples, captions, texts, monkeypatch):
     said = scored[0].similarity(*texts)
-    monkeypatch.setattr(scorer.quality, "caption_quality", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(Scorer, "_by_words", lambda *_: pytest.fail("scored again"))
     idle = again(scored, mini, examples)
     for metric, values in idle.score(examples, captions, tuple(scored[1])).items():
         np.testing.assert_array_equal(values, scored[1][metric])
@@ -136,9 +141,10 @@ def test_similarity_is_the_score_with_the_original_for_reference(scored, example
     own, readings = texts
     sims = scored[0].similarity(own[:3], readings[:3])
     originals = [[text] for text in own[:3]]
-    found = quality.caption_quality(readings[:3], originals, ["WMD", "SBERT"], sbert=scored[0]._sbert)
-    np.testing.assert_allclose(sims["wmd"][:, :3], -found["WMD"][:, :3])
-    np.testing.assert_allclose(sims["sbert"], found["SBERT"], atol=1e-6)
+    encode = scored[0]._sbert
+    np.testing.assert_allclose(sims["wmd"][:, :3], -word_mover(readings[:3], originals)[:, :3])
+    expected = embeddings.cosine(encode, readings[:3], embeddings.centres(encode, originals))
+    np.testing.assert_allclose(sims["sbert"], expected, atol=1e-6)
     cider = Cider([example.references for example in examples]).score(readings[:3], originals)
     np.testing.assert_allclose(sims["cider"], cider)
 
@@ -152,17 +158,6 @@ def test_clip_score_by_hand(scored, mini, examples):
     cosines = scorer._clip_text(captions[17]) @ image
     np.testing.assert_allclose(found[17], 2.5 * np.maximum(cosines, 0), atol=1e-4)
     np.testing.assert_array_equal(again(scored, mini, examples).clip_score(examples, captions), found)
-
-
-def test_long_references_do_not_change_short_ones(scored):
-    """Batches are cut by length in tokens; the mean of cosines is the cosine with the mean vector."""
-    encode = scored[0]._sbert
-    references = [["a red dog", "a dog " * 40], ["a cat"]]
-    centres = embeddings.centres(encode, references)
-    vectors = encode(["a red dog", "a dog " * 40, "a cat", "a blue bird"])
-    np.testing.assert_allclose(centres, [vectors[:2].mean(axis=0), vectors[2]], atol=1e-6)
-    cosines = embeddings.cosine(encode, [["a blue bird"], ["a blue bird"]], centres)
-    np.testing.assert_allclose(cosines[0, 0], (vectors[:2] @ vectors[3]).mean(), atol=1e-6)
 
 
 def test_bad_input_is_refused_before_any_work(mini, examples, tmp_path):

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 
 from dfl_utils.game import self_training
-from dfl_utils.game.loops import Game, Reconstructions
+from dfl_utils.game.loops import Reconstructions
 from dfl_utils.store import blocks
-from dfl_utils.store.store import RunStore
-from dfl_utils.training.finetuned import Finetuner
-from dfl_utils.world import data, profile
 from dfl_utils.world.data import Example
 
 EXAMPLES = [Example(k, Path(f"{k}.png"), ("people's",), "in") for k in (7, 8, 9)]
@@ -71,18 +68,3 @@ def test_bad_input_is_refused_before_any_work():
     assert game.asked == []
     with pytest.raises(ValueError, match="None of the 3 captions says anything"):
         self_training.retold(EXAMPLES, ["", " ", "\n"])
-
-
-def test_winners_of_the_embedded_pair_are_the_loops_and_a_finetuner_knows_them_from_the_references(tmp_path):
-    models = profile.load("mini", num_inference_steps=2).pair(captioner="blip-base")
-    data.ensure(models)
-    examples = data.subset(data.load(models, "coco", "train"), 2, seed=0)
-    store = RunStore(tmp_path)
-    game = Game(models, store, progress=False)
-    found = self_training.winners(game, examples, 2, seed=3)
-    run = game.i2t2i(examples, 2, seed=3, similarities=("clip",))
-    best = run.sim_image["clip"].argmax(axis=1)
-    assert told(found) == [(row[k],) for row, k in zip(run.captions, best, strict=True)]
-    assert store.spent["images"].calls == 4  # the second play drew nothing
-    keys = [Finetuner(models, store, part, progress=False)._examples_key for part in (examples, found)]
-    assert keys[0]["images"] == keys[1]["images"] and keys[0]["captions"] != keys[1]["captions"]
