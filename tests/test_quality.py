@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from dfl_utils.scores import ngrams
+from dfl_utils.scores import embeddings
 from dfl_utils.scores import word_mover as transport
-from dfl_utils.scores.embeddings import clip_encoder, get_model_path, reference_cosine, sbert_encoder
+from dfl_utils.scores.embeddings import centres, clip_encoder, cosine, get_model_path, sbert_encoder
 from dfl_utils.scores.ngrams import Cider, bleu, bleu_statistics, corpus_bleu, tokenise
-from dfl_utils.scores.quality import FIGURE3, caption_quality
 from dfl_utils.scores.word_mover import STOP_WORDS, word_mover, word_vectors
 from dfl_utils.world.captions import references as annotators
 from dfl_utils.world.captions import web
@@ -149,17 +147,13 @@ def test_word_mover_over_references():
     to_dog = word_mover([["dog", "guitar"]], [["a dog"]])
     to_cat = word_mover([["dog", "guitar"]], [["a cat"]])
     np.testing.assert_allclose(word_mover([["dog", "guitar"]], both), (to_dog + to_cat) / 2)
-    np.testing.assert_allclose(word_mover([["dog", "guitar"]], both, reduce="min"), np.minimum(to_dog, to_cat))
-    with pytest.raises(ValueError, match="'mean' or 'min', not 'max'"):
-        word_mover([["dog"]], [["a cat"]], reduce="max")
 
 
-@pytest.mark.parametrize("reduce", ["mean", "min"])
-def test_word_mover_without_words_is_nan_and_never_infinite(reduce):
+def test_word_mover_without_words_is_nan_and_never_infinite():
     captions = [["", "of the", "zzzxqv", "dog"]]
-    np.testing.assert_array_equal(word_mover(captions, [["a dog"]], reduce), [[np.nan, np.nan, np.nan, 0]])
-    np.testing.assert_array_equal(word_mover(captions, [["of the"]], reduce), [[np.nan] * 4])
-    np.testing.assert_array_equal(word_mover(captions, [["of the", "dog"]], reduce)[0, 3], 0)
+    np.testing.assert_array_equal(word_mover(captions, [["a dog"]]), [[np.nan, np.nan, np.nan, 0]])
+    np.testing.assert_array_equal(word_mover(captions, [["of the"]]), [[np.nan] * 4])
+    np.testing.assert_array_equal(word_mover(captions, [["of the", "dog"]])[0, 3], 0)
 
 
 def test_word_mover_of_different_words_with_equal_vectors_is_zero(monkeypatch):
@@ -172,7 +166,7 @@ def test_word_mover_of_different_words_with_equal_vectors_is_zero(monkeypatch):
     assert word_mover([["red dog"]], [["blue cat"]])[0, 0] == 0
 
 
-def test_reference_cosine_by_hand():
+def test_cosine_with_references_by_hand():
     vectors = {"red": (1, 0), "dog": (0, 1), "guitar": (0.6, 0.8)}
     calls = []
 
@@ -180,15 +174,9 @@ def test_reference_cosine_by_hand():
         calls.append(list(texts))
         return np.array([vectors[text] for text in texts], dtype=float)
 
-    cosine = reference_cosine(encode, [["red", "guitar"], ["dog", "red"]], [["red", "dog"], ["guitar"]])
-    np.testing.assert_allclose(cosine, [[0.5, 0.7], [0.8, 0.6]])
+    found = cosine(encode, [["red", "guitar"], ["dog", "red"]], centres(encode, [["red", "dog"], ["guitar"]]))
+    np.testing.assert_allclose(found, [[0.5, 0.7], [0.8, 0.6]])
     assert calls == [["red", "dog", "guitar"], ["red", "guitar", "dog", "red"]]  # references, captions
-
-
-def test_sbert_mean_pooling_equals_sentence_transformers():
-    texts = [*HAND, "", *REFERENCES[0]]
-    expected = SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
-    np.testing.assert_allclose(sbert_encoder(pooling="mean")(texts), expected, atol=1e-5)
 
 
 def test_sbert_takes_the_first_token(sbert):
@@ -196,13 +184,6 @@ def test_sbert_takes_the_first_token(sbert):
     with torch.inference_mode():
         state = AutoModel.from_pretrained(get_model_path())(**tokens).last_hidden_state[0, 0]
     np.testing.assert_allclose(sbert(["a dog runs"])[0], state / state.norm(), atol=1e-6)
-
-
-def test_sbert_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="pooling must be 'cls' or 'mean', not 'max'"):
-        sbert_encoder(pooling="max")
-    with pytest.raises(OSError, match="SBERT could not be loaded from .*give the folder"):
-        sbert_encoder(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -227,52 +208,27 @@ def test_clip_text_equals_the_models_own_embedding(tiny_clip):
     np.testing.assert_allclose(clip_encoder(model, tokenizer)(["a dog"]), expected, atol=1e-6)
 
 
-def test_clip_text_does_not_depend_on_order_batch_or_repetition(tiny_clip):
+def test_clip_text_does_not_depend_on_order_batch_or_repetition(tiny_clip, monkeypatch):
     texts = ["a dog", "", "red cat", "a dog", "guitar", "the dog sat on the mat and was cut at twenty tokens"]
     together = clip_encoder(*tiny_clip)(texts)
     assert together.shape == (6, 16)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(clip_encoder(*tiny_clip, batch_size=1)(texts), together, atol=1e-5)
-    np.testing.assert_allclose(clip_encoder(*tiny_clip, batch_size=2)(texts[::-1])[::-1], together, atol=1e-5)
-
-
-def test_empty_caption_in_every_score(tiny_clip, sbert):
-    scores = caption_quality(CAPTIONS[:1], REFERENCES[:1], clip=clip_encoder(*tiny_clip), sbert=sbert,
-                             cider=Cider(REFERENCES))  # fmt: skip
-    assert tuple(scores) == FIGURE3
-    assert scores["CIDEr"][0, 1] == 0
-    assert np.isnan(scores["WMD"][0, 1])
-    assert np.isfinite(scores["SBERT"]).all()
-    assert np.isfinite(scores["CLIP-text"]).all()
-
-
-def test_one_start_of_java_a_run(monkeypatch):
-    starts = []
-    monkeypatch.setattr(ngrams, "_known_tokens", {})
-    monkeypatch.setattr(ngrams, "_ptb", lambda texts: starts.append(len(texts)) or [text.lower() for text in texts])
-    caption_quality([["Red dog", "a cat"]], [["red dog", "blue cat"]], metrics=("WMD", "CIDEr"))
-    assert starts == [4]
+    monkeypatch.setattr(embeddings, "BATCH", 2)
+    np.testing.assert_allclose(clip_encoder(*tiny_clip)(texts[::-1])[::-1], together, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("captions", "references", "message"),
     [
-        ([["a"]], [["a"], ["b"]], "captions has 1 images and references has 2"),
+        ([["a"]], [["a"], ["b"]], "captions has 1 images and references has 2; give both"),
         ([["a"], ["b", "c"]], [["a"], ["b"]], r"captions\[1\] holds 2 candidates where captions\[0\] holds 1"),
         ([["a"]], [["a", " "]], r"references\[0\] holds a blank string"),
-        (["a dog"], [["a"]], r"captions\[0\] is a str; give a list of strings"),
+        (["a dog"], [["a"]], r"captions\[0\] is no list of strings; give one"),
     ],
 )
 def test_bad_captions_and_references(captions, references, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        caption_quality(captions, references, metrics=("CIDEr",))
-
-
-def test_bad_metrics():
-    with pytest.raises(ValueError, match="metrics must name some of CIDEr, WMD, CLIP-text, .*, not ROUGE"):
-        caption_quality(CAPTIONS, REFERENCES, metrics=("CIDEr", "ROUGE"))
-    with pytest.raises(ValueError, match="pass clip=embeddings.clip_encoder"):
-        caption_quality(CAPTIONS, REFERENCES)
+        Cider([["a"]]).score(captions, references)
 
 
 def test_other_word_vectors_come_from_a_file_of_the_published_format(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import similarity
-from dfl_utils.scores import quality, ranking
+from dfl_utils.scores import embeddings, quality, ranking
 from dfl_utils.scores.embeddings import sbert_encoder
 from dfl_utils.scores.ngrams import Cider
 from dfl_utils.scores.scene_graphs import spice_like

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfl_utils.scores import spice as module
-from dfl_utils.scores.spice import JARS, scores, spice
+from dfl_utils.scores.spice import JARS, spice
 
 # Form of the report that spice-1.0.jar writes with -subset: one entry an image id.
 TUPLES = {"pr": 0.5, "re": 0.25, "f": 1 / 3, "fn": 6, "numImages": 1, "fp": 2, "tp": 2}
@@ -17,6 +17,7 @@ REPORT = [
     {"image_id": 3, "scores": {"All": TUPLES, "Relation": NONE, "Object": TUPLES | {"f": 0.9}}},
     {"image_id": 0, "scores": {"All": TUPLES | {"f": 0.0}, "Cardinality": NONE}},
     {"image_id": 1, "scores": {"All": NONE}},
+    {"image_id": 2, "scores": {"All": TUPLES | {"f": "NaN"}}},
 ]
 JAVA = """#!{python}
 import json, sys
@@ -53,10 +54,11 @@ def test_without_corenlp_it_is_refused_and_nothing_is_fetched(monkeypatch, tmp_p
         spice([["a dog"]], [["a dog"]])
 
 
-def test_a_report_is_read_by_image_id():
-    found = scores(REPORT)
-    assert found[3] == pytest.approx(1 / 3) and found[0] == 0 and np.isnan(found[1])
-    assert np.isnan(scores(json.loads('[{"image_id": 5, "scores": {"All": {"f": NaN}}}]'))[5])
+def test_a_report_is_read_by_image_id(monkeypatch):
+    monkeypatch.setattr(module, "require", lambda: None)
+    monkeypatch.setattr(module, "_run", lambda items: REPORT)
+    found = spice([["a", "b"], ["c", "d"]], [["a"], ["b"]])
+    np.testing.assert_allclose(found, [[0, np.nan], [np.nan, 100 / 3]])
 
 
 def test_every_candidate_is_scored_against_all_references_of_its_image(bring, tmp_path):

