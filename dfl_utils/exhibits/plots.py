@@ -48,7 +48,6 @@ AXES = {
     "CIDEr": "CIDEr (x 100)",
     "SPICE": "SPICE (x 100)",
     "SPICE-like": "SPICE-like (x 100)",
-    "METEOR": "METEOR (x 100)",
     "WMD": "WMD (distance, reversed)",
     "CLIP-text": "CLIP text (cosine)",
     "SBERT": "SBERT (cosine)",
