@@ -107,20 +107,15 @@ def test_published_numbers_are_found_again(house, capsys):
     assert not (house / ".store").exists()
 
 
-def test_a_wrong_row_is_found_out(house, capsys):
-    def spread(frame):
+def test_a_wrong_row_and_one_that_a_side_lacks_are_found_out(house, capsys):
+    def planted(frame):
         frame.loc[frame.method == "spread", "value"] *= 1.01
-        return frame
+        return frame.assign(method=frame.method.replace("mean", "a miracle"))
 
-    change_table(house, spread)
+    change_table(house, planted)
     assert cli.main(["verify", "one"]) == 1
-    assert "2 numbers of 2 rows, 1 apart; 4 shards, 0 apart" in capsys.readouterr().out
-
-
-def test_a_row_that_one_side_lacks_is_found_out(house, capsys):
-    change_table(house, lambda frame: frame.assign(method=frame.method.replace("spread", "a miracle")))
-    assert cli.main(["verify", "one"]) == 1
-    assert "2 apart; 4 shards, 0 apart" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 apart; 4 shards, 0 apart" in said and "a miracle" in said and "spread" in said
 
 
 def test_a_table_that_was_not_stamped_is_refused(house, capsys):
@@ -132,13 +127,11 @@ def test_a_table_that_was_not_stamped_is_refused(house, capsys):
         assert "exhibits.csv is not the table that was stamped: `git checkout -- results/mini`" in said
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "lacking"])
+@pytest.mark.parametrize("harm", ["cut", "lacking"])
 def test_a_published_file_that_is_not_whole_is_named_before_anything_runs(house, capsys, harm):
     run = PublishedRun(published_run.place())
     file = run.file(run.chapters["one"][0])
-    if harm == "gone":
-        file.unlink()
-    elif harm == "cut":
+    if harm == "cut":
         file.write_bytes(file.read_bytes()[:50])
     else:
         published_run.pack(file, dict(list(published_run.unpack(file).items())[:2]))
@@ -192,25 +185,15 @@ def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(
     assert "1 shards of trained models are left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["table9"], "There is no chapter or exhibit table9: choose one of one, table1"),
-        (["one", "--minutes", "nan"], "give some time"),
-    ],
-)
-def test_bad_input_ends_in_one_sentence(house, capsys, words, said):
-    assert cli.main(["verify", *words]) == 2
-    assert said in capsys.readouterr().err
+def test_bad_input_ends_in_one_sentence(house, capsys):
+    assert cli.main(["verify", "table9"]) == 2
+    assert "There is no chapter or exhibit table9: choose one of one, table1" in capsys.readouterr().err
+    assert cli.main(["verify", "one", "--minutes", "nan"]) == 2
+    assert "give some time" in capsys.readouterr().err
 
 
-def test_without_the_models_or_the_run_it_says_what_is_missing(house, capsys):
+def test_without_the_run_it_says_what_is_missing(house, capsys):
     stamp = house / "results" / "mini" / "stamp.json"
-    made = json.loads(stamp.read_text())
-    stamp.write_text(json.dumps(made | {"checkpoints": {"data/mini/clip": "0"}}))
-    assert cli.main(["verify", "one"]) == 2
-    assert "data/mini/clip is not there, and recomputing needs it" in capsys.readouterr().err
-    stamp.write_text(json.dumps(made))
     shutil.rmtree(published_run.place())
     assert cli.main(["verify", "one"]) == 2
     assert "git checkout -- results/mini/store" in capsys.readouterr().err

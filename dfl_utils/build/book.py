@@ -24,15 +24,14 @@ from dfl_utils.build.execution import environment, folder, refuse_stale, run_cha
 from dfl_utils.store import processes, provenance, published_run
 from dfl_utils.store.store import default_root
 
-PUBLISHED = {"full": "mini"}  # scales whose numbers are committed, with the profile they belong to
-FROM_NOTHING = ("ci", "quick")  # scales that prove the code: of an empty run store, unless told otherwise
+FROM_NOTHING = ("ci", "quick")  # scales that prove the code: of an empty run store
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
 SETTINGS = ("_config.yml", "_toc.yml", "dfl_utils/build/bookext.py", "dfl_utils/build/book.py")
 PICTURES = ("*.png", "*.svg")
 MARK = ".rendered"  # in the folder of the pages: what they were rendered from
 
 
-def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: bool = False) -> Path | None:
+def build(scale: str = "published", html: bool = True, jobs: int = 1) -> Path | None:
     """Execute every chapter that changed, publish where the scale does, and render the book.
 
     Every chapter's parameters are checked before the first one runs.
@@ -43,55 +42,39 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
         html: render the pages.
         jobs: chapters executed at a time, in threads that share the run store. On a CPU two of one thread each do more
             than one of two threads.
-        reuse: at any scale but `full`, take what the usual run store and the published run hold.
 
     Returns:
         The path of the book's first page, or None without `html`.
 
     Raises:
-        ValueError: an unknown scale or parameter; numbers to publish of a tree with uncommitted changes, or of shards
-            that were published.
+        ValueError: an unknown scale or parameter; numbers to publish of a tree with uncommitted changes.
         BuildFailed: a chapter failed, a copy is stale or tells of this machine, or jupyter-book warned.
     """
     for source in chapters.sources().values():
         chapters.at_scale(source, scale)
-    if scale in PUBLISHED:
+    if scale == "full":
         publish.require_clean()
-        if reuse:
-            raise ValueError("A published run takes nothing that was published: leave --reuse out at scale full.")
     results, here = folder("results") / scale, processes.place()
-    fresh = scale in FROM_NOTHING and not reuse and here.world_size == 1
+    fresh = scale in FROM_NOTHING and here.world_size == 1
     if fresh:  # what an earlier build left is not taken for this one's
         shutil.rmtree(results, ignore_errors=True)
-    with environment(**kernels.variables(), **_stores(scale, reuse, fresh)):
+    with environment(**kernels.variables(), **_stores(scale, fresh)):
         _execute(scale, jobs, fresh)
     refuse_stale(scale)
     refuse_disclosure(scale)
-    if scale in PUBLISHED and here.rank == 0:
-        try:
-            target = publish.publish(PUBLISHED[scale], results, default_root())
-        except ValueError:
-            shutil.rmtree(folder("src"))  # or the next build would find them fresh, and what is lost still lost
-            raise
-        print(f"published {_shown(target)}")
+    if scale == "full" and here.rank == 0:
+        print(f"published {publish.publish('mini', results, default_root()).relative_to(provenance.ROOT)}")
     return render(scale) if html else None
 
 
-def _stores(scale: str, reuse: bool, fresh: bool) -> dict[str, str]:
+def _stores(scale: str, fresh: bool) -> dict[str, str]:
     """Where the chapters of a build look for work that is done."""
     if fresh:
         place = folder("store") / scale
         shutil.rmtree(place, ignore_errors=True)
         return {"DFL_STORE": str(place), "DFL_PUBLISHED": "", "DFL_ONLY": "", "DFL_PUBLISHED_INNER": ""}
-    named = os.environ.get("DFL_PUBLISHED")
-    if named == "" or not (scale == "published" or reuse):
-        return {"DFL_PUBLISHED": ""}
-    try:
-        published_run.PublishedRun(named or published_run.place())
-    except ValueError as error:  # said once, here, and not by every chapter
-        print(f"dfl: {error}", file=sys.stderr, flush=True)
-        return {"DFL_PUBLISHED": ""}
-    return {}
+    # A run that cannot be used is said once, here, and not by every chapter.
+    return {} if scale == "published" and published_run.opened() else {"DFL_PUBLISHED": ""}
 
 
 def _execute(scale: str, jobs: int, fresh: bool) -> None:
@@ -124,11 +107,9 @@ def require_pictures(copy: Path) -> None:
         pictures = [name for output in cell.get("outputs", []) for name in output.get("data", {}) if "image/" in name]
         shown, first = cell.metadata.get("mystnb", {}), (cell.source.strip().splitlines() or [""])[0]
         if "figure" in shown and not pictures:
-            raise BuildFailed(f"Chapter {copy.stem} shows no picture in the figure of `{first}`; see {_shown(copy)}.")
+            raise BuildFailed(f"Chapter {copy.stem} shows no picture in the figure of `{first}`.")
         if pictures and not shown.get("image", {}).get("alt"):
-            raise BuildFailed(
-                f"Chapter {copy.stem} shows a picture without alt text in `{first}`; set mystnb.image.alt."
-            )
+            raise BuildFailed(f"Chapter {copy.stem} shows a picture without alt text (mystnb.image.alt) in `{first}`.")
 
 
 def refuse_disclosure(scale: str) -> None:
@@ -138,11 +119,7 @@ def refuse_disclosure(scale: str) -> None:
 
 
 def render(scale: str) -> Path:
-    """Render the executed chapters and the prose pages; a warning is an error, as is a page that tells of this machine.
-
-    Returns:
-        The path of the book's first page.
-    """
+    """Render chapters and prose, and return the first page; a warning is an error, as is a page that tells too much."""
     refuse_stale(scale)
     _copy_prose()
     root, site = provenance.ROOT, folder("html")
@@ -198,7 +175,3 @@ def remote_files(site: Path) -> list[str]:
     loads = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*?(?:src|href)=["'](?:https?:)?(//[^"']+)""")
     pages = sorted(site.rglob("*.html"))
     return [f"{page.name}: {address}" for page in pages for address in loads.findall(page.read_text(encoding="utf-8"))]
-
-
-def _shown(path: Path) -> str:
-    return path.relative_to(provenance.ROOT).as_posix()

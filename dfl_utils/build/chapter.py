@@ -70,11 +70,7 @@ def find(name: str) -> Path:
 
 
 def parameters(path: Path) -> dict[str, Parameter]:
-    """Read a chapter's one cell tagged `parameters`: ALL_CAPS names with plain scalars, nothing else.
-
-    Raises:
-        ValueError: one sentence, for no such cell, several, or anything in it that is not such a line.
-    """
+    """Read a chapter's one cell tagged `parameters`: ALL_CAPS names with plain scalars, nothing else, or ValueError."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
@@ -95,15 +91,9 @@ def parameters(path: Path) -> dict[str, Parameter]:
 
 
 def check(path: Path, values: Mapping[str, object], typed: bool = False) -> dict[str, Scalar]:
-    """Check values against a chapter's parameters before anything runs.
+    """New values of a chapter's parameters, checked before anything runs; `typed` ones are text of a command line.
 
-    Args:
-        path: the chapter's notebook.
-        values: new values by parameter name.
-        typed: the values are text from a command line, to be read as the default's type.
-
-    Raises:
-        ValueError: one sentence that names the parameter, the chapter and the names it knows.
+    ValueError: one sentence that names the parameter, the chapter and the names it knows.
     """
     known, checked = parameters(path), {}
     for name, value in values.items():

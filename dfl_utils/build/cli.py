@@ -67,7 +67,6 @@ def parser() -> argparse.ArgumentParser:
         help="published (default): show the published run; ci, quick: compute afresh, smaller; full: compute the "
         "published run anew and publish it; paper: the paper's models and data",
     )
-    book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold")
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add(_run, "execute one chapter", settings)
@@ -111,7 +110,7 @@ def _book(arguments: argparse.Namespace) -> None:
     here = processes.place()
     jobs = 1 if here.world_size > 1 else jobs  # ranks work on one chapter at a time, together
     html = not arguments.no_html and here.rank == 0
-    index = book.build(arguments.scale, html=html, jobs=jobs, reuse=arguments.reuse)
+    index = book.build(arguments.scale, html=html, jobs=jobs)
     if index:
         print(f"the book: {index}")
 

@@ -7,10 +7,11 @@ many more as this machine takes. On a GPU it takes what the published model size
 """
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from dfl_utils.build import chapter as chapters
 from dfl_utils.build import publish
@@ -48,17 +49,7 @@ class Gpu:
     source: str
 
 
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("A10", 125.0, 31.2, 24, "NVIDIA A10 data sheet, 2021"),  # the paper's
-        Gpu("A100", 312.0, 19.5, 80, "NVIDIA A100 80GB data sheet, 2021"),
-        Gpu("H100", 989.4, 66.9, 80, "NVIDIA H100 (SXM5) data sheet, 2023, halved from its numbers with sparsity"),
-        Gpu("L4", 121.0, 30.3, 24, "NVIDIA L4 data sheet, 2023, halved from its numbers with sparsity"),
-        Gpu("T4", 65.0, 8.1, 16, "NVIDIA T4 data sheet, 2019"),
-        Gpu("RTX 4090", 165.2, 82.6, 24, "NVIDIA Ada GPU architecture white paper, 2023, Appendix A"),
-    )
-}
+GPUS = {row[0]: Gpu(*row) for row in pd.read_csv(BENCHMARKS.with_name("cards.csv")).itertuples(index=False)}
 MEASURED, PAPER = GPUS["H100"], GPUS["A10"]
 
 
@@ -95,13 +86,9 @@ def amount(kind: str, parameters: Mapping[str, object]) -> float:
 
 
 def cost(name: str, parameters: Mapping[str, object], gpu: Gpu | None = None, slower: float = 1.0) -> Cost:
-    """What a chapter of the published run would cost.
+    """What a chapter of the published run would cost with such parameters, all of them given.
 
-    Args:
-        name: of the chapter.
-        parameters: all of its parameters.
-        gpu: where it runs; None: on the CPU.
-        slower: how many times longer than in the published run a call takes here.
+    On a GPU, or on the CPU, where a call takes so many times longer than in the published run.
     """
     ran = publish.stamp("mini")["chapters"][name]
     calls, hours = {}, {}
@@ -128,8 +115,7 @@ def _seconds(kind: str, parameters: Mapping[str, object], gpu: Gpu) -> float:
 
 def benchmarks() -> dict[str, float]:
     """Benchmark -> seconds of a call on `MEASURED`."""
-    with BENCHMARKS.open(encoding="utf-8", newline="") as file:
-        return {row["name"]: float(row["ours"]) for row in csv.DictReader(file)}
+    return pd.read_csv(BENCHMARKS).set_index("name")["ours"].to_dict()
 
 
 def slower_here() -> float:
@@ -153,10 +139,10 @@ def slower_here() -> float:
 
 def choose(name: str) -> Gpu:
     """A GPU by name, whatever its case; ValueError of an unknown one."""
-    known = {known.lower().replace(" ", ""): gpu for known, gpu in GPUS.items()}
-    if (key := name.lower().replace(" ", "")) not in known:
-        raise ValueError(f"There is no GPU {name!r} in the table: choose one of {', '.join(GPUS)}.")
-    return known[key]
+    for gpu in GPUS.values():
+        if gpu.name.lower().replace(" ", "") == name.lower().replace(" ", ""):
+            return gpu
+    raise ValueError(f"There is no GPU {name!r} in the table: choose one of {', '.join(GPUS)}.")
 
 
 def costs(
@@ -166,16 +152,10 @@ def costs(
     slower: float = 1.0,
     typed: Mapping[str, str] | None = None,
 ) -> list[Cost]:
-    """One a chapter, each as if nothing else had been made before.
+    """One for each wanted chapter or exhibit, or for all, as if nothing else had been made before.
 
-    Args:
-        wanted: chapters or exhibits; all of the published run if empty.
-        scale: of `params/`.
-        gpu, slower: as in `cost`.
-        typed: parameters over those of the scale, of the chapters that have them, as text from a command line.
-
-    Raises:
-        ValueError: a name that is neither, a parameter that no chapter has.
+    `typed` are parameters over those of the scale, as text from a command line, of the chapters that have them.
+    ValueError: a name that is no chapter or exhibit, a parameter that no chapter has.
     """
     ran, typed = publish.stamp("mini")["chapters"], typed or {}
     known = {exhibit: name for name, one in ran.items() for exhibit in one["exhibits"]} | {name: name for name in ran}

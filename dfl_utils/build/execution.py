@@ -42,17 +42,14 @@ def run_chapter(
 
     Args:
         name: the notebook's name without its suffix.
-        parameters: values over those of the scale, checked before anything runs.
-        scale: see `chapter.at_scale`; None starts from the chapter's defaults.
-        target: where the copy goes; default `_build/run/<name>.ipynb`.
+        parameters: values over those of the scale, or of the chapter without one.
+        scale: see `chapter.at_scale`.
+        target: path of the copy, which is returned; default `_build/run/<name>.ipynb`.
         results: folder of the chapter's numbers; default `_build/results/run`.
         reuse: leave a copy alone that the same files, parameters and packages made.
 
-    Returns:
-        The path of the executed copy.
-
     Raises:
-        ValueError: unknown chapter, scale or parameter, or a value of another type.
+        ValueError: unknown chapter, scale or parameter, or a value of another type, before anything runs.
         BuildFailed: a cell failed, after its traceback was printed.
     """
     source = chapters.find(name)
@@ -148,7 +145,6 @@ def _clean(source: Path) -> NotebookNode:
 
 def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> NotebookNode:
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     from dfl_utils.build import kernels
@@ -182,10 +178,8 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
         first = error.source.strip().splitlines()[0]
         what = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise BuildFailed(f"Chapter {source.stem} failed in cell [{error.exec_count}] `{first}` with {what}") from error
-    except DeadKernelError as error:
-        raise BuildFailed(f"The kernel of chapter {source.stem} was killed, often for want of memory.") from error
     except RuntimeError as error:
-        raise BuildFailed(f"The kernel of chapter {source.stem} failed: {error}.") from error
+        raise BuildFailed(f"The kernel of chapter {source.stem} ended ({error}), often for want of memory.") from error
 
 
 @contextmanager

@@ -59,14 +59,10 @@ def tolerance(metric: str, method: str = "") -> tuple[float, float]:
 
 
 def differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of both, side by side; measured times are left out.
+    """The numbers of two tables of rows (`tidy.validate`), side by side; measured times are left out.
 
-    Args:
-        before, after: rows, see `tidy.validate`.
-
-    Returns:
-        Columns `tidy.KEY`, `what` (value, low or high; n or paper where these differ; `row` where one side lacks
-        it), `old`, `new`, `difference` and `agrees`.
+    Columns `tidy.KEY`, `what` (value, low or high; n or paper where these differ; `row` where one side lacks it),
+    `old`, `new`, `difference` and `agrees`.
     """
     sides = [frame[~(frame.exhibit.eq("cost") & frame.metric.isin(tidy.TIMED))] for frame in (before, after)]
     both = sides[0].merge(sides[1], on=tidy.KEY, how="outer", suffixes=("_old", "_new"), indicator=True)
@@ -128,12 +124,7 @@ def table(lines: pd.DataFrame, most: int | None = None) -> str:
 def main(write: bool = False) -> int:
     """Compare the last build at scale ci with the committed rows, and print what differs; 1 if anything does.
 
-    Args:
-        write: take the build's rows for the committed ones in place of comparing.
-
-    Raises:
-        ValueError: no such file, or no numbers.
-        BuildFailed: no whole build of this tree.
+    Or `write` the build's rows in place of these. BuildFailed: no whole build of this tree; ValueError: no such file.
     """
     execution.refuse_stale("ci")
     built, path = publish.merged(execution.folder("results") / "ci")[0], provenance.ROOT / GOLDEN

@@ -3,7 +3,6 @@
 The stamp names the commit, the machine and the checkpoints: "made by this code" means a checkout of that commit.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -26,8 +25,7 @@ SOURCES = ("dfl_utils", "book", "data", "params", "pyproject.toml", "constraints
 def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
     """The rows of all chapters that saved some in a folder, and what each chapter recorded.
 
-    Raises:
-        ValueError: no chapter saved numbers, one was run by hand, or two saved the same row.
+    ValueError: no chapter saved numbers, one was run by hand, or two saved the same row.
     """
     records = {}
     for name in chapters.sources():
@@ -44,16 +42,8 @@ def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
 def publish(profile: str, scale_dir: Path, store: Path) -> Path:
     """Merge what the chapters saved in `scale_dir` into `results/<profile>/`: rows, stamp, pictures and shards.
 
-    Args:
-        profile: folder of `results/`.
-        scale_dir: where the chapters saved.
-        store: folder of the run store that they filled.
-
-    Returns:
-        The folder written.
-
-    Raises:
-        ValueError: as `merged`; changes that are not committed; a shard that is lost.
+    The shards come from the folder of a run store. Returns the folder that was written.
+    ValueError: as `merged`; changes that are not committed; a shard that is lost.
     """
     require_clean()
     frame, records = merged(scale_dir)
@@ -107,7 +97,7 @@ def _stamp(profile: str, records: dict[str, dict], rows: Path) -> dict:
         "machine": last["machine"],
         "versions": last["versions"],
         "checkpoints": dict(sorted(checkpoints.items())),
-        "exhibits": _hash(rows),
+        "exhibits": provenance.file_hash(rows),
         "chapters": ran,
     }
 
@@ -128,14 +118,10 @@ def stamp(profile: str) -> dict:
 def table(profile: str, made: dict) -> Path:
     """The file of the published rows; ValueError where it is not the one that was stamped."""
     path = provenance.ROOT / "results" / profile / "exhibits.csv"
-    if not path.is_file() or _hash(path) != made["exhibits"]:
+    if not path.is_file() or provenance.file_hash(path) != made["exhibits"]:
         mend = f"`git checkout -- results/{profile}` brings it back"
         raise ValueError(f"{path} is not the table that was stamped: {mend}.")
     return path
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def changed(profile: str) -> list[str]:

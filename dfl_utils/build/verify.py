@@ -33,15 +33,14 @@ TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
 
 
 def main(what: str | None = None, seed: int | None = None, minutes: float = MINUTES) -> int:
-    """Verify, print what was found, and say by 0 or 1 whether all of it agrees.
+    """Verify a chapter, an exhibit or some chapters, print what was found, and say by 0 or 1 whether all of it agrees.
 
     Args:
-        what: a chapter or an exhibit; None: some chapters.
         seed: draws chapters, shards, and the rows that are shown; None: the day's.
         minutes: how long the recomputing may take, by the costs that were recorded when the shards were made.
 
     Raises:
-        ValueError: an unknown name, numbers out of range, no published run, a model that is not there.
+        ValueError: an unknown name, numbers out of range, no published run.
         BuildFailed: a chapter failed, or asks for other shards than were published.
     """
     seed = date.today().toordinal() if seed is None else seed
@@ -50,7 +49,6 @@ def main(what: str | None = None, seed: int | None = None, minutes: float = MINU
     stamp = publish.stamp("mini")
     published, run = tidy.read(publish.table("mini", stamp)), PublishedRun(published_run.place())
     run.require_whole()
-    _require_models(stamp)
     random = np.random.default_rng(seed)
     names = _chapters(stamp["chapters"], what, random, minutes)
     print(f"verifying {', '.join(names)}: {minutes:g} minutes, seed {seed}", flush=True)
@@ -65,12 +63,6 @@ def main(what: str | None = None, seed: int | None = None, minutes: float = MINU
     if what not in (None, *names):
         lines = lines[lines.exhibit == what]
     return _report(lines, pd.DataFrame(compared, columns=["shard", "made in, s", "difference", "agrees"]), random)
-
-
-def _require_models(stamp: dict) -> None:
-    for path in stamp["checkpoints"]:
-        if path.startswith("data/") and not (provenance.ROOT / path).is_dir():
-            raise ValueError(f"{path} is not there, and recomputing needs it: `git checkout -- {path}` brings it back.")
 
 
 def _chapters(known: dict[str, dict], what: str | None, random: np.random.Generator, minutes: float) -> list[str]:
@@ -93,7 +85,7 @@ def _choose(run: PublishedRun, name: str, stamp: dict, random: np.random.Generat
     pool = [stem for stem in run.chapters.get(name, []) if kind_of(stem) not in TIMES]
     here = provenance.machine()
     if any(here[part] != stamp["machine"].get(part) for part in ("cpu", "kernels")):
-        asked, pool = len(pool), [stem for stem in pool if not TRAINED.search(_key(run, stem))]
+        asked, pool = len(pool), [stem for stem in pool if not TRAINED.search(run.metadata(stem)["key"])]
         print(f"{name}: {asked - len(pool)} shards of trained models are left out on another processor", flush=True)
     chosen, behind = [], {}
     for k in random.permutation(len(pool)):
@@ -108,20 +100,12 @@ def _choose(run: PublishedRun, name: str, stamp: dict, random: np.random.Generat
 
 def costs(run: PublishedRun, stem: str) -> dict[str, float]:
     """Seconds of a shard's making and of those that its key names, such as the drawings that it was measured on."""
-    text = _key(run, stem)
+    text = run.metadata(stem)["key"]
     key = json.loads(text)
     stems = {stem, *_named([key]), *TRAINED.findall(text)}
     if kind_of(stem) == FINETUNING.name:  # the weights behind it are of the same parts
         stems.add(WEIGHTS.stem({name: key[name] for name in key.keys() - {"kind", "version", "made from"}}))
     return {one: (run.cost(one) or (0.0, 0))[0] for one in stems}
-
-
-def _key(run: PublishedRun, stem: str) -> str:
-    """A shard's key as it is hashed; an empty one where the shard is not whole, which comparing will say."""
-    try:
-        return run.metadata(stem).get("key", "{}")
-    except (FileNotFoundError, shards.Broken):
-        return "{}"
 
 
 def _named(part: object) -> Iterator[str]:

@@ -12,7 +12,7 @@ import lzma
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -24,7 +24,6 @@ INDEX = "index.json"
 MEND = "`git checkout -- results/mini/store` brings it back"
 
 _log = logging.getLogger(__name__)
-_opened: dict[tuple[Path, bool, int], "PublishedRun"] = {}
 
 
 def place() -> Path:
@@ -33,14 +32,9 @@ def place() -> Path:
 
 
 class PublishedRun:
-    """A folder of published shards.
+    """A folder of published shards; `inner` says whether what others are made from may come from it.
 
-    Args:
-        folder: see the module.
-        inner: whether shards that are asked for by the making of others may come from it.
-
-    Raises:
-        ValueError: an index that is damaged, missing or of another layout.
+    ValueError: an index that is damaged or missing.
     """
 
     def __init__(self, folder: Path | str, inner: bool = True):
@@ -68,9 +62,7 @@ class PublishedRun:
     def read(self, stem: str) -> tuple[shards.Content, dict[str, str]]:
         """Content and metadata of a shard.
 
-        Raises:
-            FileNotFoundError: it was not published, or its file is damaged, which was said.
-            shards.Broken: it is damaged.
+        FileNotFoundError: it was not published, or its file is damaged, which was said; shards.Broken: it is damaged.
         """
         return shards.loads(self._bytes(stem))
 
@@ -122,11 +114,7 @@ class PublishedRun:
 
 
 def unpack(file: Path) -> dict[str, bytes]:
-    """The shards of a published file by name.
-
-    Raises:
-        shards.Broken: it is damaged.
-    """
+    """The shards of a published file by name; shards.Broken where it is damaged."""
     try:
         content, metadata = shards.read(file)
         data, found, start = lzma.decompress(content["shards"].tobytes()), {}, 0
@@ -155,31 +143,30 @@ def opened() -> PublishedRun | None:
     if named == "" or (named is None and not folder.parent.is_dir()):
         return None
     inner, index = os.environ.get("DFL_PUBLISHED_INNER") != "0", folder / INDEX
-    asked = folder, inner, index.stat().st_mtime_ns if index.is_file() else 0
     try:
-        if asked not in _opened:  # what was read of it serves every store of a process, and those forked from it
-            _opened[asked] = PublishedRun(folder, inner)
-        return _opened[asked]
+        return _opened(folder, inner, index.stat().st_mtime_ns if index.is_file() else 0)
     except ValueError as error:
         _log.warning("%s", error)
         return None
 
 
+@cache  # what was read of it serves every store of a process, and those forked from it
+def _opened(folder: Path, inner: bool, changed: int) -> PublishedRun:
+    return PublishedRun(folder, inner)
+
+
 def write(
     folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind: Iterable[str], staying: Collection[str] = ()
 ) -> None:
-    """Publish shards of a run store in place of what `folder` held.
+    """Publish shards of the run store in a folder in place of what `folder` held, or leave that as it was.
 
     Args:
-        folder: written whole, or left as it was.
-        store: the run store's folder.
         asked: chapter -> names of the shards that it asked for.
         behind: names of the shards that those were made from or whose cost counts.
         staying: kinds of which only the cost is published.
 
     Raises:
         ValueError: a shard that is not there or not whole.
-        OSError: the folder cannot be written.
     """
     asked = {name: sorted(set(stems)) for name, stems in asked.items()}
     wanted = {name: [stem for stem in stems if kind_of(stem) not in staying] for name, stems in asked.items()}
@@ -201,7 +188,9 @@ def write(
     except (FileNotFoundError, shards.Broken) as error:
         shutil.rmtree(part)
         what = Path(error.filename).stem if isinstance(error, FileNotFoundError) else error
-        raise ValueError(f"The run store has lost a shard ({what}): run `dfl book --scale full` again.") from None
+        raise ValueError(
+            f"The run store has lost a shard ({what}): run `make clean` and `dfl book --scale full`."
+        ) from None
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)  # git has what lay there before
 
