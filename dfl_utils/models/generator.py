@@ -92,10 +92,10 @@ def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     class Float32Steps(kind):
         @wraps(kind.step)  # pipelines look at its signature for what they may pass
         def step(self, model_output, timestep, sample, *arguments, return_dict=True, **options):
-            found = super().step(
+            stepped = super().step(
                 model_output.float(), timestep, sample.float(), *arguments, return_dict=False, **options
             )
-            rounded = tuple(part.to(sample.dtype) for part in found)
+            rounded = tuple(part.to(sample.dtype) for part in stepped)
             return SchedulerOutput(rounded[0]) if return_dict else rounded
 
     return Float32Steps

@@ -101,9 +101,9 @@ def containing(inner: Spans, outer: Spans) -> np.ndarray:
     """
     if len(outer.ids) == 0:
         return np.full(len(inner.ids), -1)
-    found = np.searchsorted(outer.starts, inner.starts, side="right") - 1
-    nearest = np.maximum(found, 0)
-    holds = (found >= 0) & (inner.starts < inner.ends)
+    place = np.searchsorted(outer.starts, inner.starts, side="right") - 1
+    nearest = np.maximum(place, 0)
+    holds = (place >= 0) & (inner.starts < inner.ends)
     # Texts begin with a space that no token owns, so a token never reaches into the next text.
     return np.where(holds & (outer.ends[nearest] >= inner.ends), nearest, -1)
 

@@ -128,8 +128,8 @@ def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
     """
     seen = pair.captioner._encode(batch.pixel_values)
     logits = teacher_forcing.target_logits(pair.captioner, seen, batch.caption)
-    told = connection.distributions(logits[batch.caption.words], "softmax")
-    mapped = connection.mapped_embeds(told, pair.index, pair.text_encoder.get_input_embeddings().weight)
+    probabilities = connection.distributions(logits[batch.caption.words], "softmax")
+    mapped = connection.mapped_embeds(probabilities, pair.index, pair.text_encoder.get_input_embeddings().weight)
     length = batch.prompt_ids.shape[1]
     states = connection.soft_prompt(pair.text_encoder, mapped, batch.caption.counts, length, pair.ends)
     noisy = pair.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
@@ -141,7 +141,7 @@ def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
         "pixel_values": batch.pixel_values,
         "image embeds": seen,
         "logits": logits,
-        "distributions": told,
+        "distributions": probabilities,
         "mapped embeds": mapped,
         "encoder_hidden_states": states,
         "noisy latents": noisy,
@@ -153,7 +153,7 @@ def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
         "decoded image": pixels_hat,
         "logits of the decoded image": pair._predict(pixels_hat, batch.caption),
     }
-    first = told[: batch.caption.counts[0]].argmax(-1)
+    first = probabilities[: batch.caption.counts[0]].argmax(-1)
     return tensors, pair.captioner.processor.tokenizer.decode(first).strip()
 
 
@@ -161,9 +161,9 @@ def _gradients(pair: TalkingPair, batch: Batch) -> tuple[list[float], list[list[
     """Losses, gradient norms (loss by role) and numbers of trained weights."""
     parameters = finetune.unfreeze(pair)
     own = [[p for name, p in parameters.items() if name.startswith(f"{role}.")] for role in ROLES]
-    found = pair(batch)
-    norms = [[_norm(found[loss], weights) for weights in own] for loss in LOSSES]
-    return [found[loss].item() for loss in LOSSES], norms, [sum(p.numel() for p in weights) for weights in own]
+    losses = pair(batch)
+    norms = [[_norm(losses[loss], weights) for weights in own] for loss in LOSSES]
+    return [losses[loss].item() for loss in LOSSES], norms, [sum(p.numel() for p in weights) for weights in own]
 
 
 def _norm(loss: Tensor, weights: list[Tensor]) -> float:

@@ -155,9 +155,9 @@ def validation_losses(
         pair = TalkingPair(model, pipeline, finetuner.vocabulary_map, LOSSES).to(profile.device).eval()
         lessons = pairs.Pairs(model, pipeline, examples, latents, batch_size=VALIDATION_BATCH, seed=seed)
         with torch.no_grad():
-            found = [pair(lessons.batch(step)) for step in range(lessons.steps_per_epoch)]
-        values = {name: np.array([losses[name].item() for losses in found], np.float32) for name in LOSSES}
-        return values, len(found)
+            batches = [pair(lessons.batch(step)) for step in range(lessons.steps_per_epoch)]
+        values = {name: np.array([losses[name].item() for losses in batches], np.float32) for name in LOSSES}
+        return values, len(batches)
 
     return finetuner.store.get(VALIDATION_LOSSES, key, make)
 

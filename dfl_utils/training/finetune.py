@@ -197,8 +197,8 @@ class Finetuning:
         with tqdm(total=end, initial=self.step, unit="step", mininterval=5, disable=quiet) as bar:
             while self.step < end:
                 self.optimizer.zero_grad(set_to_none=True)
-                found = self._learn()
-                self._check(found)
+                losses = self._learn()
+                self._check(losses)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:  # of weights whose losses have just been seen
                     self._save()
                     saved = time.monotonic()
@@ -206,7 +206,7 @@ class Finetuning:
                     norm = self.accelerator.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
                     self._check({"the norm of the gradient": norm})
                     self.optimizer.step()
-                for name, loss in found.items():
+                for name, loss in losses.items():
                     self.curves[name][self.step] = loss.item()
                 self.step += 1
                 bar.update()
@@ -216,27 +216,27 @@ class Finetuning:
     def _learn(self) -> dict[str, Tensor]:
         """The losses of this step; the gradient of their sum is left in the parameters."""
         if self.recipe.micro_batches == 1:
-            found = self.pair(self.pairs.batch(self.step))
-            self._backward(found)
-            return found
+            losses = self.pair(self.pairs.batch(self.step))
+            self._backward(losses)
+            return losses
         cuts = micro_batches.cut(self.recipe.batch_size, self.recipe.micro_batches)
         weights = micro_batches.weights(self.pairs.counts(self.step), cuts, self.recipe.economy)
         for k in self._sum.own:
             with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
-                found = self.pair(self.pairs.batch(self.step, cuts[k]))
-                found = {name: loss * weights[k][name] for name, loss in found.items()}
-                self._backward(found)
-            self._sum.add(found)
+                losses = self.pair(self.pairs.batch(self.step, cuts[k]))
+                losses = {name: loss * weights[k][name] for name, loss in losses.items()}
+                self._backward(losses)
+            self._sum.add(losses)
             self.optimizer.zero_grad(set_to_none=True)
         return self._sum.take(self.step)
 
-    def _backward(self, found: dict[str, Tensor]) -> None:
-        total = torch.stack(list(found.values())).sum()
+    def _backward(self, losses: dict[str, Tensor]) -> None:
+        total = torch.stack(list(losses.values())).sum()
         if total.requires_grad:  # a loss may reach nothing that moves
             self.accelerator.backward(total)
 
-    def _check(self, found: dict[str, Tensor]) -> None:
-        for name, loss in found.items():
+    def _check(self, losses: dict[str, Tensor]) -> None:
+        for name, loss in losses.items():
             value, first = loss.item(), self.curves.get(name, np.empty(0))[:10]
             bound = EXPLODES * np.nanmax(first) if 0 < len(first) <= self.step else math.inf
             if math.isfinite(value) and value <= bound:

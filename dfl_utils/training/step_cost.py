@@ -87,8 +87,8 @@ class Bench:
     def losses(self, tried: Mapping[str, Way]) -> np.ndarray:
         """`(ways, 4)` losses of the joint step, in the order of `LOSSES`."""
         steps = [self.step("joint", way) for way in tried.values()]
-        found = [step(self.batch, self.images) for step in steps]
-        return np.array([[losses[name].item() for name in LOSSES] for losses in found])
+        by_way = [step(self.batch, self.images) for step in steps]
+        return np.array([[losses[name].item() for name in LOSSES] for losses in by_way])
 
     def flops(self, tried: Mapping[str, Way], counter: FlopCounterMode | ShapeCounter | None = None) -> np.ndarray:
         """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions, or another counter does.

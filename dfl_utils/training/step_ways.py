@@ -109,26 +109,26 @@ class Step(TalkingPair):
 
     def _straight(self, batch: Batch) -> dict[str, Tensor]:
         """The four losses, one equation after the other."""
-        found = {}
+        computed = {}
         if self._wants("caption_loss", "image_reconstruction_loss"):
             logits = self._predict(batch.pixel_values, batch.caption)
-            found["caption_loss"] = F.cross_entropy(logits, batch.caption.targets)
+            computed["caption_loss"] = F.cross_entropy(logits, batch.caption.targets)
         noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         if self._wants("image_reconstruction_loss"):
-            told = self.soft_prompt(logits, batch.caption, batch.prompt_ids.shape[1], batch.seed)
-            predicted = self.unet(noisy, batch.timesteps, told).sample
-            found["image_reconstruction_loss"] = F.mse_loss(predicted, batch.noise)
+            states = self.soft_prompt(logits, batch.caption, batch.prompt_ids.shape[1], batch.seed)
+            predicted = self.unet(noisy, batch.timesteps, states).sample
+            computed["image_reconstruction_loss"] = F.mse_loss(predicted, batch.noise)
         if self._wants("generation_loss", "text_reconstruction_loss"):
             with torch.no_grad():
                 asked = self.text_encoder(batch.prompt_ids).last_hidden_state
             predicted = self.unet(noisy, batch.timesteps, asked).sample
-            found["generation_loss"] = F.mse_loss(predicted, batch.noise)
+            computed["generation_loss"] = F.mse_loss(predicted, batch.noise)
         if self._wants("text_reconstruction_loss"):
             clean = one_step_image(self.scheduler, noisy, batch.timesteps, predicted)
             logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), batch.caption)
-            found["text_reconstruction_loss"] = F.cross_entropy(logits, batch.caption.targets)
-        return {name: found[name] for name in self.losses}
+            computed["text_reconstruction_loss"] = F.cross_entropy(logits, batch.caption.targets)
+        return {name: computed[name] for name in self.losses}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
