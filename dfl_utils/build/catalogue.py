@@ -67,8 +67,6 @@ MODELS = {
     )
 }
 
-Places = Callable[[Profile], tuple[Path, ...]]
-
 
 @dataclass(frozen=True)
 class File:
@@ -89,7 +87,7 @@ class File:
     name: str
     licence: str
     url: str
-    places: Places
+    places: Callable[[Profile], tuple[Path, ...]]
     bytes: int | None = None
     digest: str = ""
     unpacked: int = 0
@@ -101,7 +99,7 @@ class File:
         return next((place for place in self.places(profile) if place.exists()), None)
 
 
-def _below(dataset: str, *names: str) -> Places:
+def _below(dataset: str, *names: str) -> Callable[[Profile], tuple[Path, ...]]:
     return lambda profile: tuple(profile.dataset_root(dataset) / name for name in names)
 
 

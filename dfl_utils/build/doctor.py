@@ -151,7 +151,6 @@ def _is_whole(weights: Path) -> bool:
         return False
 
 
-# --- what is found of all that is needed --------------------------------------------------------------------
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at: what was found, and the step that mends it where it is a gap."""
@@ -250,7 +249,8 @@ def _data_set(profile: Profile, dataset: str, splits: Sequence[str]) -> Finding:
         return Finding(f"{dataset}: {', '.join(f'{count:,} images of {split}' for split, count in counts.items())}")
     except (ValueError, OSError) as error:
         what, _, _ = str(error).partition(f"; to get the data: {profile.data_command}")
-        return Finding(f"{dataset}: {what}", f"delete the file or folder that it names, then {profile.data_command}")
+        mend = profile.data_command if profile.data_writer else command(profile)
+        return Finding(f"{dataset}: {what}", f"delete the file or folder that it names, then {mend}")
 
 
 def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> Iterator[Finding]:
@@ -263,8 +263,7 @@ def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> 
         needed[disk] += bytes_to_come(profile, one)
     for disk, (folder, count) in free.items():
         to_come = f"about {needed[disk] / 1e9:.1f} GB are still to come to the disk of {folder}"
-        said = f"{to_come}, {count / 1e9:.1f} GB are free"
-        yield Finding(said, DISK_MEND if count < needed[disk] else "")
+        yield Finding(f"{to_come}, {count / 1e9:.1f} GB are free", DISK_MEND if count < needed[disk] else "")
 
 
 def missing(profile: Profile) -> list[Model | File]:

@@ -45,10 +45,12 @@ def run(profile: Profile, only: Sequence[str] = (), accept: Sequence[str] = ()) 
     for disk in doctor.room(profile, wanted, doctor.Machine()):
         if not disk.ok:
             raise OSError(f"{disk.what}: {disk.mend}.")
+    if not wanted:
+        return ["nothing is missing"]
     root = Path(profile.data_root)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".dfl-fetch.lock", timeout=0):
-        return [f"{one.name}: {_fetch(profile, one)}" for one in wanted] or ["nothing is missing"]
+        return [f"{one.name}: {_fetch(profile, one)}" for one in wanted]
 
 
 def _wanted(profile: Profile, only: Sequence[str]) -> list[Model | File]:
@@ -102,7 +104,6 @@ def _throw_away(path: Path, name: str) -> None:
     raise ValueError(f"{name} is not what was published (its size or hash is another); it was thrown away: {AGAIN}.")
 
 
-# --- files of the web ---------------------------------------------------------------------------------------
 def _fetch_file(profile: Profile, file: File) -> Path:
     place, part = doctor.place(profile, file), doctor.under_way(profile, file)
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def _addresses(captions: Path) -> Iterator[tuple[str, str]]:
 
 def _fetch_image(url: str, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(http_backoff("GET", url).raise_for_status().content)
+    part.write_bytes(http_backoff("GET", url, timeout=30.0).raise_for_status().content)
     try:
         with Image.open(part) as image:
             image.load()
@@ -168,7 +169,6 @@ def _fetch_image(url: str, path: Path) -> None:
     part.replace(path)
 
 
-# --- archives -----------------------------------------------------------------------------------------------
 def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
     """Unpack some members of a zip as a stranger's; every member's CRC is checked.
 
