@@ -234,17 +234,19 @@ def printed(levels: pd.Series, metrics: Iterable[str]) -> pd.Series:
     return pd.Series(texts, index=levels.index, dtype=object)
 
 
-def paper_gains(gains: Iterable[dict], levels: pd.DataFrame, base: Callable[[str], str] = str) -> pd.DataFrame:
-    """Rows of gains, beside each the gain in per cent that the paper's levels make; without those of no value.
+def with_paper(rows: Iterable[dict], base: Callable[[str], str] = str) -> pd.DataFrame:
+    """Rows beside the paper's numbers, gains beside those in per cent that its levels make; NaN are left out.
 
     Args:
-        gains: as `row` makes them, of methods `AFTER over BEFORE gain` or `AFTER gain`.
-        levels: of `exhibits.beside_paper`.
+        rows: of `row`. Methods of gains are called `AFTER over BEFORE gain` or `AFTER gain`, of levels otherwise.
         base: AFTER -> BEFORE, where the method does not name it.
     """
-    frame = pd.DataFrame(gains, columns=COLUMNS).dropna(subset="value").reset_index(drop=True)
-    published = levels.set_index(["method", "dataset", "split", "metric"]).paper
-    return frame.assign(paper=[_paper_gain(row, published, base) for row in frame.to_dict("records")])
+    frame = paper.fill(pd.DataFrame(rows, columns=COLUMNS).dropna(subset="value"))
+    published = frame.set_index(["method", "dataset", "split", "metric"]).paper
+    is_gain = frame.method.str.endswith(" gain")
+    theirs = [_paper_gain(row, published, base) for row in frame[is_gain].to_dict("records")]
+    frame.loc[is_gain, "paper"] = theirs
+    return frame
 
 
 def _paper_gain(row: dict, published: pd.Series, base: Callable[[str], str]) -> float:
