@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils.build import book, bookext, chapter, disclosure, execution, publish
+from dfl_utils.build import book, bookext, chapter, disclosure, execution
 from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.store import provenance
 
@@ -37,6 +37,9 @@ def test_values_typed_on_a_command_line_take_the_defaults_type(house):
     assert chapter.check(chapter.find("one"), typed, typed=True) == {"NUM_IMAGES": 5, "TOP_P": 0.1, "PROFILE": "12"}
     with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not 5.5"):
         chapter.check(chapter.find("one"), {"NUM_IMAGES": "5.5"}, typed=True)
+    for default, text in ((1, "1:30"), (1, "010"), (1, ""), (1.0, "1:30")):
+        with pytest.raises(ValueError, match=f"takes {type(default).__name__}, not {text!r}"):
+            chapter.Parameter(default).check(text, typed=True)
     (value,) = chapter.check(chapter.find("one"), {"TOP_P": 1}).values()  # a whole number serves as a float
     assert value == 1.0 and isinstance(value, float)
 
@@ -51,12 +54,6 @@ def test_values_typed_on_a_command_line_take_the_defaults_type(house):
 def test_no_number_is_read_as_another_than_it_says(default, text, value):
     read = chapter.Parameter(default).check(text, typed=True)
     assert read == value and type(read) is type(value)
-
-
-@pytest.mark.parametrize(("default", "text"), [(1, "1:30"), (1, "010"), (1, "")])
-def test_what_is_no_value_of_the_type_is_refused(default, text):
-    with pytest.raises(ValueError, match=f"takes {type(default).__name__}, not {text!r}"):
-        chapter.Parameter(default).check(text, typed=True)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +205,6 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
         book.build("quick")
 
 
-def test_traces_of_an_earlier_run_do_not_reach_a_new_one(house):
-    fossil = cell("# Parameters\nNUM_IMAGES = 1", tags=["injected-parameters"])
-    before = execution._clean(house.chapter(TAGGED, cell("x = 1")))
-    assert execution._clean(house.chapter(TAGGED, fossil, cell("x = 1"), papermill={"a": 1})) == before
-
-
 def test_a_chapter_is_of_its_values_its_scale_and_where_it_is_published_the_results(house):
     plain = house.chapter(TAGGED, cell("x = 1"))
     values = {}, {"NUM_IMAGES": 1}
@@ -244,7 +235,7 @@ def test_a_full_build_wants_a_commit(house, monkeypatch):
 )
 def test_a_page_says_where_its_numbers_were_made(house, shards, said):
     made = {"commit": "0123456789", "date": "2026-11-27", "machine": {"cpu": "A CPU", "cores": 2}}
-    house.write("results/mini/stamp.json", json.dumps(dict.fromkeys(publish.STAMPED, "") | made))
+    house.write("results/mini/stamp.json", json.dumps(made))
     assert bookext.made_where({"scale": "published", "shards": shards}).startswith(said)
     assert bookext.made_where({"scale": "ci"}) == "Computed here at scale ci."
 
@@ -254,7 +245,7 @@ def test_a_picture_needs_an_alt_text_and_a_figure_a_picture(house):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("plots.figure3(scores)", outputs=[shown])])
     copy = house.write("_build/src/one.ipynb", "")
     nbformat.write(notebook, copy)
-    with pytest.raises(BuildFailed, match=r"picture without alt text in `plots\.figure3\(scores\)`"):
+    with pytest.raises(BuildFailed, match=r"picture without alt text .*in `plots\.figure3\(scores\)`"):
         book.require_pictures(copy)
     notebook.cells[0].metadata["mystnb"] = {"image": {"alt": "Quality falls with rank."}, "figure": {"name": "fig-a"}}
     nbformat.write(notebook, copy)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfl_utils.build import chapter, cli, execution
+from dfl_utils.build import chapter, cli
 from dfl_utils.game.loops import Game
 from dfl_utils.models import captioner as captioners
 from dfl_utils.store import blocks, processes
@@ -83,18 +83,11 @@ def test_cuda_is_the_gpu_of_the_local_rank(at, monkeypatch, world_size, device, 
     assert found == chosen
 
 
-def test_ranks_write_apart(at, house):
-    at(0, 2)
-    assert execution.folder("run") == house.root / "_build" / "run"
-    at(1, 2)
-    assert execution.folder("run") == house.root / "_build" / "rank1" / "run"
-
-
 def test_the_code_of_rank_0_alone_is_the_runs(at, monkeypatch, capsys):
-    def fail(_):
+    def _chapters(_):
         raise error
 
-    monkeypatch.setattr(cli, "_chapters", fail)
+    monkeypatch.setattr(cli, "_chapters", _chapters)
     for error in (chapter.BuildFailed("it failed"), RuntimeError("out of memory")):
         at(1, 2)
         assert cli.main(["chapters"]) == 0
