@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils.game import token_drawings
+from dfl_utils.game import judges, token_drawings
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import Scorer
@@ -150,6 +150,8 @@ KEYS = {
     "dino-similarity": (lambda w, k: drawings(w, k)[0].compare(["dino"]), DRAWN | {"dino", "dino_size", "image"}),
     "readings": (lambda w, k: drawings(w, k)[0].describe(w.num_beams), DRAWN | SAID | {"num_beams"}),
     "features": (lambda w, k: drawings(w, k)[0].features(), DRAWN | {"probe"}),
+    "pixel-similarity": (lambda w, k: judges.pixels(drawings(w, k)[0]), DRAWN | {"image"}),
+    "labels": (lambda w, k: judges.labels(drawings(w, k)[0]), DRAWN | {"image", "probe"}),
     "token-images": (
         lambda w, k: token_drawings.draw(game(w, k).workshop, [[len(w.candidate)]], [w.seed]),
         DRAWN,
@@ -309,12 +311,20 @@ def test_a_raised_version_is_another_key_also_of_what_is_made_from_it(world, key
 def test_another_way_of_asking_a_model_changes_what_its_file_changes(world, keys, role, monkeypatch):
     monkeypatch.setitem(workshop.ASKED, role, 2)
     changed = {kind for kind in KEYS if key(world, kind) != keys[kind]}
-    apart = {"vocabulary-map", "unit-flops"}  # of tokenizers and shapes alone
+    apart = {"vocabulary-map"}  # of tokenizers alone
     assert changed == {kind for kind, (_, depends) in KEYS.items() if role in depends} - apart
 
 
 MADE_FROM = {
-    "images": {"shown-images", "clip-similarity", "dino-similarity", "readings", "features"},
+    "images": {
+        "shown-images",
+        "clip-similarity",
+        "dino-similarity",
+        "readings",
+        "features",
+        "pixel-similarity",
+        "labels",
+    },
     "token-images": {"shown-token-images"},
     "clip-originals": {"clip-similarity", "clip-score"},
     "dino-originals": {"dino-similarity"},

@@ -190,6 +190,15 @@ def weights(profile: Profile) -> str:
     return profile.inception
 
 
+def probe_labels(profile: Profile) -> list[str]:
+    """The probe's labels: categories, then such as `colour:red` and `count:2`; none without a probe. Loads no model."""
+    if profile.probe is None:
+        return []
+    folder, revision = profile.locate(profile.probe), profile.revision(profile.probe)
+    config = AutoConfig.from_pretrained(folder, revision=revision, local_files_only=profile.offline)
+    return [config.id2label[k] for k in range(config.num_labels)]
+
+
 def split(values: np.ndarray, profile: Profile) -> Features:
     """Features and logits of what `Extractor.features` made, `(..., D + L)`; asks the configuration, loads no model.
 

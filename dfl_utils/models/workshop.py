@@ -82,6 +82,11 @@ class Workshop:
     def extractor(self) -> fidelity.Extractor:
         return (self._judges or self)._model(fidelity.role(self.profile), fidelity.load)
 
+    @property
+    def referee(self) -> fidelity.Referee:
+        shop = self._judges or self
+        return shop._while_same("referee", [shop._checkpoint("probe")], lambda: fidelity.Referee.load(shop.profile))
+
     def encoder(self, name: str) -> similarity.ImageEncoder:
         return (self._judges or self)._model(name, similarity.ENCODERS[name])
 

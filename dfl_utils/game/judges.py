@@ -1,0 +1,76 @@
+"""Judges of drawings beside CLIP and DINO, how like original and drawing are: by pixels, by the probe's labels."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from PIL import ImageOps
+from scipy.special import expit
+
+from dfl_utils.game.drawings import Drawings, Similarities
+from dfl_utils.models.workshop import read
+from dfl_utils.store import blocks
+from dfl_utils.store.blocks import Block
+from dfl_utils.store.store import Job, Kind
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The probe's, of each original and its drawings, `(images, 1 + candidates, labels)`."""
+
+    logits: np.ndarray
+
+
+PIXELS, LABELS = Kind("pixel-similarity", Similarities), Kind("labels", Logits)
+
+
+def originals(drawings: Drawings, images: slice = slice(None)) -> np.ndarray:
+    """The originals cut to a drawing's shape, `(images, 1, H, W, 3)` uint8."""
+    side = drawings.workshop.profile.image_size
+    squares = [ImageOps.fit(image, (side, side)) for image in read(drawings.examples[images])]
+    return np.stack([np.asarray(image) for image in squares])[:, None]
+
+
+def pixels(drawings: Drawings) -> np.ndarray:
+    """Minus the mean absolute difference of the pixels, in [-1, 0], `(images, N)`."""
+    jobs = []
+    for block in drawings.blocks:
+        key = drawings.workshop.images_key(drawings.examples[block.images]) | {"drawings": drawings.source(block)}
+        jobs.append(Job(PIXELS, key, partial(_apart, drawings, block)))
+    contents = drawings.workshop.fill(jobs, "pixels")
+    return blocks.join([content.sim for content in contents], len(drawings.captions[0]))
+
+
+def _apart(drawings: Drawings, block: Block) -> Similarities:
+    apart = np.abs(drawings.draw(block) - originals(drawings, block.images).astype(np.float32))
+    return Similarities(-apart.mean(axis=(2, 3, 4)) / 255)
+
+
+def labels(drawings: Drawings) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of the probe's labels in originals, `(images, labels)`, and in drawings, `(images, N, labels)`.
+
+    Raises:
+        ValueError: a profile without a probe.
+    """
+    shop, jobs = drawings.workshop, []
+    for block in drawings.blocks:
+        key = shop.made_by("probe") | shop.images_key(drawings.examples[block.images])
+        jobs.append(Job(LABELS, key | {"drawings": drawings.source(block)}, partial(_look, drawings, block)))
+    logits = [content.logits for content in shop.fill(jobs, "labels")]
+    firsts = [part[:, 0] for part, block in zip(logits, drawings.blocks, strict=True) if not block.candidates.start]
+    hats = blocks.join([part[:, 1:] for part in logits], len(drawings.captions[0]))
+    return expit(np.concatenate(firsts)), expit(hats)
+
+
+def _look(drawings: Drawings, block: Block) -> tuple[Logits, int]:
+    pictures = np.concatenate([originals(drawings, block.images), drawings.draw(block)], axis=1)
+    referee = drawings.workshop.referee
+    logits = referee.logits(pictures.reshape(-1, *pictures.shape[2:]))
+    return Logits(logits.reshape(*pictures.shape[:2], -1)), len(logits)
+
+
+def agreement(drawings: Drawings) -> np.ndarray:
+    """Of the labels that either picture shows, the share that both show, in [0, 1], `(images, N)`."""
+    original, drawn = labels(drawings)
+    both = np.minimum(original[:, None], drawn).sum(axis=-1)
+    return both / np.maximum(original[:, None], drawn).sum(axis=-1)
