@@ -81,19 +81,6 @@ def test_a_kernel_is_interrupted_and_killed(start):
     assert process.wait() == -signal.SIGKILL
 
 
-def test_the_server_reads_ahead_and_its_kernels_collect_their_own_garbage_alone():
-    # What goes wrong while it reads ahead is kept quiet there: a chapter says it.
-    program = (
-        "import gc, threading\nfrom dfl_utils.build import preload\nfrom dfl_utils.models import checkpoint\n"
-        "frozen = gc.get_freeze_count()\n"
-        "seen = len(checkpoint._known)\npreload.read_ahead()\n"
-        "print(gc.get_threshold()[0], frozen > 100_000, seen == len(checkpoint._known) > 2)\n"
-        "print(threading.active_count())"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "True", "True", "1"]
-
-
 def test_nothing_is_forked_beside_a_gpu_or_where_a_reader_says_so(monkeypatch):
     monkeypatch.delenv("DFL_FORK", raising=False)
     monkeypatch.setattr(kernels, "GPUS", ("/dev/no-such-gpu",))

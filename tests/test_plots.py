@@ -75,26 +75,6 @@ def test_score_curves_rise_to_the_right_and_leave_gains_out(swept):
         plots.score_curves(swept, ["KID", "FID"], "candidates")
 
 
-def test_interval_points_go_down_in_the_tables_order_with_groups_side_by_side_and_the_papers_number():
-    rows = [
-        *(("own", "clip", 0.9, 0.8, 0.95, 0.6), ("own", "dino", 0.7, 0.6, 0.8, 0.6)),
-        ("other", "clip", 0.2, 0.1, 0.4, np.nan),
-    ]
-    table = pd.DataFrame(rows, columns=["label", "group", "value", "low", "high", "paper"])
-    axis = plots.interval_points(table, "cosine", origin=0, published=True).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["own", "other"]
-    assert axis.yaxis_inverted() and axis.get_xlabel() == "cosine"
-    clip, dino = (container.lines[0] for container in axis.containers)
-    np.testing.assert_allclose(clip.get_xydata(), [[0.9, -0.11], [0.2, 0.89]])
-    np.testing.assert_allclose(dino.get_xydata(), [[0.7, 0.11]])
-    bars = [segment[:, 0] for segment in axis.containers[0].lines[2][0].get_segments()]
-    np.testing.assert_allclose(bars, [[0.8, 0.95], [0.1, 0.4]])
-    (hollow, *_) = [line for line in axis.lines if line.get_marker() == "D" and line.get_label() == "the paper's"]
-    np.testing.assert_allclose(hollow.get_xydata()[0], [0.6, -0.11])
-    assert [text.get_text() for text in axis.get_legend().texts] == ["CLIP", "DINO", "the paper's"]
-    assert "the paper's" not in curves(plots.interval_points(table, "cosine").axes[0])
-
-
 def test_smoothing_by_hand():
     np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
     np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])

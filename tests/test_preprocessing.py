@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, CLIPTokenizer
+from transformers import AutoTokenizer
 
 from dfl_utils.models import captioner, checkpoint, generator
 from dfl_utils.world import profile
@@ -33,14 +33,6 @@ def test_a_tokenizer_is_what_transformers_reads(mini):
         shared, own = checkpoint.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
         assert type(shared) is type(own) and shared.get_vocab() == own.get_vocab()
         assert shared("A red dog").input_ids == own("A red dog").input_ids
-
-
-def test_a_pipelines_tokenizer_is_of_the_class_that_its_index_names(mini):
-    folder = mini.locate(mini.generator)
-    found = checkpoint.of_pipeline(folder)
-    assert list(found) == ["tokenizer"] and isinstance(found["tokenizer"], CLIPTokenizer)
-    assert checkpoint.load_tokenizer(folder, "tokenizer") is found["tokenizer"]
-    assert checkpoint.of_pipeline("nobody/a-hub-id") == {}
 
 
 def test_models_of_one_vocabulary_share_it(mini):
