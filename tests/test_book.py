@@ -18,17 +18,11 @@ from dfl_utils.store import provenance
 TAGGED = cell(PARAMETERS, tags=["parameters"])
 
 
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        ({"NUM_IMAGE": 3}, "Chapter one has no parameter NUM_IMAGE; it knows NUM_IMAGES, PROFILE, TOP_P."),
-        ({"NUM_IMAGES": True}, "Parameter NUM_IMAGES of chapter one takes int, not True."),
-    ],
-)
-def test_unknown_parameters_and_wrong_types_stop_before_anything_runs(house, values, sentence):
-    with pytest.raises(ValueError) as error:
-        book.run_chapter("one", values)
-    assert str(error.value) == sentence
+def test_unknown_parameters_and_wrong_types_stop_before_anything_runs(house):
+    with pytest.raises(ValueError, match="has no parameter NUM_IMAGE; it knows NUM_IMAGES, PROFILE, TOP_P."):
+        book.run_chapter("one", {"NUM_IMAGE": 3})
+    with pytest.raises(ValueError, match="Parameter NUM_IMAGES of chapter one takes int, not True."):
+        book.run_chapter("one", {"NUM_IMAGES": True})
     assert not (house.root / "_build").exists()
 
 

@@ -1,11 +1,8 @@
 """What is committed is whole: chapters, results, benchmarks, the environment."""
 
-import csv
 import json
 import re
-import runpy
 import tomllib
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -63,26 +60,6 @@ def test_a_stamp_is_of_the_table_beside_it_and_every_row_is_valid():
     assert publish.table("mini", publish.stamp("mini"))
     for profile in ("mini", "ci"):
         assert len(tidy.read(provenance.ROOT / "results" / profile / "exhibits.csv")) > 0, profile
-
-
-# --- benchmarks: nothing is timed here ----------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def run():
-    return SimpleNamespace(**runpy.run_path(str(provenance.ROOT / "benchmarks" / "run.py")))
-
-
-@pytest.mark.parametrize("table", ["results/mini/benchmarks.csv", "data/gpu/benchmarks.csv"])
-def test_a_table_holds_what_its_notes_say(run, table):
-    with (provenance.ROOT / table).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert rows and tuple(rows[0]) == run.COLUMNS and len({row["name"] for row in rows}) == len(rows)
-    for row in rows:
-        ratio, note = float(row["ratio"]), row["note"]
-        bounds = dict(re.findall(r"at (least|most) ([0-9.]+)", note.partition("target ")[2]))
-        met = float(bounds.get("least", 0)) <= ratio <= float(bounds.get("most", "inf"))
-        assert bounds or "; no target; " in note
-        assert not bounds or f": {'met' if met else 'missed'}; " in note
-        assert re.search(r"; \d\d [A-Z][a-z]+ 20\d\d, .+ cores", note)
 
 
 # --- pyproject.toml, environment.yml and constraints.txt ----------------------------------------------------

@@ -37,13 +37,6 @@ def test_a_row_or_an_interval_that_only_one_side_has_is_named():
         assert lines[~lines.agrees][["method", "what"]].values.tolist() == [["dino", "row"]]
 
 
-def test_curves_are_compared_at_each_x():
-    curve = rows({"exhibit": "figure3", "x": 0.0}, {"exhibit": "figure3", "x": 1.0, "value": 10.5})
-    other = rows({"exhibit": "figure3", "x": 0.0}, {"exhibit": "figure3", "x": 1.0, "value": 9.5})
-    lines = golden.differences(curve, other)
-    assert lines[~lines.agrees].x.tolist() == [1.0]
-
-
 def test_times_are_left_out():
     timed = {"exhibit": "cost", "metric": tidy.TIMED[0], "dataset": "", "split": ""}
     assert golden.differences(rows(timed), rows(timed | {"value": 10.5})).empty
