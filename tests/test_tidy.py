@@ -192,6 +192,19 @@ def test_gains_stand_beside_those_that_the_papers_levels_make():
     assert found.paper.round(3).tolist() == [21.96, 26.56, -20.947]  # a distance that grows
 
 
+def test_gains_are_in_per_cent_of_the_level_before():
+    part, values = ("nocaps", "overall"), {"old": [[40.0, 60.0]], "new": [[44.0, 66.0]], "low": [[-1.0, 2.0]]}
+    gains = {"new gain": ("new", "old"), "old over low gain": ("old", "low")}
+    found = tidy.measured("table9", part, "CIDEr", values, gains)
+    assert [row["method"] for row in found] == [*values, *gains]
+    assert [row["value"] for row in found] == pytest.approx([50, 55, 0.5, 10, 9900])
+    assert [row["method"] for row in tidy.measured("table9", part, "CIDEr", values, gains, clear=True)][3:] == [
+        "new gain"
+    ]
+    distances = {"old": [[0.3, 0.5]], "new": [[0.2, 0.4]]}
+    assert tidy.measured("table5", part, "CLIP", distances, {"g": ("new", "old")})[-1]["value"] == pytest.approx(25)
+
+
 def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     change = Estimate(3.0, 1.0, 5.0, 9)
     gains = [tidy.row("table9", ("nocaps", "overall"), "a gain", "CIDEr", change, published=p) for p in (5, -1, np.nan)]

@@ -7,7 +7,6 @@ On the page `num_images=300` is {glue:text}`num-images`, and the table `tab-one`
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -77,18 +76,15 @@ def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:
     return paper.fill(pd.DataFrame(rows, columns=tidy.COLUMNS).dropna(subset="value"))
 
 
-def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict]) -> Path:
+def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict]) -> None:
     """Keep a chapter's rows and what its work cost, which the page may say as `minutes`; call it once, at the end.
 
     Args:
         chapter: the notebook's name without its suffix.
         store: where its work lies.
         *rows: as `tidy.validate` wants them, or as `tidy.row` makes them.
-
-    Returns:
-        Path of the CSV.
     """
     frames = [part if isinstance(part, pd.DataFrame) else pd.DataFrame(part, columns=tidy.COLUMNS) for part in rows]
     cost = tidy.spent(store)
     say(minutes=cost["seconds"] / 60)
-    return tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost)
+    tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost)

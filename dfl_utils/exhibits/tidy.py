@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
 from dfl_utils.scores import intervals
-from dfl_utils.scores.ranking import Estimate
+from dfl_utils.scores.ranking import Estimate, percent
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 
@@ -290,6 +291,34 @@ def numbered(name: str, caption: str, table: pd.DataFrame | str) -> Markdown:
 def improved(change: Estimate, metric: str) -> Estimate:
     """A change as an improvement: of a metric that is better lower, the sign turns."""
     return Estimate(*paper.improvement(change.value, change.low, change.high, metric), change.n, change.excluded)
+
+
+def measured(
+    exhibit: str,
+    part: tuple[str, str],
+    metric: str,
+    values: Mapping[str, ArrayLike],
+    gains: Mapping[str, tuple[str, str]],
+    *,
+    clear: bool = False,
+    **options,
+) -> list[dict]:
+    """Rows of a metric's levels, and of gains between them: in per cent of the level before, positive is better.
+
+    Args:
+        exhibit, part: see `row`.
+        metric, options: see `intervals.level`.
+        values: method -> what is measured of it.
+        gains: their name -> (after, before), both of `values`; NaN over a level of zero.
+        clear: leave out gains over a level whose interval reaches zero.
+    """
+    levels = {method: intervals.level(metric, each, **options) for method, each in values.items()}
+    rows = [row(exhibit, part, method, metric, level) for method, level in levels.items()]
+    for name, (after, before) in gains.items():
+        if levels[before].low > 0 or not clear:
+            change = improved(intervals.change(metric, values[after], values[before], **options), metric)
+            rows.append(row(exhibit, part, name, metric, percent(change, levels[before].value)))
+    return rows
 
 
 def spent(store: RunStore) -> dict:
