@@ -188,14 +188,5 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"together {total:,.2f} hours; what several share is counted for each")
     if arguments.price is not None:
         print(f"at {arguments.price:g} an hour: {arguments.price * total:,.2f}")
-    print(_behind(gpu, slower))
-
-
-def _behind(gpu: Gpu | None, slower: float) -> str:
-    """What stands behind the hours, in a sentence."""
-    if gpu is None:
-        machine = publish.stamp("mini")["machine"]
-        times = f", times {slower:.2f}, as measured here" if slower != 1 else ""
-        return f"Seconds a call are those of the published run, on {machine['cpu']}, {machine['cores']} cores{times}."
-    peaks = ", times the ratio of the published peaks of the two cards, which is an assumption"
-    return f"Seconds a call were measured on {MEASURED.name} at the published sizes{peaks if gpu != MEASURED else ''}."
+    measured = f"measured on {MEASURED.name}, on others assumed by the ratio of the published peaks"
+    print(f"Seconds a call are those {measured if gpu else f'of the published run, times {slower:.2f}'}.")

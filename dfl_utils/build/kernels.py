@@ -78,7 +78,7 @@ class Forked:
     stdin = stdout = stderr = None
 
     def __init__(self, *task: object):
-        multiprocessing.set_forkserver_preload(PRELOADED)
+        start()
         self.process = multiprocessing.get_context("forkserver").Process(target=serve, args=task)
         self.process.start()
 
