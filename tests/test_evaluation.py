@@ -176,6 +176,19 @@ def test_the_walk_is_the_step_that_is_trained(pair, batch, found):
     assert found.told == words and len(words.split()) > 2
 
 
+def test_one_batch_to_be_passed_through_by_hand_leaves_the_store_alone(models, finetuner, recipe, lessons, tmp_path):
+    few = Finetuner(models, RunStore(tmp_path), lessons[: recipe.batch_size], progress=False)
+    few.vocabulary_map = finetuner.vocabulary_map
+    pair, batch = anatomy.one_batch(few, recipe)
+    assert not few.store.spent
+    trained = few.pairs(*few.pair(recipe), recipe).batch(0)
+    torch.testing.assert_close(batch.latents, trained.latents)
+    assert batch.prompt_ids.equal(trained.prompt_ids) and batch.noise.equal(trained.noise)
+    with torch.no_grad():
+        logits = anatomy.predict(pair, batch.pixel_values, batch.caption)
+        torch.testing.assert_close(F.cross_entropy(logits, batch.caption.targets), pair(batch)["caption_loss"])
+
+
 def test_shapes_fit_each_other(found, batch):
     shapes = found.shapes
     assert shapes["logits"][0] == shapes["distributions"][0] + 3  # the ends of three captions
