@@ -1,65 +1,133 @@
-"""The captioners: the shipped BLIP, and a tiny random BLIP-2 with a byte-level tokenizer such as OPT's."""
+"""The captioners: the shipped BLIP and BLIP-2; a GIT, a ViT-GPT2, a LLaVA and a BLIP-2 with T5, tiny and random."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, GPT2Tokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    CLIPVisionConfig,
+    GitConfig,
+    GitForCausalLM,
+    GitProcessor,
+    GPT2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from dfl_utils.models import blip
 from dfl_utils.models import captioner as captioners
-from dfl_utils.models.captioner import Blip2Captioner, BlipCaptioner, Captioner
+from dfl_utils.models.blip import Blip2Captioner
 from dfl_utils.world import profile, scenes, splits
 
-QUERIES = 4
-VOCABULARY = 112  # 106 tokens and six rows of padding; the published table has some, too
-MERGES = [("Ġ", "a"), ("d", "o"), ("do", "g"), ("Ġ", "do"), ("Ġ", "dog")]
+PAD, UNKNOWN, START, END, IMAGE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>"]
+PROMPT, OTHERS = "a picture of", "red blue big small dog cat cup on the hill two"
+WORDS = [PAD, UNKNOWN, START, END, IMAGE, *f"{PROMPT} {OTHERS}".split()]
+LAYERS = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+VISION = dict(**LAYERS, image_size=32, patch_size=16)
+LOUD = dict(initializer_range=0.5)  # else every image has the same caption
+SIZES = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+TEMPLATE = """{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> \
+{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} the{% endif %}"""
 
 
-def byte_tokenizer():
-    """Starts with </s>, ends with nothing; a token carries the space before it."""
-    letters = [mark for byte, mark in bytes_to_unicode().items() if byte in {10, *range(32, 127)}]
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *letters, *("".join(pair) for pair in MERGES)]
-    special = dict(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>", add_bos_token=True)
-    return GPT2Tokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=MERGES, **special)
+def words(**options):
+    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict(pad_token=PAD, unk_token=UNKNOWN, cls_token=START, bos_token=START, sep_token=END, eos_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
 
 
-def tiny_blip2(folder):
-    tokenizer = byte_tokenizer()
-    size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    config = Blip2Config(
-        vision_config=dict(**size, intermediate_size=64, image_size=32, patch_size=8, initializer_range=0.02),
-        qformer_config=dict(
-            **size, vocab_size=50, intermediate_size=64, encoder_hidden_size=32, cross_attention_frequency=2
-        ),
-        text_config=dict(
-            **size,
-            model_type="opt",
-            vocab_size=VOCABULARY,
-            ffn_dim=64,
-            max_position_embeddings=64,
-            word_embed_proj_dim=32,
-            bos_token_id=2,
-            eos_token_id=tokenizer.convert_tokens_to_ids("Ċ"),  # the published captions end with a new line
-            pad_token_id=1,
-        ),
-        num_query_tokens=QUERIES,
-        image_token_index=len(tokenizer),
+def tiny_git(folder):
+    tokens = dict(vocab_size=len(WORDS), bos_token_id=2, eos_token_id=3, pad_token_id=0, max_position_embeddings=40)
+    GitForCausalLM(GitConfig(vision_config=VISION, **LAYERS, **tokens, **LOUD)).save_pretrained(folder)
+    GitProcessor(CLIPImageProcessorPil(**SIZES), words()).save_pretrained(folder)
+
+
+def tiny_vit_gpt2(folder):
+    decoder = GPT2Config(n_embd=24, n_layer=2, n_head=4, n_positions=40, vocab_size=len(WORDS), **LOUD)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), decoder)
+    model = VisionEncoderDecoderModel(config)
+    # As published: beam search and a short length by default, the tokens named here.
+    model.generation_config.update(
+        num_beams=4, max_length=16, decoder_start_token_id=2, eos_token_id=[3], pad_token_id=0
     )
-    torch.manual_seed(0)
-    model = Blip2ForConditionalGeneration(config)
-    with torch.no_grad():
-        model.query_tokens.normal_()  # they begin as zeros
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "embed" not in name:
-                weight.mul_(8)  # else every image has the same caption
     model.save_pretrained(folder)
-    image_processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    Blip2Processor(image_processor, tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
-    return folder
+    words().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def tiny_llava(folder):
+    tokens = dict(vocab_size=200, bos_token_id=2, eos_token_id=3, pad_token_id=0, max_position_embeddings=80)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION, projection_dim=32),
+        text_config=LlamaConfig(**LAYERS, **tokens, **LOUD),
+        image_token_index=WORDS.index(IMAGE),
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.update(eos_token_id=3, pad_token_id=0)
+    model.save_pretrained(folder)
+    options = dict(patch_size=16, num_additional_image_tokens=1, vision_feature_select_strategy="default")
+    tokenizer = words(extra_special_tokens={"image_token": IMAGE})
+    LlavaProcessor(CLIPImageProcessorPil(**SIZES), tokenizer, chat_template=TEMPLATE, **options).save_pretrained(folder)
+
+
+def tiny_blip2_t5(folder):
+    t5 = dict(model_type="t5", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=len(WORDS))
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config=dict(**LAYERS, vocab_size=50, encoder_hidden_size=32, cross_attention_frequency=2),
+        text_config=dict(**t5, eos_token_id=3, pad_token_id=0, decoder_start_token_id=0, initializer_factor=3.0),
+        num_query_tokens=4,
+        image_token_index=WORDS.index(IMAGE),
+    )
+    model = Blip2ForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 32, "width": 32}), words(), num_query_tokens=4)
+    processor.save_pretrained(folder)
+
+
+MAKERS = {"git": tiny_git, "vit-gpt2": tiny_vit_gpt2, "llava": tiny_llava, "blip2-t5": tiny_blip2_t5}
+SHIPPED = {"blip": "blip-base", "blip2": "blip2"}
+NAMES = [*SHIPPED, *MAKERS]
+CONTINUE = ["blip", "blip2", "git", "vit-gpt2"]  # those that continue the prompt
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {name: profile.MINI / folder for name, folder in SHIPPED.items()}
+    for name, make in MAKERS.items():
+        torch.manual_seed(0)
+        found[name] = tmp_path_factory.mktemp(name)
+        make(found[name])
+    return found
+
+
+def load(folder, **changes):
+    changes = {"captioner_prompt": PROMPT, "min_words": 2, "max_words": 8} | changes
+    return captioners.load(profile.load("mini", captioner=str(folder), **changes))
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+    return {name: load(folder) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -67,66 +135,63 @@ def images():
     return [Image.fromarray(scenes.render(item.scene)) for item in list(splits.items("coco", "test"))[:3]]
 
 
-@pytest.fixture(scope="module")
-def blip():
-    return captioners.load(profile.load("mini"))
-
-
-@pytest.fixture(scope="module")
-def blip2_folder(tmp_path_factory):
-    return tiny_blip2(tmp_path_factory.mktemp("blip2"))
-
-
-@pytest.fixture(scope="module")
-def blip2(blip2_folder):
-    return captioners.load(profile.load("mini", captioner=str(blip2_folder), max_words=12))
-
-
-@pytest.fixture(params=["blip", "blip2"])
-def captioner(request):
-    return request.getfixturevalue(request.param)
-
-
 def streams(images, candidates=3):
     return [[(0, image, n) for n in range(candidates)] for image in range(len(images))]
 
 
-def test_the_checkpoint_chooses_the_class(blip, blip2, blip2_folder):
-    assert type(blip) is BlipCaptioner and type(blip2) is Blip2Captioner
-    assert type(Captioner.load(profile.load("mini", captioner=str(blip2_folder)))) is Blip2Captioner
-
-
-def test_a_caption_does_not_depend_on_its_batch(captioner, images):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_caption_does_not_depend_on_its_batch(loaded, images, name):
+    captioner = loaded[name]
     together = captioner.sample(images, streams(images))
     alone = [captioner.sample([image], [seeds])[0] for image, seeds in zip(images, streams(images), strict=True)]
     swapped = captioner.sample(images[::-1], streams(images)[::-1])[::-1]
-    assert together == alone == swapped
-    assert len({text for row in together for text in row}) > 3
+    few = captioner.sample(images, streams(images, 2))
+    assert together == alone == swapped and few == [row[:2] for row in together]
+    assert len({text for row in together for text in row}) > 2
+    described = captioner.describe(images)
+    assert described == [captioner.describe([image])[0] for image in images]
 
 
-def test_captions_keep_to_the_word_limits_and_drop_the_prompt(captioner, images):
-    rows = captioner.sample(images[:2], streams(images[:2], 8), temperature=3.0, top_p=1.0)
+@pytest.mark.parametrize("name", NAMES)
+def test_captions_keep_to_the_limits_and_drop_prompt_and_marks(loaded, images, name):
+    rows = loaded[name].sample(images, streams(images, 4), temperature=3.0, top_p=1.0)
     for text in (text for row in rows for text in row):
-        assert not text.startswith("a picture of") and not any(mark in text for mark in ("[SEP]", "[DEC]", "<pad>"))
-        assert len(text.split()) <= captioner.max_words
+        assert len(text.split()) <= 8 and not text.startswith(PROMPT)
+        assert not any(mark in text for mark in (PAD, START, END, "[DEC]", "<pad>"))
+
+
+# --- against the library -----------------------------------------------------------------------------------
+def ids_of(text):
+    return [WORDS.index(word) for word in text.split()]
+
+
+def prompted(captioner, images, prompt):
+    """What the library's `generate` takes of a captioner that continues its prompt, and the prompt's length."""
+    kind = captioner.model.config.model_type
+    if kind in ("blip", "blip-2"):
+        inputs = captioner.processor(images=images, text=[prompt] * len(images), return_tensors="pt")
+        ends = {"eos_token_id": captioner.end_token_id, "pad_token_id": 1} if kind == "blip-2" else {}
+        return inputs | ends, 0
+    pixels = captioner.processor.image_processor(images, return_tensors="pt").pixel_values
+    ids = torch.tensor([[2, *ids_of(prompt)]] * len(images))
+    key = "decoder_input_ids" if kind == "vision-encoder-decoder" else "input_ids"
+    return {"pixel_values": pixels, key: ids}, ids.shape[1]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_beam_search_equals_the_librarys(captioner, images, num_beams):
-    inputs = captioner.processor(images=images, text=["a picture of"] * len(images), return_tensors="pt")
-    options = dict(min_new_tokens=captioner.min_words, max_new_tokens=captioner.max_words, do_sample=False)
-    if captioner.model.config.model_type == "blip-2":
-        options |= dict(eos_token_id=captioner.end_token_id, pad_token_id=1)
-    ids = captioner.model.generate(**inputs, num_beams=num_beams, **options)
-    theirs = [
-        text.removeprefix("a picture of").strip()
-        for text in captioner.processor.batch_decode(ids, skip_special_tokens=True)
-    ]
-    assert captioner.describe(images, num_beams=num_beams) == theirs
+@pytest.mark.parametrize("name", CONTINUE)
+def test_beam_search_equals_the_librarys(loaded, images, name, num_beams):
+    captioner = loaded[name]
+    inputs, length = prompted(captioner, images, PROMPT)
+    options = dict(num_beams=num_beams, do_sample=False, min_new_tokens=2, max_new_tokens=8)
+    ids = captioner.model.generate(**inputs, **options)[:, length:]
+    theirs = captioner.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert captioner.describe(images, num_beams=num_beams) == [text.removeprefix(PROMPT).strip() for text in theirs]
     assert len(set(theirs)) > 1
 
 
-def test_an_empty_prompt_is_the_librarys_default(blip2, images):
+def test_an_empty_prompt_is_the_librarys_default(loaded, images):
+    blip2 = loaded["blip2"]
     free = Blip2Captioner(blip2.model, blip2.processor, "", 1, 10)
     pixels = free.processor.image_processor(images, return_tensors="pt").pixel_values
     tokens = dict(eos_token_id=free.end_token_id, pad_token_id=1, min_new_tokens=1, max_new_tokens=10)
@@ -135,67 +200,104 @@ def test_an_empty_prompt_is_the_librarys_default(blip2, images):
     assert free.describe(images) == [text.strip() for text in theirs]
 
 
-# --- likelihood --------------------------------------------------------------------------------------------
-def slow_log_likelihood(captioner, image, caption):
+def test_a_prompted_captioner_answers_as_the_library_does(loaded, images):
+    for name, question in (("llava", f"<image> {PROMPT} the"), ("blip2-t5", PROMPT)):
+        captioner = loaded[name]
+        inputs = captioner.processor(images=[images[0]], text=[question], return_tensors="pt")
+        ids = captioner.model.generate(**inputs, num_beams=2, do_sample=False, min_new_tokens=2, max_new_tokens=8)
+        ids = ids[:, inputs["input_ids"].shape[1] :] if name == "llava" else ids
+        theirs = captioner.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert captioner.describe(images[:1], num_beams=2) == theirs
+
+
+CAPTIONS = [["a red dog", ""], ["two", " the big cat on the hill "], ["cup", "a"]]
+
+
+def tokens_of(captioner, caption):
+    """Token ids from the start to the end, and how many of them are given."""
+    if captioner.model.config.model_type not in ("blip", "blip-2"):
+        return [2, *ids_of(PROMPT), *ids_of(caption), 3], 1 + len(ids_of(PROMPT))
+    start, *ids = captioner.processor.tokenizer(f"{PROMPT} {caption.strip()}".strip()).input_ids
+    given = len(captioner.processor.tokenizer(PROMPT).input_ids)
+    if captioner.model.config.model_type == "blip-2":
+        return [start, *ids, captioner.end_token_id], given
+    return [captioner.model.config.text_config.bos_token_id, *ids], given - 1  # its tokenizer writes the end, too
+
+
+@pytest.mark.parametrize("name", CONTINUE)
+def test_likelihood_equals_the_slow_one(loaded, images, name, monkeypatch):
     """Token by token through the library's own forward pass, each time anew."""
-    model, processor = captioner.model, captioner.processor
-    inputs = processor(images=[image], text=[f"a picture of {caption}".strip()], return_tensors="pt")
-    given = processor(images=[image], text=["a picture of"], return_tensors="pt").input_ids.shape[1]
-    ids = inputs.input_ids
-    if model.config.model_type == "blip":
-        ids[:, 0] = model.config.text_config.bos_token_id
-        given -= 1  # its tokenizer has written the end token, also behind the prompt
-    else:
-        ids = torch.cat([ids, torch.tensor([[captioner.end_token_id]])], 1)
-    total = 0.0
-    for k in range(given, ids.shape[1]):
-        with torch.no_grad():
-            logits = model(pixel_values=inputs.pixel_values, input_ids=ids[:, :k]).logits
-        total += logits[0, -1].log_softmax(-1)[ids[0, k]].item()
-    return total / (ids.shape[1] - given)
+    captioner = loaded[name]
+    key = "decoder_input_ids" if name == "vit-gpt2" else "input_ids"
 
+    def slow(image, caption):
+        pixels = captioner.processor.image_processor([image], return_tensors="pt").pixel_values
+        marks = captioner.processor(images=[image], text=[PROMPT]).input_ids[0] if name == "blip2" else []
+        before = [token for token in marks if token == captioner.model.config.image_token_id]
+        (ids, given), total = tokens_of(captioner, caption), 0.0
+        for k in range(given, len(ids)):
+            with torch.no_grad():
+                logits = captioner.model(pixel_values=pixels, **{key: torch.tensor([before + ids[:k]])}).logits
+            total += logits[0, -1].log_softmax(-1)[ids[k]].item()
+        return total / (len(ids) - given)
 
-CAPTIONS = [["a red dog", "", "two big blue cups"], ["dog", "a dog on a green hill", " a cat "], ["x", "do", "a do"]]
-
-
-def test_likelihood_equals_the_slow_one(captioner, images):
     ours = captioner.log_likelihood(images, CAPTIONS)
-    theirs = [
-        [slow_log_likelihood(captioner, image, caption.strip()) for caption in row]
-        for image, row in zip(images, CAPTIONS, strict=True)
-    ]
-    assert ours.shape == (3, 3) and ours.dtype == np.float32 and (ours < 0).all()
+    theirs = [[slow(image, text) for text in row] for image, row in zip(images, CAPTIONS, strict=True)]
+    assert ours.shape == (3, 2) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_likelihood_does_not_depend_on_its_batch(captioner, images, monkeypatch):
-    together = captioner.log_likelihood(images, CAPTIONS)
-    alone = [captioner.log_likelihood([image], [row])[0] for image, row in zip(images, CAPTIONS, strict=True)]
-    np.testing.assert_allclose(together, alone, atol=1e-4)
-    monkeypatch.setattr(captioners, "LIKELIHOOD_BATCH", 2)
-    np.testing.assert_allclose(together, captioner.log_likelihood(images, CAPTIONS), atol=1e-4)
-
-
-def test_a_caption_longer_than_the_models_positions_is_read_in_part(captioner, images):
-    scores = captioner.log_likelihood(images[:1], [["a dog " * 100, "a dog " * 200]])
+    monkeypatch.setattr(blip, "LIKELIHOOD_BATCH", 2)
+    np.testing.assert_allclose(ours, captioner.log_likelihood(images, CAPTIONS), atol=1e-4)
+    scores = captioner.log_likelihood(images[:1], [["dog " * 100, "dog " * 200]])  # more than the model's positions
     assert np.isfinite(scores).all() and scores[0, 0] == scores[0, 1]
 
 
-def test_likelihood_needs_the_same_number_of_captions(blip2, images):
-    with pytest.raises(ValueError, match="log_likelihood takes the same number of captions"):
-        blip2.log_likelihood(images, [["a"], ["b", "c"], ["d"]])
+def test_the_captioner_is_of_the_profiles_type(folders, images):
+    captioner = load(folders["git"], dtype="bfloat16")
+    assert captioner.model.dtype == torch.bfloat16
+    assert captioner.log_likelihood(images, CAPTIONS).dtype == np.float32 and len(captioner.describe(images)) == 3
+    with pytest.raises(ValueError, match="dtype is float16, which is for GPUs: set dtype='float32'"):
+        load(folders["git"], dtype="float16")
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
-def test_nothing_to_describe_is_refused(captioner):
+def test_what_cannot_be_asked_is_refused(loaded, images):
+    with pytest.raises(ValueError, match="of the kind llava cannot be asked here how likely .*: take blip, blip-2, g"):
+        loaded["llava"].log_likelihood(images, CAPTIONS)
+    with pytest.raises(ValueError, match="shows its text side an image only together with a prompt"):
+        loaded["llava"].image_embeds(images)
+    with pytest.raises(ValueError, match="log_likelihood takes the same number of captions"):
+        loaded["blip2"].log_likelihood(images, [["a"], ["b", "c"], ["d"]])
     with pytest.raises(ValueError, match="0 images and 0 lists of seeds"):
-        captioner.sample([], [])
+        loaded["blip"].sample([], [])
 
 
-def test_a_blip2_of_another_vocabulary_is_refused(blip2_folder, tmp_path):
-    folder = shutil.copytree(blip2_folder, tmp_path / "captioner")
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens([f"<extra {k}>" for k in range(8)])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model_type": "clip"}, "captioner is no captioner .* its model_type is clip; give a checkpoint of blip"),
+        ({"model_type": "mine", "auto_map": {"AutoModel": "mine.Model"}}, "is mine, and code that lies in a check"),
+    ],
+)
+def test_what_is_no_captioner_is_refused(folders, tmp_path, change, sentence):
+    folder = shutil.copytree(folders["git"], tmp_path / "captioner")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=sentence):
+        load(folder)
+
+
+def test_a_missing_file_is_named(folders, tmp_path):
+    folder = shutil.copytree(folders["vit-gpt2"], tmp_path / "captioner")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="captioner lacks"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["git", "llava"])
+def test_a_table_smaller_than_the_vocabulary_is_refused(folders, tmp_path, name):
+    tokenizer = words()
+    tokenizer.add_tokens([f"<extra {k}>" for k in range(200)])
+    folder = shutil.copytree(folders[name], tmp_path / name)
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="its tokenizer has 114 tokens and its model embeds 112"):
-        captioners.load(profile.load("mini", captioner=str(folder)))
+    with pytest.raises(ValueError, match="mixes two vocabularies: its tokenizer has 219 tokens"):
+        load(folder)
