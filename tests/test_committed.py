@@ -32,7 +32,7 @@ def test_a_chapter_is_committed_as_if_never_run_and_its_cells_are_short(name):
     assert name in chapter.pages()
     for cell in cells(name):
         assert not cell["outputs"] and not cell["execution_count"], cell["text"]
-        assert len(cell["text"].splitlines()) <= 25, cell["text"]
+        assert sum(map(bool, map(str.strip, cell["text"].splitlines()))) <= 25, cell["text"]
     text = chapter.find(name).read_text(encoding="utf-8")
     assert '"papermill"' not in text and "injected-parameters" not in text
     assert not MACHINE_PATH.search("".join(cell["text"] for kind in ("code", "markdown") for cell in cells(name, kind)))
