@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 from dfl_utils.game import token_drawings
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.scores.ranking import bootstrap_interval
-from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.store.store import RunStore
 from dfl_utils.training import alignment, census, vocabulary
 from dfl_utils.training.alignment import Votes
 from dfl_utils.training.census import Census, Cuts
-from dfl_utils.training.vocabulary import HOW, VocabularyMap
+from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import coco_captions, profile
 from dfl_utils.world.profile import MINI
 
@@ -64,28 +64,16 @@ def becomes(made, ours, theirs, token: str) -> tuple[str, str]:
     return theirs.convert_ids_to_tokens(int(made.index[index])), made.how[index]
 
 
-# --- the shard --------------------------------------------------------------------------------------------
-def test_a_map_comes_back_from_its_shard_as_it_was(learned, tmp_path):
-    store = RunStore(tmp_path)
-    for _ in range(2):  # made, then read
-        found = VocabularyMap.from_content(store.get(Kind("test-map"), {}, learned.to_content))
-        assert torch.equal(found.index, learned.index) and found.fingerprint() == learned.fingerprint()
-        names = ("how", "captioner", "generator", "generator_size")
-        assert all(getattr(found, name) == getattr(learned, name) for name in names)
-
-
 # --- the rule ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("token", "target", "how"),
     [
         ("dog", "dog</w>", "rule"),
-        ("##ing", "ing</w>", "rule"),
         ("##raf", "raf</w>", "rule"),
         ("kazakh", "kazakh", "rule"),  # CLIP has it inside of words alone
         ("£", "Â£</w>", "rule"),  # two bytes, in CLIP's letters for them
         ("computer", "compu", "piece"),
         ("1990s", "1</w>", "piece"),  # the first of equally long ones
-        ("[SEP]", "<|endoftext|>", "special"),
         ("[DEC]", "<|startoftext|>", "special"),
         ("[unused5]", "<|endoftext|>", "special"),
         ("[UNK]", ",</w>", "special"),
@@ -99,23 +87,13 @@ def test_a_wordpiece_follows_the_rule(ruled, bert, clip, token, target, how):
     ("token", "target", "how"),
     [
         ("Ġdog", "dog</w>", "rule"),
-        ("s", "s</w>", "rule"),
         ("A", "a</w>", "rule"),
-        ("</s>", "<|endoftext|>", "special"),
         ("<pad>", "<|endoftext|>", "special"),
         ("Ġ", ",</w>", "piece"),  # nothing that CLIP reads
     ],
 )
 def test_a_byte_level_token_follows_the_rule(ruled_bpe, bpe, clip, token, target, how):
     assert becomes(ruled_bpe, bpe, clip, token) == (target, how)
-
-
-@pytest.mark.parametrize("name", ["learned", "ruled_bpe"])
-def test_a_token_with_content_never_becomes_unknown(name, clip, request):
-    made = request.getfixturevalue(name)
-    content = torch.tensor([how != "special" for how in made.how])
-    assert not set(made.index[content].tolist()) & set(clip.all_special_ids)
-    assert set(made.how) <= set(HOW)
 
 
 def test_spare_rows_end_the_text(bert, clip):
@@ -177,14 +155,6 @@ def test_the_map_depends_on_the_captions_and_not_on_their_order(learned, ruled, 
     assert learned.fingerprint() == again.fingerprint() != ruled.fingerprint()
 
 
-def test_spans_are_those_of_the_texts(bert):
-    cut = alignment.spans(bert, ["a giraffe", "", "  two dogs"])
-    assert cut.counts.tolist() == [4, 0, 2]
-    assert bert.convert_ids_to_tokens(cut.ids) == ["a", "gi", "##raf", "##fe", "two", "dogs"]
-    text = " a giraffe" + " " + " two dogs"
-    assert [text[a:b] for a, b in zip(cut.starts, cut.ends, strict=True)] == ["a", "gi", "raf", "fe", "two", "dogs"]
-
-
 def test_tokens_that_cross_are_in_neither(bert):
     def spans(*places):
         starts, ends = np.array(places).T
@@ -224,18 +194,6 @@ def test_what_cannot_be_mapped_is_refused(bert, clip):
         make(clip, bert)
     with pytest.raises(ValueError, match="points outside"):
         VocabularyMap(torch.tensor([5]), ("rule",), "", "", 5)
-
-
-def test_what_is_remembered_of_a_tokenizer_is_forgotten_when_it_gains_tokens():
-    class Growing(list):
-        __hash__ = object.__hash__
-
-    asked = []
-    remembered = alignment.once_a_tokenizer(lambda one: asked.append(one) or len(one))
-    one = Growing("ab")
-    assert [remembered(one), remembered(one)] == [2, 2] and len(asked) == 1
-    one.append("c")
-    assert remembered(one) == 3 and remembered(Growing("abc")) == 3 and len(asked) == 3
 
 
 # --- the census -------------------------------------------------------------------------------------------
@@ -288,11 +246,13 @@ def test_a_tally_answers_as_the_census_does_and_needs_it_once(tmp_path, learned,
 
 def test_a_map_is_learned_once(tmp_path, learned, bert, clip):
     made = census.learn(RunStore(tmp_path), bert, clip, CAPTIONS, by_meaning=False)
-    assert torch.equal(made.index, learned.index) and made.how == learned.how
-    made.check(bert, clip)
     store = RunStore(tmp_path)
-    assert torch.equal(census.learn(store, bert, clip, CAPTIONS, by_meaning=False).index, made.index)
+    again = census.learn(store, bert, clip, CAPTIONS, by_meaning=False)
     assert store.spent["token-map"].made == 0 and "census" not in store.spent
+    for found in (made, again):
+        assert torch.equal(found.index, learned.index) and found.fingerprint() == learned.fingerprint()
+        names = ("how", "captioner", "generator", "generator_size")
+        assert all(getattr(found, name) == getattr(learned, name) for name in names)
 
 
 def test_captions_are_cleaned_as_blip_does():
