@@ -91,7 +91,7 @@ class Nursery:
         finetuner._while_same("pair", finetuner._checkpoints, lambda: self.base)
         finetuner.vocabulary_map = self.map
         (run,) = finetuner.run([recipe])
-        folders = [run.profile.locate(folder) for folder in (run.profile.captioner, run.profile.generator)]
+        folders = [run.profile.provide(folder) for folder in (run.profile.captioner, run.profile.generator)]
         spent = finetuner.store.spent["weights"]
         hashes = [provenance.files_hash(Path(folder)) for folder in folders]
         return run.losses | {"folders": hashes, "calls": np.array([spent.calls, spent.made + spent.loaded])}

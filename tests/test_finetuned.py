@@ -67,7 +67,7 @@ def runs(make, root, mini):
 
 def located(run, role):
     """The folder of a role, written if it was not there."""
-    return run.profile.locate(getattr(run.profile, role))
+    return run.profile.provide(getattr(run.profile, role))
 
 
 def test_a_pair_takes_memory_for_what_moves_alone(make, tmp_path):
@@ -139,7 +139,7 @@ def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
     assert not any(folder.exists() for folder in folders)
     key = Workshop(changed, RunStore(root), progress=False).captioner_key()
     assert " trained as weights-" in key["checkpoint"] and not any(folder.exists() for folder in folders)
-    assert changed.locate(changed.captioner) == changed.captioner
+    assert changed.provide(changed.captioner) == changed.captioner
     assert [folder.exists() for folder in folders] == [True, False]
     assert changed.locate(mini.clip) == mini.clip and not folders[1].exists()
     sent = copy.copy(changed)  # as to another process
@@ -179,7 +179,7 @@ def test_losses_that_travelled_name_what_was_trained_and_weights_are_trained_aga
         assert keys[:2] == keys[2:] and keys[0] != keys[1]
         assert all(np.isnan(run.seconds) for run in again)  # the published run's index would know
         with pytest.raises(pytest.fail.Exception):
-            again[1].profile.locate(again[1].profile.generator)
+            again[1].profile.provide(again[1].profile.generator)
     folder = Path(located(again[1], "generator"))
     assert provenance.files_hash(folder) == provenance.files_hash(Path(located(runs[1], "generator")))
 

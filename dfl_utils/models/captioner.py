@@ -34,7 +34,7 @@ def processor(profile: Profile):
 
 def _choose(profile: Profile) -> tuple[type[Captioner], str]:
     """The class that serves the profile's captioner, and the folder or hub id."""
-    folder, revision = profile.locate(profile.captioner), profile.revision(profile.captioner)
+    folder, revision = profile.provide(profile.captioner), profile.revision(profile.captioner)
     checkpoint.check(folder, "captioner", *NEEDS, revision=revision)
     config = _config(folder, revision, profile.offline)
     # A BLIP-2 with an encoder-decoder reads the prompt; it does not continue it.

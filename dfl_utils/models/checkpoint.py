@@ -90,7 +90,7 @@ def load(model_class: type[PreTrainedModel], profile: Profile, role: str, *needs
         FileNotFoundError, ValueError: as `check`; weights that lack a tensor, or do not fit their configuration; a hub
             id that cannot be had.
     """
-    folder, revision = profile.locate(getattr(profile, role)), profile.revision(getattr(profile, role))
+    folder, revision = profile.provide(getattr(profile, role)), profile.revision(getattr(profile, role))
     check(folder, role, *needs, revision=revision)
     try:
         model, report = model_class.from_pretrained(

@@ -50,7 +50,7 @@ LITERAL = {"clean_caption": False, "use_resolution_binning": False}
 
 def truncated(profile: Profile, captions: Sequence[str]) -> int:
     """How many captions the text encoder sees only in part, longer than its tokens (SD v1: 77, the mini SD: 32)."""
-    folder, revision = profile.locate(profile.generator), profile.revision(profile.generator)
+    folder, revision = profile.provide(profile.generator), profile.revision(profile.generator)
     # For a pipeline's tokenizer, which has no config.json, the library would ask the hub, even where all is cached.
     folder = str(checkpoint.snapshot(folder, revision) or folder)
     options = {"revision": revision, "local_files_only": profile.offline}
@@ -179,7 +179,7 @@ class Generator:
                 cannot do.
         """
         dtype, scheduler = inference_dtype(profile), _scheduler(profile.scheduler)
-        folder, revision = profile.locate(profile.generator), profile.revision(profile.generator)
+        folder, revision = profile.provide(profile.generator), profile.revision(profile.generator)
         kind = _pipeline_class(folder, revision, profile.offline)
         stable_diffusion = issubclass(kind, StableDiffusionPipeline)
         pipeline = kind.from_pretrained(
@@ -279,7 +279,7 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
         FileNotFoundError, ValueError: as `checkpoint.check`; a pipeline of another kind, whose losses Section 4 does
             not define.
     """
-    folder = profile.locate(profile.generator)
+    folder = profile.provide(profile.generator)
     revision = profile.revision(profile.generator)
     checkpoint.check(folder, "generator", revision=revision)
     options = {"revision": revision, "local_files_only": profile.offline}

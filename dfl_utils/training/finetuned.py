@@ -259,7 +259,7 @@ class Finetuner(Workshop):
 
     def _base(self, role: str) -> str:
         model = getattr(self.profile, role)
-        folder, revision = self.profile.locate(model), self.profile.revision(model)
+        folder, revision = self.profile.provide(model), self.profile.revision(model)
         return folder if Path(folder).is_dir() else snapshot_download(folder, revision=revision, local_files_only=True)
 
 
@@ -310,16 +310,15 @@ class TrainedProfile(Profile):
     def trained(self, model: str) -> str | None:
         return self.contents.get(model)
 
-    def locate(self, model: str) -> str:
-        """As `Profile.locate`; a folder of `writers` that is not there is written first."""
+    def provide(self, model: str) -> str:
         if model in self.writers and not Path(model).is_dir():
             _atomically(Path(model), self.writers[model])
-        return super().locate(model)
+        return self.locate(model)
 
     def __reduce__(self):
         """Another process gets the folders, written, and not the models that write them."""
         for folder in self.writers:
-            self.locate(folder)
+            self.provide(folder)
         return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.name != "writers")
 
 

@@ -102,6 +102,10 @@ class Profile:
             raise FileNotFoundError(f"No model folder {model}: restore it from git, or rebuild it by `make mini`.")
         return model
 
+    def provide(self, model: str) -> str:
+        """What a loader opens: `locate`; the folder of a finetuned model is written first where need be."""
+        return self.locate(model)
+
     def trained(self, model: str) -> str | None:
         """What stands for a model in keys where it was finetuned here; None of any other. See `TrainedProfile`."""
         return None
