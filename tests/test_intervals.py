@@ -42,17 +42,10 @@ def test_images_that_agree_leave_student_s_interval_of_the_seeds():
     assert interval(found) == pytest.approx((1 - 12.7062 / 1.95996, 1 + 12.7062 / 1.95996), rel=1e-4)
 
 
-def test_of_many_seeds_the_interval_is_that_of_their_mean(rng):
-    scores = rng.normal(size=(24, 1))
-    found = intervals.estimate(scores + np.zeros((24, 30)), num_resamples=4000)
-    student = 2.0687 * scores.std(ddof=1) / np.sqrt(24)  # the quantile at 23 degrees of freedom
-    assert intervals.smallest_effect(found) == pytest.approx(student, rel=0.08)
-
-
 def test_intervals_of_three_seeds_hold_the_truth(rng):
     def holds(of_seeds: float, of_images: float) -> bool:
         values = of_seeds * rng.normal(size=(3, 1)) + of_images * rng.normal(size=(1, 40)) + rng.normal(size=(3, 40))
-        found = intervals.estimate(values, num_resamples=200, seed=int(rng.integers(1000)))
+        found = intervals.estimate(values, num_resamples=200)
         return found.low <= 0 <= found.high
 
     for spread in ((0.0, 1.0), (0.2, 1.0), (1.0, 0.1)):
@@ -79,8 +72,6 @@ def test_bleu_is_a_statistic_of_each_seed():
     assert intervals.difference(counts, counts[:1], bleu_4).value == pytest.approx(np.mean(each) - each[0])
     alone = ranking.bootstrap_interval(counts[0], bleu_4)
     assert interval(intervals.estimate(counts[:1], bleu_4)) == pytest.approx(alone)
-    with pytest.raises(ValueError, match="one number"):
-        intervals.estimate(counts, ngrams.corpus_bleu)
 
 
 def test_a_metric_s_level_and_change_are_those_of_its_own_statistic(rng):
@@ -118,13 +109,6 @@ def test_fid_is_the_mean_over_seeds(rng):
     assert kid.value == pytest.approx(np.mean([image_sets.kid(rows, reference) for rows in features]))
 
 
-def test_equal_seeds_have_the_fid_of_one_and_others_may_be_the_reference(rng):
-    features, others = rng.normal(size=(1, 30, 3)), rng.normal(size=(50, 3))
-    options = {"paired": False, "num_resamples": 30}
-    one, three = (intervals.fid(rows, others, **options) for rows in (features, np.repeat(features, 3, axis=0)))
-    assert (one.value, *interval(one)) == pytest.approx((three.value, *interval(three)))
-
-
 @pytest.mark.parametrize(
     ("low", "high", "up", "down"),
     [
@@ -145,17 +129,3 @@ def test_the_smallest_effect_is_half_the_interval():
     assert [intervals.would_show(effect, change) for effect in (0.8, -0.8, 0.7, np.nan)] == ["yes", "yes", "no", ""]
     assert intervals.would_show(5.0, Estimate(0.0, 0.0, 0.0, 9)) == ""  # what does not vary says nothing of noise
     assert intervals.verdict(Estimate(1.0, 1.0, 1.0, 1), True) == "not visible"  # of one image
-
-
-@pytest.mark.parametrize(
-    ("call", "says"),
-    [
-        (lambda: intervals.estimate([1.0, 2.0]), "values must be of shape"),
-        (lambda: intervals.difference(np.zeros((3, 4)), np.zeros((2, 4))), "one seed or equally many"),
-        (lambda: intervals.difference(np.zeros((3, 4)), np.zeros((1, 5))), "the same images"),
-        (lambda: intervals.fid(np.full((1, 4, 3), np.nan), np.zeros((4, 3))), "finite"),
-    ],
-)
-def test_bad_input_is_one_clear_sentence(call, says):
-    with pytest.raises(ValueError, match=says):
-        call()

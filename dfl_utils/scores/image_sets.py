@@ -23,7 +23,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from dfl_utils.models.fidelity import Features
-from dfl_utils.scores.ranking import LEVEL, Estimate, Gain, kendall_tau, ranks
+from dfl_utils.scores.ranking import TAILS, Estimate, Gain, in_percent, kendall_tau, ranks
 
 METRICS = ("FID", "KID", "IS")
 PARTS, PART_SIZE = 10, 100  # torch-fidelity's default is 10 parts whatever their size
@@ -35,24 +35,12 @@ class RankDeficient(UserWarning):
     """FID was asked of no more images than features."""
 
 
-def _checked(name: str, values: ArrayLike) -> np.ndarray:
+def _rows(values: ArrayLike) -> torch.Tensor:
+    """What torch-fidelity takes, of at least two images."""
     values = np.asarray(values, dtype=float)
-    if values.ndim != 2 or min(values.shape) < 2:
-        raise ValueError(f"{name} must be of at least 2 images by 2 columns, not {values.shape}: take more images.")
-    if not np.isfinite(values).all():
-        image = np.argwhere(~np.isfinite(values))[0][0]
-        raise ValueError(f"{name} of image {image} hold a NaN or an infinity; compute them anew.")
-    return values
-
-
-def _checked_pair(features: ArrayLike, reference: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    features, reference = _checked("features", features), _checked("reference features", reference)
-    if features.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"features have {features.shape[1]} columns and reference features {reference.shape[1]}: "
-            "take both from one extractor."
-        )
-    return features, reference
+    if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"features must be finite, of 2 images and 2 columns at least, not {values.shape}: take more.")
+    return torch.from_numpy(values)
 
 
 def fid(features: ArrayLike, reference: ArrayLike) -> float:
@@ -63,21 +51,21 @@ def fid(features: ArrayLike, reference: ArrayLike) -> float:
         reference: (M, D), M >= 2.
 
     Raises:
-        ValueError: fewer than 2 images on a side, NaN, or two widths.
+        ValueError: fewer than 2 images on a side, or NaN.
 
     Note: of no more than D images it is computed all the same (so that a small run goes through), and `RankDeficient`
     is warned of: the number then says more of n than of the images.
     """
-    features, reference = _checked_pair(features, reference)
-    few = min(len(features), len(reference))
-    if few <= features.shape[1]:
+    sides = _rows(features), _rows(reference)
+    few, columns = min(map(len, sides)), sides[0].shape[1]
+    if few <= columns:
         warnings.warn(
-            f"FID of {few} images by {features.shape[1]} features: the covariance has rank {few - 1} at most and the "
-            "bias is large; compare it with sets of the same size alone, and read KID beside it.",
+            f"FID of {few} images by {columns} features: the covariance has rank {few - 1} at most and the bias is "
+            "large; compare it with sets of the same size alone, and read KID beside it.",
             RankDeficient,
             stacklevel=2,
         )
-    statistics = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (features, reference)]
+    statistics = map(fid_features_to_statistics, sides)
     return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
 
 
@@ -89,16 +77,15 @@ def kid(features: ArrayLike, reference: ArrayLike) -> float:
 
     Args, Raises: as `fid`.
     """
-    features, reference = _checked_pair(features, reference)
-    size = min(len(features), len(reference), SUBSET_SIZE)
-    subsets = 1 if size == len(features) == len(reference) else SUBSETS
-    sides = (torch.from_numpy(rows) for rows in (features, reference))
+    sides = _rows(features), _rows(reference)
+    size = min(SUBSET_SIZE, *map(len, sides))
+    subsets = 1 if size == max(map(len, sides)) else SUBSETS
     options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": SEED, "verbose": False}
     return kid_features_to_metric(*sides, **options)["kernel_inception_distance_mean"]
 
 
-def isc(logits: ArrayLike) -> float:
-    """Inception Score, by torch-fidelity: from 1 to L, higher is better.
+def isc(logits: ArrayLike, reference: None = None) -> float:
+    """Inception Score, by torch-fidelity: from 1 to L, higher is better; it has no reference.
 
     The mean over as many parts as hold 100 images, at most torch-fidelity's 10 (from 1,000 images on this is its
     default), cut after shuffling by its seed 2020. A smaller part would know less of how varied the images are.
@@ -106,18 +93,18 @@ def isc(logits: ArrayLike) -> float:
     Args:
         logits: (n, L), n >= 2.
     """
-    logits = torch.from_numpy(_checked("logits", logits))
-    return isc_features_to_metric(logits, splits=_parts(len(logits)), rng_seed=SEED)["inception_score_mean"]
+    return isc_features_to_metric(_rows(logits), splits=_parts(len(logits)), rng_seed=SEED)["inception_score_mean"]
 
 
 def _parts(count: int) -> int:
     return min(PARTS, max(1, count // PART_SIZE))
 
 
-# --- resamples ----------------------------------------------------------------------------------------------
-# Each takes sets (S, n, K), a reference (M, K) and the images drawn, (B, n) numbers below n, and gives scores (B, S).
-# With `paired` the reference is drawn alike, else it is taken as it is. Subsets of KID are not drawn: their mean over
-# all draws is the estimate over all images, which is used here.
+# --- Resamples. Each takes sets (S, n, K), a reference (M, K) and the images drawn, (B, n) numbers below n, and gives
+# scores (B, S). With `paired` the reference is drawn alike, else it is taken as it is. Subsets of KID are not drawn:
+# their mean over all draws is the estimate over all images, which is used here.
+
+
 def _weights(drawn: np.ndarray, count: int) -> np.ndarray:
     """How often each of `count` images is drawn: (B, count)."""
     return np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(float)
@@ -188,47 +175,59 @@ def resampled_isc(sets: np.ndarray, reference: None, drawn: np.ndarray, paired: 
     return np.stack(scores, axis=1)
 
 
-SCORES: dict[str, Callable] = {"FID": fid, "KID": kid, "IS": lambda logits, reference: isc(logits)}
+SCORES: dict[str, Callable] = {"FID": fid, "KID": kid, "IS": isc}
 RESAMPLED: dict[str, Callable] = {"FID": resampled_fid, "KID": resampled_kid, "IS": resampled_isc}
 
 
-# --- Fidelity by rank and against random picks: scores of the sets that a similarity, or chance, picks (Figure 4).
-#
-# Intervals are bootstrap intervals over images: an image is drawn with all its candidates, so ranks and random picks
-# stay paired. In a resample a third of the images is missing and others stand there twice: to FID that is a smaller
-# set, to KID one whose images resemble each other, and both come out too high. What a resample does tell is the error
-# of a score around its mean. So the resampled values are shifted until their mean is the score of the images
-# themselves; the percentiles are then an interval of what n such images score on average (not of what infinitely many
-# would), and a change in per cent is worked out from the shifted values.
-#
-# On synthetic features (32 to 100 images, 8 to 64 columns) intervals of FID so made covered what they are of in 90 to
-# 100 % of experiments, those of its gain in 87 to 100 %. They are wide rather than narrow: where a FID is hardly larger
-# than its own bias, resamples vary up to 2.7 times as much as the score does.
+def scored(
+    sets: np.ndarray, reference: np.ndarray | None, metric: str, drawn: np.ndarray, paired: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (S,) of the sets, and (B, S) of their resamples, shifted until their mean is the score.
+
+    In a resample a third of the images is missing and others stand there twice: to FID that is a smaller set, to KID
+    one whose images resemble each other, and both come out too high. What a resample does tell is the error of a score
+    around its mean. The percentiles of the shifted values are an interval of what n such images score on average (not
+    of what infinitely many would).
+
+    On synthetic features (32 to 100 images, 8 to 64 columns) intervals of FID so made covered what they are of in 90
+    to 100 % of experiments, those of its gain in 87 to 100 %. They are wide rather than narrow: where a FID is hardly
+    larger than its own bias, resamples vary up to 2.7 times as much as the score does.
+    """
+    if paired and metric != "IS" and len(reference) != sets.shape[1]:
+        raise ValueError(
+            f"There are {len(reference)} reference images for {sets.shape[1]}: pass the original of each, "
+            "or paired=False where they are others."
+        )
+    scores = np.array([SCORES[metric](rows, reference) for rows in sets])
+    resampled = RESAMPLED[metric](sets, reference, drawn, paired)
+    return scores, resampled - resampled.mean(axis=0) + scores
+
+
+def interval(value: float, resampled: np.ndarray, images: int) -> Estimate:
+    """A value with the percentiles of its resamples (B,); of few the value can lie outside them, which is mended."""
+    low, high = np.quantile(resampled, TAILS)
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)), images)
+
+
+# --- Fidelity by rank and against random picks (Figure 4). Intervals are over images: an image is drawn with all its
+# candidates, so ranks and random picks stay paired.
 
 NUM_RESAMPLES, NUM_PICKS = 200, 10
 
 
 class SetCurves:
-    """Scores of sets that take one of each image's candidates.
+    """Scores of sets that take one of each image's candidates: the best-ranked, or random ones.
 
-    A set is scored once (the best-ranked, the random ones), so one object serves every similarity that ranks the same
-    candidates.
+    A set is scored once, so one object serves every similarity that ranks the same candidates.
 
     Args:
         features: of the candidates, `(images, N, ...)`.
         reference: of the images they are compared with, `(M, ...)`; IS needs none. For scores free of pairing (see
-            `set_scores`) take images that are not among those drawn, and `paired=False`.
-        metric: one of `image_sets.METRICS`.
+            the top of this file) take images that are not among those drawn, and `paired=False`.
+        metric: one of `METRICS`.
         paired: the reference is the images' own originals, one each in their order, and is resampled with them; else
             it is taken as it is.
         num_resamples: draws. A FID of 300 images by 192 features takes about 1.5 ms; time grows with D cubed.
-        num_picks: random picks whose mean score is the baseline.
-        seed: of resamples and picks.
-        level: coverage of the intervals, in (0, 1).
-
-    Raises:
-        ValueError: an unknown metric, no reference, another number of originals, fewer than 2 images, NaN, an option
-            out of its range.
     """
 
     def __init__(
@@ -239,37 +238,18 @@ class SetCurves:
         *,
         paired: bool = True,
         num_resamples: int = NUM_RESAMPLES,
-        num_picks: int = NUM_PICKS,
-        seed: int = 0,
-        level: float = LEVEL,
     ):
-        if metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
-        if metric != "IS" and reference is None:
-            raise ValueError(f"{metric} compares with images: pass their features as reference.")
-        if min(num_resamples, num_picks) < 1 or not 0 < level < 1:
-            raise ValueError(
-                "num_resamples and num_picks must be at least 1 and level between 0 and 1, "
-                f"not {num_resamples}, {num_picks} and {level}."
-            )
-        self.values = _candidates(features.logits if metric == "IS" else features.pooled)
+        self.values = np.asarray(features.logits if metric == "IS" else features.pooled, dtype=float)
         self.reference = None if metric == "IS" else np.asarray(reference.pooled, dtype=float)
-        images = len(self.values)
-        if paired and metric != "IS" and len(self.reference) != images:
-            raise ValueError(
-                f"There are {len(self.reference)} reference images for {images}: pass the original of each, "
-                "or paired=False where they are others."
-            )
-        self.metric, self.paired, self.level, self.num_picks = metric, paired, level, num_picks
-        self.rng = np.random.default_rng(seed)
-        self.drawn = self.rng.integers(images, size=(num_resamples, images))
+        self.metric, self.paired = metric, paired
+        self.rng = np.random.default_rng(0)
+        self.drawn = self.rng.integers(len(self.values), size=(num_resamples, len(self.values)))
         self._scored: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def by_rank(self, sim: ArrayLike) -> list[Estimate]:
         """Score of the set of all candidates of each rank, rank 0 (the most similar) first: N estimates.
 
-        Args:
-            sim: `(images, N)`, higher is more similar.
+        `sim` is `(images, N)`, higher is more similar.
         """
         return [self._estimate(*score) for score in self._score(self._ranked(sim))]
 
@@ -290,78 +270,36 @@ class SetCurves:
     def gain(self, sim: ArrayLike) -> Gain:
         """The set of the best-ranked candidates against a random pick of one candidate an image.
 
-        What a random pick scores in expectation is estimated by the mean over `num_picks` seeded ones, of which N in a
-        row take each candidate once. It is not the score of the pool, a larger set of another bias.
+        What a random pick scores in expectation is estimated by the mean over ten seeded ones, of which N in a row take
+        each candidate once. It is not the score of the pool, a larger set of another bias.
 
         `absolute` and `percent` are best minus baseline: of a distance negative is an improvement
         (`paper.improvement` turns the sign). With N = 1 both are 0. Of a KID near 0 the percentage says nothing.
         """
         best, *picks = self._score(np.vstack([self._ranked(sim)[:1], self.picks]))
         baseline = tuple(np.mean(part, axis=0) for part in zip(*picks, strict=True))
-        absolute, percent = ([rule(*pair) for pair in zip(best, baseline, strict=True)] for rule in (_minus, _percent))
-        return Gain(*(self._estimate(*score) for score in (best, baseline, absolute, percent)))
+        rules = (lambda best, _: best, lambda _, baseline: baseline, np.subtract, in_percent)
+        return Gain(*(self._estimate(*map(rule, best, baseline)) for rule in rules))
 
     @cached_property
     def picks(self) -> np.ndarray:
-        """Random picks of one candidate an image: (num_picks, images)."""
+        """Random picks of one candidate an image: (picks, images)."""
         images, count, _ = self.values.shape
-        rows = np.tile(np.arange(count), (-(-self.num_picks // count), images, 1))
-        return self.rng.permuted(rows, axis=2).transpose(0, 2, 1).reshape(-1, images)[: self.num_picks]
+        rows = np.tile(np.arange(count), (-(-NUM_PICKS // count), images, 1))
+        return self.rng.permuted(rows, axis=2).transpose(0, 2, 1).reshape(-1, images)[:NUM_PICKS]
 
     def _ranked(self, sim: ArrayLike) -> np.ndarray:
         """The candidate of each image at each rank: (N, images)."""
-        found = ranks(sim)
-        if found.shape != self.values.shape[:2]:
-            raise ValueError(f"sim is of shape {found.shape} and the features are of {self.values.shape[:2]} drawings.")
-        return np.argsort(found, axis=1).T
+        return np.argsort(ranks(sim), axis=1).T
 
     def _score(self, choices: np.ndarray) -> list[tuple[float, np.ndarray]]:
         """Score and shifted resamples (B,) of each set; `choices` (S, images) names the candidates taken."""
         new = {choice.tobytes(): choice for choice in choices if choice.tobytes() not in self._scored}
         if new:
             sets = np.stack([self.values[np.arange(len(choice)), choice] for choice in new.values()])
-            scores = np.array([SCORES[self.metric](rows, self.reference) for rows in sets])
-            resampled = RESAMPLED[self.metric](sets, self.reference, self.drawn, self.paired)
-            shifted = resampled - resampled.mean(axis=0) + scores
-            self._scored |= dict(zip(new, zip(scores, shifted.T, strict=True), strict=True))
+            scores, resampled = scored(sets, self.reference, self.metric, self.drawn, self.paired)
+            self._scored |= dict(zip(new, zip(scores, resampled.T, strict=True), strict=True))
         return [self._scored[choice.tobytes()] for choice in choices]
 
     def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
-        images = len(self.values)
-        if np.isnan(resampled).any():  # a percentage of nothing
-            return Estimate(float(value), np.nan, np.nan, images)
-        low, high = np.quantile(resampled, [(1 - self.level) / 2, (1 + self.level) / 2])
-        # Of few or odd resamples the mean can lie outside the percentiles; an interval holds its value.
-        return Estimate(float(value), float(min(low, value)), float(max(high, value)), images)
-
-
-def _candidates(values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 3 or 0 in values.shape or len(values) < 2:
-        raise ValueError(
-            f"features must be of shape (images, N, D), at least 2 images, not {values.shape}: take more images."
-        )
-    if not np.isfinite(values).all():
-        image, candidate, _ = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"features of image {image}, candidate {candidate} hold a NaN or an infinity; draw it anew.")
-    return values
-
-
-def _minus(best: ArrayLike, baseline: ArrayLike) -> ArrayLike:
-    return np.subtract(best, baseline)
-
-
-def _percent(best: ArrayLike, baseline: ArrayLike) -> ArrayLike:
-    return np.divide(100 * (best - baseline), baseline, out=np.full(np.shape(best), np.nan), where=baseline != 0)
-
-
-def fidelity_by_rank(
-    sim: ArrayLike, features: Features, reference: Features | None, metric: str, **options
-) -> list[Estimate]:
-    """`SetCurves.by_rank` of one similarity; options as of `SetCurves`."""
-    return SetCurves(features, reference, metric, **options).by_rank(sim)
-
-
-def fidelity_gain(sim: ArrayLike, features: Features, reference: Features | None, metric: str, **options) -> Gain:
-    """`SetCurves.gain` of one similarity; options as of `SetCurves`."""
-    return SetCurves(features, reference, metric, **options).gain(sim)
+        return interval(value, resampled, len(self.values))

@@ -20,112 +20,110 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dfl_utils.scores import ngrams
-from dfl_utils.scores.image_sets import NUM_RESAMPLES as NUM_SET_RESAMPLES
-from dfl_utils.scores.image_sets import RESAMPLED, SCORES, RankDeficient
-from dfl_utils.scores.ranking import LEVEL, NUM_RESAMPLES, Estimate, Statistic, draws_of
+from dfl_utils.scores import image_sets, ngrams
+from dfl_utils.scores.image_sets import RankDeficient
+from dfl_utils.scores.ranking import NUM_RESAMPLES, TAILS, Estimate, Statistic, draws_of
 
 Verdict = Literal["better", "worse", "not visible"]
 SETS = ("FID", "KID")  # metrics of a whole set of drawings
 
 
-def estimate(values: ArrayLike, statistic: Statistic = np.asarray, **bootstrap) -> Estimate:
+def estimate(values: ArrayLike, statistic: Statistic = np.asarray, num_resamples: int = NUM_RESAMPLES) -> Estimate:
     """The mean over seeds of a statistic of each seed's images, with the interval over both.
 
     Args:
         values: `(S, images, ...)`. An image with a NaN at any seed is excluded at all, and counted.
         statistic: one number of means over images, as in `ranking.bootstrap_interval`; default: the mean. Of corpus
             BLEU: `lambda means: corpus_bleu(means)[..., 3]` of `bleu_statistics`.
-        **bootstrap: `num_resamples`, `seed` and `level` as in `ranking.bootstrap_interval`, whose images are drawn.
+        num_resamples: draws of seeds and images.
 
     Returns:
         `n` counts images. Where seeds agree, or S = 1, the interval is that of the images.
-
-    Raises:
-        ValueError: no seeds or no images, an impossible option.
     """
-    values = _checked("values", values)
-    known = _known(values)
-    return _of_images(values[:, known], statistic, int((~known).sum()), **bootstrap)
+    values = np.asarray(values, dtype=float)
+    known = ~np.isnan(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)).any(axis=1)
+    values, images, excluded = values[:, known], int(known.sum()), int((~known).sum())
+    if images == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0, excluded)
+    means = draws_of(images, num_resamples) / images @ np.moveaxis(values, 1, 0).reshape(images, -1)
+    means = means.reshape(num_resamples, len(values), *values.shape[2:])
+    return _combined(np.asarray(statistic(values.mean(axis=1))), np.asarray(statistic(means)), images, excluded)
 
 
-def difference(after: ArrayLike, before: ArrayLike, statistic: Statistic = np.asarray, **bootstrap) -> Estimate:
+def difference(after: ArrayLike, before: ArrayLike, statistic: Statistic = np.asarray, **options) -> Estimate:
     """`after` minus `before`, paired by image, and by seed where both have seeds.
 
     Args:
         after: `(S, images, ...)`.
         before: the same, or `(1, images, ...)` of what no seed has touched.
-        statistic: as in `estimate`.
-        **bootstrap: `num_resamples`, `seed`, `level` of `estimate`.
-
-    Raises:
-        ValueError: as `estimate`; shapes that do not pair.
+        statistic, options: as in `estimate`.
     """
-    after, before = _pair(_checked("after", after), _checked("before", before))
-    known = _known(after) & _known(before)
-    both = np.stack([after[:, known], before[:, known]], axis=2)
-
-    def change(means: np.ndarray) -> np.ndarray:
-        axis = means.ndim - (both.ndim - 2)  # that of the two sides: after whatever leads
-        return np.subtract(*(statistic(np.take(means, side, axis)) for side in (0, 1)))
-
-    return _of_images(both, change, int((~known).sum()), **bootstrap)
+    both = np.stack(np.broadcast_arrays(after, before), axis=-1)
+    return estimate(both, lambda means: statistic(means[..., 0]) - statistic(means[..., 1]), **options)
 
 
 def set_score(
-    features: ArrayLike, reference: ArrayLike, metric: str = "FID", *, paired: bool = True, **bootstrap
+    features: ArrayLike,
+    reference: ArrayLike,
+    metric: str = "FID",
+    *,
+    before: ArrayLike | None = None,
+    num_resamples: int = image_sets.NUM_RESAMPLES,
 ) -> Estimate:
     """The mean over seeds of FID or KID of each seed's drawings, with the interval over seeds and images.
 
-    Resamples of a set score are biased; as in `set_curves` they are shifted, seed by seed, to the score itself.
+    Resamples of a set score are biased; they are shifted, seed by seed, to the score itself: see `image_sets.scored`.
 
     Args:
         features: of drawings, `(S, images, D)`, at least 2 images.
-        reference: of originals, `(images, D)` in the same order, or of other images with `paired=False`.
+        reference: of originals, `(images, D)` in the same order; they are drawn with the drawings.
         metric: FID or KID.
-        paired: the reference's images are drawn with those of the drawings.
-        **bootstrap: as in `estimate`; 200 resamples unless said.
-
-    Raises:
-        ValueError: shapes that do not pair, NaN, another metric.
+        before: other drawings of the same images, as in `difference`; their score is taken off. The bias of both is
+            alike, and most of it cancels.
+        num_resamples: draws of seeds and images.
     """
-    features = _checked_features("features", features, reference, metric, paired)
-    return _of_sets(features, None, reference, metric, paired, **bootstrap)
+    images = np.shape(features)[1]
+    drawn = np.random.default_rng(0).integers(images, size=(num_resamples, images))
+    sides = []
+    for rows in (features,) if before is None else (features, before):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankDeficient)  # both sides of a difference are of one size
+            rows, others = np.asarray(rows, dtype=float), np.asarray(reference, dtype=float)
+            sides.append(image_sets.scored(rows, others, metric, drawn, paired=True))
+    scores, resampled = (np.subtract(*pair) if before is not None else pair[0] for pair in zip(*sides, strict=True))
+    return _combined(scores, resampled, images)
 
 
 def set_score_difference(
-    after: ArrayLike, before: ArrayLike, reference: ArrayLike, metric: str = "FID", *, paired: bool = True, **bootstrap
+    after: ArrayLike, before: ArrayLike, reference: ArrayLike, metric: str = "FID", **options
 ) -> Estimate:
-    """`set_score` of `after` minus that of `before`, of the same drawn images; arguments as there and in `difference`.
-
-    The bias of both is alike, as they have equally many images, and most of it cancels.
-    """
-    after = _checked_features("after", after, reference, metric, paired)
-    before = _checked_features("before", before, reference, metric, paired)
-    return _of_sets(*_pair(after, before), reference, metric, paired, **bootstrap)
+    """`set_score` of `after` minus that of `before`; arguments as there."""
+    return set_score(after, reference, metric, before=before, **options)
 
 
-def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **bootstrap) -> Estimate:
+fid = partial(set_score, metric="FID")
+fid_difference = partial(set_score_difference, metric="FID")
+
+
+def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:
     """The mean over seeds of any metric, with its interval.
 
     Args:
         metric: FID or KID of a set of drawings, B@1 to B@4 of a corpus, or any score whose mean over images counts.
         values: `(S, images, ...)`: features of the drawings, `ngrams.bleu_statistics`, or one score an image.
         reference: features of the originals, for FID and KID.
-        **bootstrap: as in `estimate`.
+        options: as in `estimate`.
     """
     if metric in SETS:
-        return set_score(values, reference, metric, **bootstrap)
-    return estimate(values, _statistic(metric), **bootstrap)
+        return set_score(values, reference, metric, **options)
+    return estimate(values, _statistic(metric), **options)
 
 
-def change(
-    metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLike | None = None, **bootstrap
-) -> Estimate:
+def change(metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:
     """`level` of `after` minus that of `before`, paired as in `difference`; arguments as in `level`."""
     if metric in SETS:
-        return set_score_difference(after, before, reference, metric, **bootstrap)
-    return difference(after, before, _statistic(metric), **bootstrap)
+        return set_score(after, reference, metric, before=before, **options)
+    return difference(after, before, _statistic(metric), **options)
 
 
 def _statistic(metric: str) -> Statistic:
@@ -133,10 +131,6 @@ def _statistic(metric: str) -> Statistic:
         return np.asarray
     order = ngrams.BLEU_NAMES.index(metric)
     return lambda means: ngrams.corpus_bleu(means)[..., order]
-
-
-fid = partial(set_score, metric="FID")
-fid_difference = partial(set_score_difference, metric="FID")
 
 
 def verdict(change: Estimate, higher_is_better: bool) -> Verdict:
@@ -166,113 +160,20 @@ def would_show(effect: float, change: Estimate) -> Literal["yes", "no", ""]:
     return "yes" if abs(effect) > smallest else "no"
 
 
-def _checked(name: str, values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if values.ndim < 2 or 0 in values.shape:
-        raise ValueError(
-            f"{name} must be of shape (seeds, images, ...), none of them zero, not {values.shape}: "
-            "what has no seeds is passed as values[None]."
-        )
-    return values
-
-
-def _checked_features(name: str, rows: ArrayLike, reference: ArrayLike, metric: str, paired: bool) -> np.ndarray:
-    rows, shape = _checked(name, rows), np.shape(reference)
-    if metric not in SETS:
-        raise ValueError(f"metric must be FID or KID, not {metric!r}.")
-    if rows.ndim != 3 or rows.shape[1] < 2 or not np.isfinite(rows).all():
-        raise ValueError(f"{name} must be finite numbers (seeds, images, D) of at least 2 images, not {rows.shape}.")
-    if len(shape) != 2 or shape[1] != rows.shape[2] or (paired and shape[0] != rows.shape[1]):
-        raise ValueError(
-            f"reference is of shape {shape} for {name} of {rows.shape}: pass the original of each image, or "
-            "paired=False where they are others."
-        )
-    return rows
-
-
-def _pair(after: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if before.shape[0] not in (1, after.shape[0]) or before.shape[1:] != after.shape[1:]:
-        raise ValueError(
-            f"after is of shape {after.shape} and before of {before.shape}: give the same images, and one seed or "
-            "equally many."
-        )
-    return after, np.broadcast_to(before, after.shape)
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    """(images,) bool: which have no NaN at any seed."""
-    return ~np.isnan(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)).any(axis=1)
-
-
-def _of_images(
-    values: np.ndarray,
-    statistic: Statistic,
-    excluded: int,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> Estimate:
-    seeds, images = values.shape[:2]
-    if images == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0, excluded)
-    means = draws_of(images, num_resamples, seed) / images @ np.moveaxis(values, 1, 0).reshape(images, -1)
-    means = means.reshape(num_resamples, seeds, *values.shape[2:])
-    scores, resampled = np.asarray(statistic(values.mean(axis=1))), np.asarray(statistic(means))
-    if scores.shape != (seeds,):
-        raise ValueError(f"statistic must make one number of a seed's means, not an array {scores.shape[1:]}.")
-    return _combined(scores, resampled, images, excluded, seed, level)
-
-
-def _of_sets(
-    after: np.ndarray,
-    before: np.ndarray | None,
-    reference: ArrayLike,
-    metric: str,
-    paired: bool,
-    num_resamples: int = NUM_SET_RESAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> Estimate:
-    images = after.shape[1]
-    drawn = np.random.default_rng(seed).integers(images, size=(num_resamples, images))
-    scores, resampled = _scored(after, reference, metric, paired, drawn)
-    if before is not None:
-        both = (scores, resampled), _scored(before, reference, metric, paired, drawn)
-        scores, resampled = (np.subtract(*pair) for pair in zip(*both, strict=True))
-    return _combined(scores, resampled, images, 0, seed, level)
-
-
-def _scored(
-    features: np.ndarray, reference: ArrayLike, metric: str, paired: bool, drawn: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (S,) of the sets and shifted resamples (B, S)."""
-    reference = np.asarray(reference, dtype=float)
-    distinct = features[:1].copy() if (features == features[:1]).all() else features  # a seed that was broadcast, once
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RankDeficient)  # both sides of a difference are of one size
-        scores = np.array([SCORES[metric](rows, reference) for rows in distinct])
-    resampled = RESAMPLED[metric](distinct, reference, drawn, paired)
-    shifted = resampled - resampled.mean(axis=0) + scores
-    return np.broadcast_to(scores, len(features)), np.broadcast_to(shifted, (len(shifted), len(features)))
-
-
-def _combined(
-    scores: np.ndarray, resampled: np.ndarray, images: int, excluded: int, seed: int, level: float
-) -> Estimate:
+def _combined(scores: np.ndarray, resampled: np.ndarray, images: int, excluded: int = 0) -> Estimate:
     """One estimate of the seeds' scores (S,) and their scores in resamples of the images (B, S)."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}.")
-    value, seeds, tails = scores.mean(), len(scores), ((1 - level) / 2, (1 + level) / 2)
+    value, seeds = scores.mean(), len(scores)
     taken = max(seeds - 1, 1)
-    shares = np.random.default_rng([seed, seeds]).multinomial(taken, np.full(seeds, 1 / seeds), size=len(resampled))
-    found = (shares / taken * resampled).sum(axis=1)
-    wider = _widening(scores, resampled, tails[1])
-    low, high = value + wider * (np.quantile(found, tails) - value)
+    shares = np.random.default_rng([0, seeds]).multinomial(taken, np.full(seeds, 1 / seeds), size=len(resampled))
+    low, high = np.quantile((shares / taken * resampled).sum(axis=1), TAILS) - value
+    wider = _widening(scores, resampled)
     # Of few or odd resamples the value can lie outside the percentiles; an interval holds its value.
-    return Estimate(float(value), float(min(low, value)), float(max(high, value)), images, excluded)
+    return Estimate(
+        float(value), float(value + min(wider * low, 0)), float(value + max(wider * high, 0)), images, excluded
+    )
 
 
-def _widening(scores: np.ndarray, resampled: np.ndarray, tail: float) -> float:
+def _widening(scores: np.ndarray, resampled: np.ndarray) -> float:
     """Student's quantile over the normal one, by Satterthwaite's degrees of freedom; 1 where seeds do not differ."""
     seeds = len(scores)
     of_seeds = scores.var(ddof=1) / seeds if seeds > 1 else 0.0
@@ -280,4 +181,4 @@ def _widening(scores: np.ndarray, resampled: np.ndarray, tail: float) -> float:
         return 1.0
     of_images = resampled.mean(axis=1).var(ddof=1) if len(resampled) > 1 else 0.0
     freedom = (seeds - 1) * ((of_seeds + of_images) / of_seeds) ** 2
-    return float(stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
+    return float(stats.t.ppf(TAILS[1], freedom) / stats.norm.ppf(TAILS[1]))
