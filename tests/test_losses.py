@@ -14,9 +14,9 @@ from torch import nn
 
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import workshop
-from dfl_utils.training import connection, finetune, losses, teacher_forcing
+from dfl_utils.training import connection, finetune
 from dfl_utils.training.finetuned import load_decoder, load_pipeline
-from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair
+from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
 from dfl_utils.training.pairs import Pairs, image_tokens
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile, scenes, splits
@@ -152,33 +152,11 @@ def test_the_text_reconstruction_loss_through_the_schedulers_own_step(setting):
     assert setting.found[TEXT_RECONSTRUCTION] == pytest.approx(setting.cross_entropy(images), rel=2e-4)
 
 
-def test_the_one_step_image_is_the_schedulers():
-    scheduler = DDPMScheduler.from_config(load_pipeline(profile.load("mini")).scheduler.config)
-    stream = torch.Generator().manual_seed(0)
-    noisy, predicted = torch.randn(2, 6, 8, 8, 8, generator=stream)
-    timesteps = torch.tensor([0, 1, 10, 500, 998, 999])
-    found = losses.one_step_image(scheduler, noisy, timesteps, predicted)
-    for row, timestep in enumerate(timesteps):
-        parts = predicted[row : row + 1], timestep, noisy[row : row + 1]
-        own = scheduler.step(*parts).pred_original_sample
-        torch.testing.assert_close(found[row : row + 1], own, rtol=1e-5, atol=1e-5)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_alone_is_the_same_as_among_the_four(setting, name):
     alone = setting.make((name,))(setting.batch)
     assert list(alone) == [name] and alone[name].item() == pytest.approx(setting.found[name], rel=1e-5)
-
-
-@torch.no_grad()
-def test_the_order_of_the_pairs_does_not_matter(blip):
-    batch = blip.batch
-    caption = teacher_forcing.read(blip.captioner, blip.captions[::-1], image_tokens(blip.captioner))
-    tensors = (batch.pixel_values, batch.prompt_ids, batch.latents, batch.timesteps, batch.noise)
-    pixel_values, *rest = (tensor.flip(0) for tensor in tensors)
-    turned = blip.pair(Batch(pixel_values, caption, *rest))
-    assert {name: loss.item() for name, loss in turned.items()} == pytest.approx(blip.found, rel=1e-4)
 
 
 # --- who learns from what ---------------------------------------------------------------------------------
