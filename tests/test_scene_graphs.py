@@ -206,14 +206,3 @@ def test_bad_input_is_refused_before_any_parse(monkeypatch):
         spice_like(["a dog"], [["a dog"]])
     with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
         spice_like([["a dog"]], [["a dog", " "]])
-    with pytest.raises(TypeError, match="text is a list; give one caption"):
-        tuples(["a dog"])
-
-
-def test_a_wheel_without_its_jar_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(scene_graphs, "JAR", tmp_path / "Meteor-1.5.jar")
-    with pytest.raises(OSError, match=r"Meteor-1.5.jar with synonym/english.synsets cannot be read; reinstall"):
-        scene_graphs._lists.__wrapped__()
-    (tmp_path / "Meteor-1.5.jar").write_bytes(b"cut off")
-    with pytest.raises(OSError, match="reinstall the wheel pycocoevalcap"):
-        scene_graphs._lists.__wrapped__()

@@ -13,7 +13,6 @@ with two. One seed says nothing of seeds: the interval is then that of the image
 """
 
 import warnings
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -92,17 +91,6 @@ def set_score(
             sides.append(image_sets.scored(rows, others, metric, drawn, paired=True))
     scores, resampled = (np.subtract(*pair) if before is not None else pair[0] for pair in zip(*sides, strict=True))
     return _combined(scores, resampled, images)
-
-
-def set_score_difference(
-    after: ArrayLike, before: ArrayLike, reference: ArrayLike, metric: str = "FID", **options
-) -> Estimate:
-    """`set_score` of `after` minus that of `before`; arguments as there."""
-    return set_score(after, reference, metric, before=before, **options)
-
-
-fid = partial(set_score, metric="FID")
-fid_difference = partial(set_score_difference, metric="FID")
 
 
 def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:

@@ -147,9 +147,3 @@ def corpus_bleu(totals: np.ndarray) -> np.ndarray:
     precision = np.cumprod((correct + tiny) / (guess + small), axis=-1) ** (1.0 / np.arange(1, MAX_N + 1))
     ratio = (totals[..., -2:-1] + tiny) / (totals[..., -1:] + small)
     return 100.0 * precision * np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
-
-
-def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus BLEU of one caption an image, x 100: {"B@1": ..., ..., "B@4": ...}. An empty caption only lowers it."""
-    statistics = bleu_statistics([[caption] for caption in captions], references)
-    return dict(zip(BLEU_NAMES, corpus_bleu(statistics.sum(axis=(0, 1))).tolist(), strict=True))

@@ -20,13 +20,10 @@ from spacy.util import compile_infix_regex
 
 from dfl_utils.scores.candidates import Candidates
 
-# --- What a caption says, read off its dependencies: things, their attributes, their relations.
-#
-# The rules are of the kind of SPICE's rule-based parser (Anderson et al., 2016; Schuster et al., 2015), written anew
-# for the labels of spaCy's dependencies.
+# --- What a caption says: things, their attributes, their relations, by rules of the kind of SPICE's parser (Anderson
+# et al., 2016; Schuster et al., 2015), written anew for the labels of spaCy's dependencies.
 
 Fact = tuple[str, ...]  # (object,), (object, attribute) or (object, relation, object)
-
 
 # Places that English writes in several words. Each goes to the parser as one word that it knows well, or "top"
 # becomes a thing and "left" the past of "leave"; the scene graph keeps the name given here, or the words themselves.
@@ -44,15 +41,12 @@ PLACES = {
 _PLACE = re.compile("|".join(rf"\b({pattern})(?!\w)" for pattern in PLACES))
 _STAND_INS = tuple(PLACES.values())
 
-
 # Of "a couple of dogs" the thing is the dog.
 _AMOUNTS = "array assortment bunch couple dozen handful kind lot number pair plenty series sort ton type variety"
 AMOUNTS = frozenset(_AMOUNTS.split())
 
-
 # Subjects that say nothing but that there is something to see.
 PRESENTERS = ("there", "here", "this", "that", "these", "those", "it", "i", "we", "you")
-
 
 # spaCy's tables make "riding" a form of "rid" as well as of "ride", and the shorter wins; but of a verb of this
 # spelling English doubles the last letter ("ridding"), so "riding" and "rides" can only be the longer one's.
@@ -138,11 +132,7 @@ def _adjectives(thing: Token) -> list[Token]:
 
 
 def _shared(thing: Token) -> list[Token]:
-    """The young of the woman in "a young man and woman".
-
-    An adjective reaches over "and" to a noun that stands bare under the same article. In "white cabinets and a
-    stove" the stove has an article of its own: it may have any colour.
-    """
+    """The young of the woman in "a young man and woman"; not the white of "white cabinets and a stove"."""
     head = thing.head
     if thing.dep_ != "conj" or head.i != thing.i - 2 or thing.nbor(-1).lower_ != "and" or head.tag_ != thing.tag_:
         return []
@@ -212,41 +202,27 @@ def _facts(doc: Doc) -> frozenset[Fact]:
 
 
 def read(texts: Iterable[str]) -> Iterator[frozenset[Fact]]:
-    """The facts of each caption, in order; captions are parsed in batches, and none knows of the others.
-
-    Args:
-        texts: none of them blank; upper and lower case are the same.
-    """
+    """The facts of each caption, none of them blank, in order; upper and lower case are the same."""
     return map(_facts, english().pipe(map(_document, texts), batch_size=256))
 
 
 JAR = Path(spice.__file__).with_name("lib") / "Meteor-1.5.jar"
-MEMBER = "synonym/english.synsets"
 _known: dict[str, frozenset[Fact]] = {}  # a caption is parsed once: most of them come again
 
 
 @cache
 def _lists() -> dict[str, str]:
     """Word -> its synsets in one string: they are split when asked for, as captions know few of the 150,000 words."""
-    try:
-        with zipfile.ZipFile(JAR) as jar:  # a jar is a zip file; no Java is needed
-            lines = jar.read(MEMBER).decode("utf-8").splitlines()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise OSError(f"{JAR.name} with {MEMBER} cannot be read; reinstall the wheel pycocoevalcap.") from error
+    with zipfile.ZipFile(JAR) as jar:  # a jar is a zip file; no Java is needed
+        lines = jar.read("synonym/english.synsets").decode("utf-8").splitlines()
     return dict(zip(lines[::2], lines[1::2], strict=True))
 
 
 @cache
 def synsets(words: str) -> frozenset[str]:
-    """Numbers of the meanings that a word or phrase can have; none for one that WordNet lacks.
+    """Numbers of the meanings that a lemma, or several such as "traffic light", can have; none for one WordNet lacks.
 
-    Args:
-        words: a lemma in lower case, or several with single spaces, such as "traffic light".
-
-    Raises:
-        OSError: the wheel's file is missing or broken.
-
-    Note: METEOR's list keeps no part of speech, so a verb and a noun of the same spelling share their numbers.
+    METEOR's list keeps no part of speech, so a verb and a noun of the same spelling share their numbers.
     """
     return frozenset(_lists().get(words.replace(" ", "_"), "").split())
 
@@ -264,17 +240,10 @@ def _parse(texts: Iterable[str]) -> None:
 
 
 def tuples(text: str) -> frozenset[Fact]:
-    """The scene graph of a caption.
+    """The scene graph of a caption: (object,), (object, attribute) and (object, relation, object), of lemmas.
 
-    Returns:
-        (object,), (object, attribute) and (object, relation, object), of lemmas in lower case; nothing of a
-        text that names no thing.
-
-    Raises:
-        TypeError: not a string.
+    Nothing of a text that names no thing.
     """
-    if not isinstance(text, str):
-        raise TypeError(f"text is a {type(text).__name__}; give one caption.")
     _parse([text])
     return _known[text]
 
@@ -311,9 +280,6 @@ def spice_like(captions: Sequence[Sequence[str]], references: Sequence[Sequence[
 
     Returns:
         (images, N), x 100: in [0, 100]. With several references 100 is out of reach of one sentence.
-
-    Raises:
-        ValueError, TypeError: malformed captions or references; see `Candidates.of`.
     """
     pairs = Candidates.of(captions, references)
     _parse(pairs.texts)
