@@ -217,6 +217,32 @@ def _points(estimates: Mapping[tuple[str, str], Estimate]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "group", "value", "low", "high"])
 
 
+def stacked_bars(values: pd.Series, xlabel: str) -> Figure:
+    """Horizontal bars of parts, one after the other.
+
+    Args:
+        values: by (bar, part, half), in the order in which they are drawn; every half but the first is hatched.
+        xlabel: what the values are, with their unit.
+    """
+    bars, parts, halves = (values.index.unique(level) for level in range(3))
+    colours, ends = dict(zip(parts, COLOURS.values(), strict=False)), dict.fromkeys(bars, 0.0)
+    with plt.rc_context(_style()):
+        figure, axis = plt.subplots(figsize=(7.2, 2.9), layout="constrained")
+        for (bar, part, half), value in values.items():
+            first = half == halves[0]
+            label = part if first and bar == bars[0] else None
+            look = {"alpha": 1.0, "hatch": ""} if first else {"alpha": 0.55, "hatch": "///"}
+            look |= {"color": colours[part], "edgecolor": "white", "linewidth": 0.4}
+            axis.barh(bar, value, left=ends[bar], label=label, **look)
+            ends[bar] += value
+        axis.invert_yaxis()
+        axis.set_axisbelow(True)
+        axis.set_xlabel(xlabel)
+        figure.legend(loc="outside right center", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
 def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:
     """A grid of images, each with a short text below.
 
