@@ -130,15 +130,6 @@ def test_other_parameters_are_another_shard(hall, game, examples):
     assert game.store.spent["descriptions"].made == 2
 
 
-def test_the_size_that_dino_sees_is_part_of_a_shard(examples, tmp_path):
-    store = RunStore(tmp_path)
-    for side in (64, 128):
-        models = profile.load("mini", num_inference_steps=1, dino_size=side)
-        Game(models, store, progress=False).reconstruct(examples[:1], [["a red dog"]], similarities=["dino"])
-    assert store.spent["dino-similarity"].made == 2
-    assert store.spent["images"].made == 1
-
-
 def test_t2i2t_draws_one_reference_and_reads_every_drawing(played, hall, examples):
     run, other = played
     assert all(text in example.references for text, example in zip(other.captions, examples[:3], strict=True))
@@ -176,17 +167,6 @@ def test_features_are_the_extractors(played, hall, examples):
     np.testing.assert_allclose(drawn[17], hall.extractor.features(run.load_images(17)), atol=1e-3)
     image = data.read_image(examples[17].path)
     np.testing.assert_allclose(original[17:], hall.extractor.features([image]), atol=1e-3)
-
-
-def test_a_file_of_inception_weights_is_known_by_its_bytes(mini, tmp_path):
-    keys = []
-    for content in (b"a", b"b"):
-        (tmp_path / "inception.pth").write_bytes(content)
-        models = replace(mini, probe=None, inception=str(tmp_path / "inception.pth"))
-        keys.append(Game(models, RunStore(tmp_path)).workshop.extractor_key())
-    keys.append(Game(replace(mini, probe=None), RunStore(tmp_path)).workshop.extractor_key())
-    assert len({key["checkpoint"] for key in keys}) == 3
-    assert keys[2]["checkpoint"] in fidelity.URL_INCEPTION_V3
 
 
 def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, monkeypatch):
