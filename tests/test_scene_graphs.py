@@ -52,17 +52,6 @@ def test_tuples_of_the_examples(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("a man rides a bike", "man|ride|bike"),
-        ("a boy hopping over a log", "boy|hop over|log"),  # doubled, so it is not "hope"
-    ],
-)
-def test_a_verb_has_the_lemma_that_its_spelling_allows(text, part):
-    assert graph(part) <= tuples(text)
-
-
-@pytest.mark.parametrize(
     ("text", "shared", "not_shared"),
     [
         ("a red and white bus", "bus red, bus white", ""),
@@ -80,6 +69,7 @@ def test_an_adjective_reaches_over_and_under_one_article_only(text, shared, not_
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("a boy hopping over a log", "boy, log, boy|hop over|log"),  # doubled, so it is not "hope"
         ("A cat is being held by a woman.", "cat, woman, woman|hold|cat"),
         ("A woman is smiling.", "woman, woman smile"),
         ("A man who is riding a bike away from the house", "bike, house, man, man|ride|bike, man|ride away from|house"),
@@ -178,17 +168,6 @@ def test_a_caption_is_read_alike_alone_and_in_a_batch():
 def test_a_caption_is_read_alike_in_any_letters_and_spaces():
     assert tuples(f"  {RIDER.upper()}\n") == tuples(RIDER) == tuples(RIDER.replace(" ", "  "))
     assert tuples("a dog \ud800 on a mat") >= graph("dog, mat")  # half a character, which UTF-8 does not know
-
-
-def test_each_distinct_caption_is_read_once(monkeypatch):
-    monkeypatch.setattr(scene_graphs, "_known", {})
-    asked = []
-    monkeypatch.setattr(
-        scene_graphs, "read", lambda texts: [asked.append(text) or frozenset({(text,)}) for text in texts]
-    )
-    spice_like([["a", "b"], ["a", ""]], [["b", "c"], ["c"]])
-    tuples("c")
-    assert asked == ["a", "b", "c"]
 
 
 def test_nothing_is_unpickled(monkeypatch):
