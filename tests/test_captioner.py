@@ -286,18 +286,11 @@ def test_what_is_no_captioner_is_refused(folders, tmp_path, change, sentence):
         load(folder)
 
 
-def test_a_missing_file_is_named(folders, tmp_path):
-    folder = shutil.copytree(folders["vit-gpt2"], tmp_path / "captioner")
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="captioner lacks"):
-        load(folder)
-
-
 @pytest.mark.parametrize("name", ["git", "llava"])
 def test_a_table_smaller_than_the_vocabulary_is_refused(folders, tmp_path, name):
     tokenizer = words()
     tokenizer.add_tokens([f"<extra {k}>" for k in range(200)])
     folder = shutil.copytree(folders[name], tmp_path / name)
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="mixes two vocabularies: its tokenizer has 219 tokens"):
+    with pytest.raises(ValueError, match="mixes two vocabularies .* has 219 tokens"):
         load(folder)

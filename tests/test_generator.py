@@ -210,7 +210,6 @@ def test_half_precision_is_the_same_drawing_rounded():
     [
         ({"scheduler": "ddpm"}, "scheduler is 'ddpm', which is none of diffusers: give one such as DDPM"),
         ({"dtype": "float16"}, "dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'"),
-        ({"generator": str(profile.MINI / "blip-base")}, "blip-base is no pipeline: it has no model_index.json"),
     ],
 )
 def test_a_wrong_scheduler_type_or_folder_is_refused(change, sentence):
@@ -233,11 +232,7 @@ def test_a_pipeline_that_is_not_whole_draws_no_texts_or_brings_code_is_refused(m
             Generator.load(models)
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "vqvae").rename(folder / "aside")
-    with pytest.raises(FileNotFoundError, match="lacks the folder vqvae"):
-        Generator.load(models)
-    (folder / "aside").rename(folder / "vqvae")
-    (folder / "tokenizer/tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="tokenizer lacks tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match="pipeline lacks a file"):
         Generator.load(models)
 
 

@@ -171,8 +171,8 @@ def test_the_referee_reads_clean_scenes(mini, items, pictures):
     referee = Referee.load(mini)
     pixels = np.stack([np.asarray(picture) for picture in pictures])
     truth = [[thing.category for thing in item.scene.things] for item in items[:6]]
-    assert referee.categories_right(pixels, truth).mean() > 0.8
-    assert not referee.categories_right(pixels, [["ghost"]] * 6).any()
+    assert quality_report.right(referee, pixels, truth).mean() > 0.8
+    assert not quality_report.right(referee, pixels, [["ghost"]] * 6).any()
 
 
 # --- generators -------------------------------------------------------------------------------------------

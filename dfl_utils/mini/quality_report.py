@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, CLIPModel
 from dfl_utils.mini import autoencoder, judges
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.models import captioner as captioners
-from dfl_utils.models import checkpoint, layout, similarity
+from dfl_utils.models import checkpoint, similarity
 from dfl_utils.models.fidelity import Referee
 from dfl_utils.models.generator import Generator
 from dfl_utils.store import provenance
@@ -83,15 +83,24 @@ def prompts(count: int, things: int, seed: str) -> tuple[list[str], list[list[st
     return texts, nouns, colours
 
 
+def right(referee: Referee, images: np.ndarray, truth: list[list[str]]) -> np.ndarray:
+    """Whether the k likeliest labels of their kind (categories, or `colour:`) are exactly the k true ones, `(B,)`."""
+    kind = truth[0][0].partition(":")[1] and "colour:"
+    places = [k for k, name in enumerate(referee.labels) if (name.startswith(kind) if kind else ":" not in name)]
+    order = np.argsort(-referee.logits(images)[:, places], axis=1, kind="stable")
+    names = [referee.labels[k] for k in places]
+    return np.array([{names[k] for k in row[: len(set(t))]} == set(t) for row, t in zip(order, truth, strict=True)])
+
+
 def measure_probe(referee: Referee, items: list[splits.Item], images: np.ndarray) -> dict:
     truth = [[thing.category for thing in item.scene.things] for item in items]
-    right = referee.categories_right(images, truth)
-    colours = referee.colours_right(images, [[thing.colour for thing in item.scene.things] for item in items])
+    found = right(referee, images, truth)
+    colours = right(referee, images, [[f"colour:{thing.colour}" for thing in item.scene.things] for item in items])
     single = np.array([len(names) == 1 for names in truth])
     return {
         "probe colour, all": row(colours.mean(), len(colours), 0.98),
-        "probe category, single": row(right[single].mean(), int(single.sum()), 0.97),
-        "probe category, multi": row(right[~single].mean(), int((~single).sum()), 0.92),
+        "probe category, single": row(found[single].mean(), int(single.sum()), 0.97),
+        "probe category, multi": row(found[~single].mean(), int((~single).sum()), 0.92),
         "probe colour, single": row(colours[single].mean(), int(single.sum()), 0.98),
     }
 
@@ -105,7 +114,7 @@ def measure_autoencoder(generator: Generator, referee: Referee, items: list[spli
     hats = ((np.concatenate(decoded) + 1) * 127.5).round().astype(np.uint8)
     mse = ((hats.astype(np.float32) - images.astype(np.float32)) ** 2).mean() / 255**2
     truth = [[thing.category for thing in item.scene.things] for item in items]
-    ratio = referee.categories_right(hats, truth).mean() / referee.categories_right(images, truth).mean()
+    ratio = right(referee, hats, truth).mean() / right(referee, images, truth).mean()
     return {
         "autoencoder PSNR, dB": row(-10 * np.log10(mse), len(images), 29.0),
         "autoencoder category ratio": row(ratio, len(images), 0.95),
@@ -115,7 +124,8 @@ def measure_autoencoder(generator: Generator, referee: Referee, items: list[spli
 def draw_scores(generator: Generator, referee: Referee, count: int, things: int, seed: str) -> tuple[float, float]:
     texts, nouns, colours = prompts(count, things, seed)
     images = generator.draw(texts, [random.Random(f"{seed}/{k}").getrandbits(62) for k in range(count)])
-    return referee.categories_right(images, nouns).mean(), referee.colours_right(images, colours).mean()
+    paint = [[f"colour:{one}" for one in row] for row in colours]
+    return right(referee, images, nouns).mean(), right(referee, images, paint).mean()
 
 
 def measure_generator(profile: Profile, name: str, referee: Referee, count: int = 288) -> dict:
@@ -171,7 +181,7 @@ def clip_stream() -> Iterator[scenes.Scene]:
 @torch.no_grad()
 def measure_clip(profile: Profile, items: list[splits.Item], images: np.ndarray) -> dict:
     """Image-to-text retrieval: each image's first reference among 256."""
-    model, folder = checkpoint.load(CLIPModel, profile, "clip", layout.TOKENIZER)
+    model, folder = checkpoint.load(CLIPModel, profile, "clip")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer([item.captions[0] for item in items], padding=True, truncation=True, return_tensors="pt")
     text = torch.nn.functional.normalize(model.get_text_features(tokens.input_ids).pooler_output, dim=-1).numpy()

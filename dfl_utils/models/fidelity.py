@@ -1,11 +1,10 @@
 """Features of images for the fidelity scores FID, KID and IS, through torch-fidelity's extractors (Section 3.3).
 
-The paper measures with Inception v3, trained on photographs. A profile with a probe measures with that instead: its
-categories are those of the profile's own world. torch-fidelity knows it as `dfl-probe`, so that its command line and
-`calculate_metrics(feature_extractor="dfl-probe", feature_extractor_weights_path=profile.probe)` give our numbers.
+The paper measures with Inception v3, trained on photographs. A profile with a probe, whose categories are those of its
+own world, measures with that: torch-fidelity knows it as `dfl-probe`, with `feature_extractor_weights_path` its folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +24,6 @@ from dfl_utils.world.profile import Profile
 
 VERSION = 1  # of the features that the same image and files give; part of every key that names an extractor
 BATCH = 64  # images a forward pass; Inception sees them at 299 pixels
-
-
 # Role -> name in torch-fidelity, its layer for FID and KID, its layer for IS. `logits_unbiased` leaves out the last
 # layer's bias: torch-fidelity's default, and what the first implementation of the score did.
 EXTRACTORS = {
@@ -44,35 +41,25 @@ class Features(NamedTuple):
 
 
 class ProbeExtractor(FeatureExtractorBase):
-    """The probe as torch-fidelity wants it. Arguments are torch-fidelity's; any other is ignored.
+    """The probe as torch-fidelity wants it: `pooled` before the last layer (D = 192), `logits` of categories (L = 48).
 
-    Layers: `pooled`, the features before the last layer (D = 192), for FID and KID; `logits`, those of the categories
-    (L = 48), for IS.
+    Note: the probe is a multi-label classifier, and IS wants one distribution an image: the softmax over its category
+    logits, where two things of an image share the mass. Such an IS is comparable with others of the same probe alone.
 
-    Note: the probe is a multi-label classifier, and IS wants one distribution an image. We take the softmax over its
-    category logits, without colours and counts: where an image shows two things, they share the mass. An IS so made is
-    comparable with others of the same probe and with no published one.
-
-    Args:
-        name: `dfl-probe`.
-        features_list: some of the layers.
-        feature_extractor_weights_path: the probe's folder.
+    Args: torch-fidelity's; `feature_extractor_weights_path` is the probe's folder, and any other is ignored.
     """
 
     def __init__(
         self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str | None = None, **_: object
     ):
         super().__init__(name, list(features_list))
-        folder = feature_extractor_weights_path
-        if folder is None:
+        if feature_extractor_weights_path is None:
             raise ValueError(f"{name} needs feature_extractor_weights_path, the folder of a probe (profile.probe).")
-        checkpoint.check(str(folder), "probe")
-        self.model, report = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        options = {"dtype": torch.float32, "local_files_only": True}
+        self.model = checkpoint.read(
+            AutoModelForImageClassification, str(feature_extractor_weights_path), "probe", **options
         )
-        if report["missing_keys"]:
-            raise ValueError(f"The weights of {folder} lack {sorted(report['missing_keys'])[0]}; restore the folder.")
-        self.categories = _count_categories(self.model.config)
+        self.categories = _count_categories(self.model.config.id2label.values())
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -103,9 +90,9 @@ if "dfl-probe" not in FEATURE_EXTRACTORS_REGISTRY:  # this module may be reloade
     register_feature_extractor("dfl-probe", ProbeExtractor)
 
 
-def _count_categories(config) -> int:
+def _count_categories(labels: Iterable[str]) -> int:
     """How many of a probe's labels are categories; they come first, then `colour:` and `count:` labels."""
-    return sum(":" not in name for name in config.id2label.values())
+    return sum(":" not in name for name in labels)
 
 
 class Extractor:
@@ -119,8 +106,8 @@ class Extractor:
         """Features and logits side by side, `(B, D + L)` float32; `split` takes them apart.
 
         Args:
-            images: uint8 `(B, H, W, 3)` of the profile's image size, or Pillow images. Those of another size are
-                brought to it as torch-fidelity's `samples_resize_and_crop` does: shorter side, then centre.
+            images: uint8 `(B, H, W, 3)` of the profile's image size, or Pillow images, which are brought to it as
+                torch-fidelity's `samples_resize_and_crop` does: shorter side, then centre.
 
         Raises:
             ValueError: no images, or an array of another shape or type.
@@ -164,8 +151,7 @@ def load(profile: Profile) -> Extractor:
 def weights(profile: Profile) -> str:
     """The probe's folder, or the file of Inception's weights, fetched by torch's hub if the profile names none.
 
-    torch-fidelity unpickles its file without restraint, so we first read it as tensors alone: what passes holds nothing
-    that could run.
+    torch-fidelity unpickles its file without restraint, so it is first read as tensors alone, which can run nothing.
 
     Raises:
         FileNotFoundError: an offline profile without weights, or a file that is not there.
@@ -173,16 +159,14 @@ def weights(profile: Profile) -> str:
     """
     if profile.probe is not None:
         return profile.locate(profile.probe)
-    if profile.inception is None and profile.offline:
-        raise FileNotFoundError(
-            f"Profile {profile.name!r} is offline and has neither a probe nor Inception's weights: set its field "
-            f"`inception` to a copy of {URL_INCEPTION_V3}."
-        )
-    if profile.inception is None:
+    if profile.inception is None and not profile.offline:
         torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True)
         return str(Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name)
-    if not Path(profile.inception).is_file():
-        raise FileNotFoundError(f"There is no file {profile.inception}: copy {URL_INCEPTION_V3} there.")
+    if profile.inception is None or not Path(profile.inception).is_file():
+        raise FileNotFoundError(
+            f"Profile {profile.name!r} is offline and has neither a probe nor Inception's weights: set its field "
+            f"`inception` (now {profile.inception}) to a copy of {URL_INCEPTION_V3}."
+        )
     try:
         torch.load(profile.inception, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, the archive reader and the file itself each have their own
@@ -194,8 +178,8 @@ def probe_labels(profile: Profile) -> list[str]:
     """The probe's labels: categories, then such as `colour:red` and `count:2`; none without a probe. Loads no model."""
     if profile.probe is None:
         return []
-    folder, revision = profile.locate(profile.probe), profile.revision(profile.probe)
-    config = AutoConfig.from_pretrained(folder, revision=revision, local_files_only=profile.offline)
+    folder, place = checkpoint.source(profile, profile.probe)
+    config = AutoConfig.from_pretrained(folder, **place)
     return [config.id2label[k] for k in range(config.num_labels)]
 
 
@@ -205,11 +189,7 @@ def split(values: np.ndarray, profile: Profile) -> Features:
     Raises:
         ValueError: too few columns.
     """
-    count = INCEPTION_LOGITS
-    if role(profile) == "probe":
-        folder, revision = profile.locate(profile.probe), profile.revision(profile.probe)
-        config = AutoConfig.from_pretrained(folder, revision=revision, local_files_only=profile.offline)
-        count = _count_categories(config)
+    count = INCEPTION_LOGITS if role(profile) == "inception" else _count_categories(probe_labels(profile))
     if values.shape[-1] <= count:
         raise ValueError(f"values must hold features and {count} logits an image, not {values.shape[-1]} columns.")
     return Features(values[..., :-count], values[..., -count:])
@@ -225,9 +205,7 @@ class Referee:
 
     def __init__(self, model):
         self.model = model
-        names = [model.config.id2label[k] for k in range(model.config.num_labels)]
-        self.categories = [name for name in names if ":" not in name]
-        self.colours = [name.removeprefix("colour:") for name in names if name.startswith("colour:")]
+        self.labels = [model.config.id2label[k] for k in range(model.config.num_labels)]
 
     @classmethod
     def load(cls, profile: Profile) -> "Referee":
@@ -245,21 +223,3 @@ class Referee:
             pixels = torch.from_numpy(images[start : start + PROBE_BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
             parts.append(self.model(pixel_values=pixels.to(self.model.device)).logits.cpu())
         return torch.cat(parts).numpy()
-
-    def categories_right(self, images: np.ndarray, truth: Sequence[Sequence[str]]) -> np.ndarray:
-        """Whether the k likeliest categories are exactly the k true ones, `(B,)` bool."""
-        scores = self.logits(images)[:, : len(self.categories)]
-        return _top_k_right(scores, self.categories, truth)
-
-    def colours_right(self, images: np.ndarray, truth: Sequence[Sequence[str]]) -> np.ndarray:
-        """Whether the k likeliest colours are exactly the k true ones, `(B,)` bool."""
-        start = len(self.categories)
-        scores = self.logits(images)[:, start : start + len(self.colours)]
-        return _top_k_right(scores, self.colours, truth)
-
-
-def _top_k_right(scores: np.ndarray, names: Sequence[str], truth: Sequence[Sequence[str]]) -> np.ndarray:
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return np.array(
-        [{names[k] for k in row[: len(set(true))]} == set(true) for row, true in zip(order, truth, strict=True)]
-    )

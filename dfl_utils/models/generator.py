@@ -4,7 +4,6 @@ import inspect
 import types
 from collections.abc import Sequence
 from functools import wraps
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -24,25 +23,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from dfl_utils.models import checkpoint
-from dfl_utils.models.checkpoint import inference_dtype
-from dfl_utils.world.annotations import read_json
 from dfl_utils.world.profile import Profile
 
 diffusers_logging.disable_progress_bar()
-
-
 diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `truncated` counts them
-
 
 VERSION = 1  # of what any generator draws of the same text, seed and files; part of every key that names one
 CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
-
-
 # Published with Stable Diffusion, used by nobody here and not fetched.
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
 # A caption is drawn as it is written (PixArt and others rewrite it where two more packages are installed), at the size
 # that is asked for, not at the nearest of a list.
 LITERAL = {"clean_caption": False, "use_resolution_binning": False}
@@ -50,11 +40,9 @@ LITERAL = {"clean_caption": False, "use_resolution_binning": False}
 
 def truncated(profile: Profile, captions: Sequence[str]) -> int:
     """How many captions the text encoder sees only in part, longer than its tokens (SD v1: 77, the mini SD: 32)."""
-    folder, revision = profile.provide(profile.generator), profile.revision(profile.generator)
+    folder, place = checkpoint.source(profile, profile.generator)
     # For a pipeline's tokenizer, which has no config.json, the library would ask the hub, even where all is cached.
-    folder = str(checkpoint.snapshot(folder, revision) or folder)
-    options = {"revision": revision, "local_files_only": profile.offline}
-    tokenizer = checkpoint.load_tokenizer(folder, "tokenizer", **options)
+    tokenizer = checkpoint.load_tokenizer(checkpoint.snapshot(folder, place["revision"]), "tokenizer", **place)
     ids = tokenizer(list(captions), verbose=False).input_ids
     return sum(len(row) > tokenizer.model_max_length for row in ids)
 
@@ -62,8 +50,8 @@ def truncated(profile: Profile, captions: Sequence[str]) -> int:
 class SeededAmusedScheduler(AmusedScheduler):
     """aMUSEd's scheduler with one random stream an image.
 
-    The parent draws the codes of a whole batch from one stream, so an image depends on its neighbours. Here `step`
-    takes a list of B streams as well and runs the parent's step on one sample after the other.
+    The parent draws a whole batch from one stream, so an image depends on its neighbours. Here `step` also takes a list
+    of B streams, and runs the parent's step on one sample after the other.
     """
 
     def step(self, model_output, timestep, sample, starting_mask_ratio=1.0, generator=None, return_dict=True):
@@ -84,9 +72,8 @@ class SeededAmusedScheduler(AmusedScheduler):
 def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     """The same scheduler, whose steps are float32 whatever the model predicts in.
 
-    torch draws other numbers of the same seed in another type, so that a drawing in half precision would be another
-    drawing; with the noise of every step drawn in float32 it is the same one, rounded. `Generator` uses it for Stable
-    Diffusion; other pipelines draw their own noise, in their own type.
+    torch draws other numbers of the same seed in another type; with the noise of every step drawn in float32 a drawing
+    in half precision is the same one, rounded. Of Stable Diffusion; other pipelines draw noise in their own type.
     """
 
     class Float32Steps(kind):
@@ -101,18 +88,12 @@ def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     return Float32Steps
 
 
-def _pipeline_class(folder: str, revision: str | None, offline: bool) -> type[DiffusionPipeline]:
-    """The class of diffusers that a pipeline folder or hub id names; ValueError where it draws no images of texts."""
-    if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(
-            f"{folder} is no pipeline: it has no model_index.json; give the folder of a diffusers pipeline."
-        )
-    if Path(folder).is_dir():
-        _refuse_code(folder, read_json(Path(folder) / "model_index.json"))
-    checkpoint.check(folder, "generator", revision=revision)
-    config = DiffusionPipeline.load_config(folder, revision=revision, local_files_only=offline)
-    _refuse_code(folder, config)
-    name = config.get("_class_name", "")
+def _pipeline_class(folder: str, place: dict) -> type[DiffusionPipeline]:
+    """The class of diffusers that a checkpoint names; ValueError where it draws no images of texts."""
+    with checkpoint.opening(folder, "generator", place["revision"]):
+        name = DiffusionPipeline.load_config(folder, **place).get("_class_name", "")
+    if isinstance(name, list):  # [module of the checkpoint, class]
+        raise ValueError(f"{folder} is drawn by code that lies in it, which is never run: give another pipeline.")
     kind = getattr(diffusers, name, None)
     arguments = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
     if not {"prompt", "generator", "output_type"} <= arguments.keys() or "image" in arguments:
@@ -123,11 +104,6 @@ def _pipeline_class(folder: str, revision: str | None, offline: bool) -> type[Di
     return kind
 
 
-def _refuse_code(folder: str, index: dict) -> None:
-    if isinstance(index.get("_class_name"), list):  # [module of the checkpoint, class]
-        raise ValueError(f"{folder} is drawn by code that lies in it, which is never run: give another pipeline.")
-
-
 def _scheduler(name: str) -> type[SchedulerMixin]:
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
@@ -135,22 +111,38 @@ def _scheduler(name: str) -> type[SchedulerMixin]:
     return kind
 
 
-def _check_vocabularies(folder: str, pipeline: DiffusionPipeline) -> None:
-    """Each text encoder embeds what its tokenizer writes; a pipeline has up to three of each."""
-    for end in ("", "_2", "_3"):
+def _open(profile: Profile, scheduler: type[SchedulerMixin], dtype: torch.dtype) -> DiffusionPipeline:
+    """The profile's pipeline; Stable Diffusion with that scheduler, any other with its own."""
+    folder, place = checkpoint.source(profile, profile.generator)
+    kind = _pipeline_class(folder, place)
+    stable_diffusion = issubclass(kind, StableDiffusionPipeline)
+    options = place | checkpoint.of_pipeline(folder) | (UNCHECKED if stable_diffusion else {})
+    with checkpoint.opening(folder, "generator", place["revision"]):
+        pipeline = kind.from_pretrained(
+            folder, dtype=dtype, variant=checkpoint.variant(folder), use_safetensors=True, **options
+        )
+    pipeline.to(profile.device)
+    for end in ("", "_2", "_3"):  # a pipeline has up to three of each
         tokenizer, encoder = (getattr(pipeline, f"{name}{end}", None) for name in ("tokenizer", "text_encoder"))
         if tokenizer is not None and encoder is not None:
             checkpoint.check_vocabulary(folder, len(tokenizer), encoder.get_input_embeddings().num_embeddings)
+    if stable_diffusion:
+        # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
+    elif isinstance(pipeline.scheduler, AmusedScheduler):
+        pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
+    for name in CONVOLUTIONAL & pipeline.components.keys():
+        pipeline.components[name].to(memory_format=torch.channels_last)
+    return pipeline
 
 
 class Generator:
     """A frozen text-to-image pipeline and its sampling settings.
 
-    Any such pipeline of diffusers will do that takes one random stream an image, by folder or hub id, such as Stable
-    Diffusion XL, PixArt or a latent consistency model; the profile names it. Stable Diffusion is the paper's
-    (DDPM, 50 steps, guidance 7.5; Appendix A.2). For its second generator, LAFITE (Table 8), stands aMUSEd, a
-    transformer that writes the codes of a discrete autoencoder: LAFITE's weights are a pickle that runs code when it is
-    opened, and no pipeline of diffusers.
+    Any such pipeline of diffusers will do that takes one random stream an image, such as Stable Diffusion XL or PixArt.
+    Stable Diffusion is the paper's (DDPM, 50 steps, guidance 7.5; Appendix A.2). For its second generator, LAFITE
+    (Table 8), whose weights are a pickle and no pipeline of diffusers, stands aMUSEd, a transformer that writes the
+    codes of a discrete autoencoder.
     """
 
     def __init__(
@@ -174,36 +166,13 @@ class Generator:
         profile's `scheduler`. Any other pipeline keeps its own, aMUSEd with one random stream an image.
 
         Raises:
-            FileNotFoundError, ValueError: as `checkpoint.check`; a folder that holds no text-to-image pipeline; a
-                tokenizer and a text encoder of two vocabularies; an unknown scheduler; a `dtype` that the device
-                cannot do.
+            FileNotFoundError, ValueError: as `checkpoint.opening`; no text-to-image pipeline; a tokenizer and a text
+                encoder of two vocabularies; an unknown scheduler; a `dtype` that the device cannot do.
         """
-        dtype, scheduler = inference_dtype(profile), _scheduler(profile.scheduler)
-        folder, revision = profile.provide(profile.generator), profile.revision(profile.generator)
-        kind = _pipeline_class(folder, revision, profile.offline)
-        stable_diffusion = issubclass(kind, StableDiffusionPipeline)
-        pipeline = kind.from_pretrained(
-            folder,
-            revision=revision,
-            variant=checkpoint.variant(folder),
-            dtype=dtype,
-            local_files_only=profile.offline,
-            use_safetensors=True,
-            **checkpoint.of_pipeline(folder),
-            **(UNCHECKED if stable_diffusion else {}),
-        ).to(profile.device)
-        _check_vocabularies(folder, pipeline)
-        if stable_diffusion:
-            # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
-            scheduler = scheduler if dtype == torch.float32 else in_float32(scheduler)
-            pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
-        elif isinstance(pipeline.scheduler, AmusedScheduler):
-            pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
-        parts = pipeline.components
-        for name in CONVOLUTIONAL & parts.keys():
-            parts[name].to(memory_format=torch.channels_last)
-        for name in DENOISERS & parts.keys() if dtype == torch.float32 else ():
-            use_onednn(parts[name])
+        dtype, scheduler = checkpoint.inference_dtype(profile), _scheduler(profile.scheduler)
+        pipeline = _open(profile, scheduler if dtype == torch.float32 else in_float32(scheduler), dtype)
+        for name in DENOISERS & pipeline.components.keys() if dtype == torch.float32 else ():
+            use_onednn(pipeline.components[name])
         return cls(
             pipeline, profile.num_inference_steps, profile.guidance_scale, profile.image_size, profile.draw_batch
         )
@@ -249,8 +218,7 @@ class Generator:
 
 # --- Linear layers through oneDNN on a CPU, as a model's convolutions go already.
 #
-# torch sends them through MKL, which on an AMD processor is half as fast. The operator is the one of torch.compile, and
-# the pinned torch has it without gradients only: this is for models that are frozen.
+# MKL, which torch takes, is half as fast on an AMD processor. The operator is torch.compile's, and has no gradients.
 
 
 def _linear(self: nn.Linear, x: Tensor) -> Tensor:
@@ -269,56 +237,38 @@ def use_onednn(model: nn.Module) -> nn.Module:
     return model
 
 
-# --- The generator as the finetuning needs it: in float32 whatever the profile infers in, frozen, with gradients.
+# --- The generator as the finetuning needs it.
 
 
 def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
-    """The profile's Stable Diffusion for training: fp32, frozen, its linear layers with gradients.
+    """The profile's Stable Diffusion for training: float32, frozen, its linear layers with gradients, DDPM.
 
     Raises:
-        FileNotFoundError, ValueError: as `checkpoint.check`; a pipeline of another kind, whose losses Section 4 does
-            not define.
+        FileNotFoundError, ValueError: as `Generator.load`; a pipeline whose losses Section 4 does not define.
     """
-    folder = profile.provide(profile.generator)
-    revision = profile.revision(profile.generator)
-    checkpoint.check(folder, "generator", revision=revision)
-    options = {"revision": revision, "local_files_only": profile.offline}
-    kind = StableDiffusionPipeline.load_config(folder, **options).get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise ValueError(f"{folder} is a {kind}, and the finetuning needs a StableDiffusionPipeline: give one.")
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        variant=checkpoint.variant(folder),
-        revision=revision,
-        local_files_only=profile.offline,
-        use_safetensors=True,
-        **checkpoint.of_pipeline(folder),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(profile.device)
-    # Two fields that the oldest published configurations lack.
-    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
+    kind = _pipeline_class(*checkpoint.source(profile, profile.generator))
+    if kind is not StableDiffusionPipeline:
+        raise ValueError(
+            f"{profile.generator} is a {kind.__name__}, and the finetuning needs a StableDiffusionPipeline: give one."
+        )
+    pipeline = _open(profile, DDPMScheduler, torch.float32)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
-    for part in (pipeline.unet, pipeline.vae):
-        part.to(memory_format=torch.channels_last)
     return pipeline
 
 
 def load_decoder(profile: Profile) -> AutoencoderTiny:
     """The profile's small decoder of latents; ValueError where it has none."""
     folder, revision = decoder_folder(profile), profile.revision(profile.tiny_decoder)
-    checkpoint.check(folder, "tiny decoder", revision=revision)
-    decoder = AutoencoderTiny.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        variant=checkpoint.variant(folder),
-        revision=revision,
-        local_files_only=profile.offline,
-        use_safetensors=True,
-    )
+    with checkpoint.opening(folder, "tiny decoder", revision):
+        decoder = AutoencoderTiny.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            variant=checkpoint.variant(folder),
+            revision=revision,
+            local_files_only=profile.offline,
+            use_safetensors=True,
+        )
     return decoder.to(profile.device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, CLIPModel, ViTModel
 
-from dfl_utils.models import checkpoint, layout
+from dfl_utils.models import checkpoint
 from dfl_utils.world.profile import Profile
 
 VERSION = 1  # of the embeddings that the same image and files give; part of every key that names an encoder
@@ -47,22 +47,21 @@ def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
 
 def load_clip(profile: Profile) -> ImageEncoder:
     """CLIP's projected image embedding."""
-    model, folder = checkpoint.load(CLIPModel, profile, "clip", layout.PROCESSOR)
-    return ImageEncoder(model, _processor(profile, folder), _clip_features)
+    model, _ = checkpoint.load(CLIPModel, profile, "clip")
+    return ImageEncoder(model, _processor(profile, profile.clip), _clip_features)
 
 
 def load_dino(profile: Profile) -> ImageEncoder:
     """DINO's class token at the profile's `dino_size`."""
-    model, folder = checkpoint.load(ViTModel, profile, "dino", layout.PROCESSOR, add_pooling_layer=False)
+    model, _ = checkpoint.load(ViTModel, profile, "dino", add_pooling_layer=False)
     side = profile.dino_size
-    processor = _processor(profile, folder, size={"height": side, "width": side})
+    processor = _processor(profile, profile.dino, size={"height": side, "width": side})
     return ImageEncoder(model, processor, _dino_features, min(EMBED_BATCH, max(1, EMBED_PIXELS // side**2)))
 
 
-def _processor(profile: Profile, folder: str, **options):
-    return AutoImageProcessor.from_pretrained(
-        folder, revision=profile.revision(folder), local_files_only=profile.offline, backend="pil", **options
-    )
+def _processor(profile: Profile, model: str, **options):
+    folder, place = checkpoint.source(profile, model)
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", **place, **options)
 
 
 ENCODERS = {"clip": load_clip, "dino": load_dino}
