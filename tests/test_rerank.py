@@ -122,18 +122,6 @@ def test_a_second_call_does_no_model_work(ask, mini, paths, monkeypatch):
     np.testing.assert_array_equal(again[0][0][0].image_hat, first[0][0][0].image_hat)
 
 
-def test_a_lost_shard_alone_is_made_again(ask, paths, tmp_path):
-    store = RunStore(tmp_path)
-    before = ask(rerank.rerank_captions, paths, CAPTIONS, store=store)
-    assert {kind: spent.made for kind, spent in store.spent.items()} == {
-        "images": 4, "clip-originals": 3, "clip-similarity": 4
-    }  # fmt: skip
-    next(tmp_path.glob("clip-similarity-*.safetensors")).unlink()
-    store = RunStore(tmp_path)
-    assert plain(ask(rerank.rerank_captions, paths, CAPTIONS, store=store)) == plain(before)
-    assert sum(spent.made for spent in store.spent.values()) == 1
-
-
 def test_seeds_steps_and_judges_are_other_results(ask, paths):
     base = {"num_inference_steps": 2}
     found = [
