@@ -123,11 +123,6 @@ def test_a_batch_depends_on_seed_and_step_alone(make):
     assert not same(lessons.batch(5), fourth) and not same(make(batch_size=4, seed=1).batch(4), fourth)
 
 
-def test_a_batch_larger_than_the_set_goes_round(make):
-    shown = images_of(make(batch_size=23).batch(0))
-    assert sorted(shown[:10]) == list(range(10)) and shown[10:20] == shown[:10] and shown[20:] == shown[:3]
-
-
 def test_an_image_stands_beside_one_of_its_own_captions(make, captioner, pipeline, examples):
     """Pixels, prompt and caption of a row belong to the image of its latents; each caption has its turn."""
     lessons, said = make(batch_size=5), {number: set() for number in range(10)}
