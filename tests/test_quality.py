@@ -15,7 +15,6 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from dfl_utils.scores import embeddings
-from dfl_utils.scores import word_mover as transport
 from dfl_utils.scores.embeddings import centres, clip_encoder, cosine, get_model_path, sbert_encoder
 from dfl_utils.scores.ngrams import Cider, bleu_statistics, corpus_bleu, tokenise
 from dfl_utils.scores.word_mover import STOP_WORDS, word_mover, word_vectors
@@ -108,10 +107,7 @@ def test_bleu_by_hand():
     # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples, 0 of 3 quadruples
     scores = bleu(["the dog sits on the mat"], [["the dog sat on the mat"]])
     np.testing.assert_allclose(scores, [500 / 6, 100 * np.sqrt(0.5), 50, 0], atol=0.01)
-
-
-def test_bleu_brevity_penalty():
-    assert bleu(["a dog"], [["a dog runs fast"]])[0] == pytest.approx(100 * np.exp(-1))
+    assert bleu(["a dog"], [["a dog runs fast"]])[0] == pytest.approx(100 * np.exp(-1))  # brevity
 
 
 def test_bleu_takes_the_shorter_of_two_equally_close_references():
@@ -155,16 +151,6 @@ def test_word_mover_without_words_is_nan_and_never_infinite():
     np.testing.assert_array_equal(word_mover(captions, [["a dog"]]), [[np.nan, np.nan, np.nan, 0]])
     np.testing.assert_array_equal(word_mover(captions, [["of the"]]), [[np.nan] * 4])
     np.testing.assert_array_equal(word_mover(captions, [["of the", "dog"]])[0, 3], 0)
-
-
-def test_word_mover_of_different_words_with_equal_vectors_is_zero(monkeypatch):
-    def same(words, file):
-        words, vectors = sorted(set(words)), transport.KeyedVectors(2)
-        vectors.add_vectors(words, np.ones((len(words), 2), dtype=np.float32))
-        return vectors
-
-    monkeypatch.setattr(transport, "word_vectors", same)
-    assert word_mover([["red dog"]], [["blue cat"]])[0, 0] == 0
 
 
 def test_cosine_with_references_by_hand():
@@ -218,18 +204,14 @@ def test_clip_text_does_not_depend_on_order_batch_or_repetition(tiny_clip, monke
     np.testing.assert_allclose(clip_encoder(*tiny_clip)(texts[::-1])[::-1], together, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("captions", "references", "message"),
-    [
-        ([["a"]], [["a"], ["b"]], "captions has 1 images and references has 2; give both"),
-        ([["a"], ["b", "c"]], [["a"], ["b"]], r"captions\[1\] holds 2 candidates where captions\[0\] holds 1"),
-        ([["a"]], [["a", " "]], r"references\[0\] holds a blank string"),
-        (["a dog"], [["a"]], r"captions\[0\] is no list of strings; give one"),
-    ],
-)
-def test_bad_captions_and_references(captions, references, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        Cider([["a"]]).score(captions, references)
+def test_bad_captions_and_references():
+    cider = Cider([["a"]])
+    with pytest.raises(ValueError, match="captions has 1 images and references has 2; give both"):
+        cider.score([["a"]], [["a"], ["b"]])
+    with pytest.raises(ValueError, match=r"captions\[1\] holds 2 candidates where captions\[0\] holds 1"):
+        cider.score([["a"], ["b", "c"]], [["a"], ["b"]])
+    with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
+        cider.score([["a"]], [["a", " "]])
 
 
 def test_other_word_vectors_come_from_a_file_of_the_published_format(tmp_path):
