@@ -14,20 +14,11 @@ NOISE = {
     "_name_or_path": "",
     "architectures": None,
     "bad_words_ids": None,
-    "decoder_start_token_id": None,
-    "do_sample": False,
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
-    "length_penalty": 1.0,
     "max_length": 20,
-    "min_length": 0,
     "num_beams": 1,
     "pruned_heads": {},
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
     "torch_dtype": None,
-    "torchscript": False,
     "transformers_version": "4.26.0.dev0",
 }
 OLD_CLIP = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # other ids than the tokenizer's
@@ -80,17 +71,12 @@ def old_processor(folder: Path, kind: str, *, extractor: bool = False) -> None:
     write(folder / "preprocessor_config.json", old)
 
 
-def word_pieces(folder: Path, *, vocabulary: bool = True) -> None:
-    """BLIP's published tokenizer: 30,522 tokens in vocab.txt, or in tokenizer.json, and no [DEC]."""
+def word_pieces(folder: Path) -> None:
+    """BLIP's published tokenizer: 30,522 tokens in vocab.txt, and no [DEC]."""
     tokenizer = read(folder / "tokenizer.json")
     words = sorted(tokenizer["model"]["vocab"].items(), key=lambda pair: pair[1])[:30522]
-    if vocabulary:
-        (folder / "tokenizer.json").unlink()
-        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
-    else:
-        tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 30522]
-        tokenizer["model"]["vocab"] = dict(words)
-        write(folder / "tokenizer.json", tokenizer)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "mask", "pad", "sep", "unk")}
     write(folder / "special_tokens_map.json", names)
     kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512, "strip_accents": None}

@@ -32,8 +32,8 @@ from layouts import (
     write,
 )
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, CLIPModel, ViTModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPModel
 
 from dfl_utils.models import captioner, checkpoint, similarity
 from dfl_utils.models.generator import Generator, load_decoder, truncated
@@ -78,24 +78,6 @@ def shipped(name: str) -> list:
 
 
 # --- layouts ------------------------------------------------------------------------------------------------
-def names_in_memory(folder: Path) -> None:
-    """Saved as it lies in memory: transformers 5 has other names there, and tied weights lie there twice."""
-    field = FIELDS.get(folder.name, folder.name)
-    kind = {"blip2": Blip2ForConditionalGeneration, "dino": ViTModel}
-    models = profile.load("mini", **{field: str(MINI / folder.name)})
-    options = {"add_pooling_layer": False} if folder.name == "dino" else {}
-    model, _ = checkpoint.load(kind[folder.name], models, field, **options)
-    state = {name: value.half().clone() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def headed_dino(folder: Path) -> None:
-    pooler = {"vit.pooler.dense.weight": torch.zeros(128, 128), "vit.pooler.dense.bias": torch.zeros(128)}
-    rewrite(folder / "model.safetensors", lambda name: f"vit.{name}", pooler)
-    old_config(folder)
-    old_processor(folder, "ViTImageProcessor", extractor=True)
-
-
 def old_clip(folder: Path) -> None:
     config = read(folder / "config.json")
     text, vision = config["text_config"], config["vision_config"]
@@ -165,12 +147,7 @@ def mixed_variants(folder: Path) -> None:
 
 
 LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "DINO, names in memory": ("dino", names_in_memory),
-    "BLIP-2, names in memory": ("blip2", names_in_memory),
-    "DINO under a head, old files": ("dino", headed_dino),
-    "DINO, shards": ("dino", lambda folder: shard(folder / "model.safetensors")),
     "CLIP, old files": ("clip", old_clip),
-    "CLIP, fp16 alone": ("clip", lambda folder: fp16(folder, alone=True)),
     "BLIP, old files": ("blip-base", old_blip),
     "BLIP-2, old files in shards": ("blip2", old_blip2),
     "BLIP-2, two processor files": ("blip2", blip2_with_queries),
@@ -194,10 +171,8 @@ def copy(tmp_path):
 def test_a_layout_changes_no_output(layout, copy):
     name, change = LAYOUTS[layout]
     folder = copy(name)
-    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     change(folder)
-    changed = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} != before
-    assert changed
+    assert provenance.checkpoint_hash(folder) != provenance.checkpoint_hash(MINI / name)
     assert outputs(name, folder) == shipped(name)
 
 
