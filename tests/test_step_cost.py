@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfl_utils.store.store import RunStore
-from dfl_utils.training import full_size, pairs, step_cost
+from dfl_utils.training import full_size, step_cost
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import TalkingPair
 from dfl_utils.training.shape_counter import ShapeCounter
@@ -78,13 +78,6 @@ def test_ways_that_only_save_have_the_losses_and_gradients_of_a_talking_pair(cos
     for name in EXACT[1:]:
         for one, other in zip(gradients["naive"], gradients[name], strict=True):
             torch.testing.assert_close(other, one, rtol=2e-3, atol=1e-6)
-
-
-def test_naive_latents_are_those_of_the_finetuning(cost, finetuner):
-    bench = cost.bench
-    kept = pairs.latents(finetuner, bench.pipeline, finetuner.examples[:2])
-    torch.testing.assert_close(bench.step("joint", Way()).encode(bench.images), kept, rtol=0, atol=1e-5)
-    torch.testing.assert_close(bench.batch.latents, kept, rtol=0, atol=1e-5)
 
 
 def test_what_is_not_frozen_has_a_gradient(cost):
