@@ -179,13 +179,6 @@ def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, 
     assert game.workshop.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
 
 
-def test_equal_and_empty_captions_are_drawn_by_their_own_noise(game, examples):
-    run = game.reconstruct(examples[:1], [["a red dog", "a red dog", ""]], similarities=["clip"])
-    first, second, empty = run.load_images(0)
-    assert not np.array_equal(first, second) and empty.shape == first.shape
-    assert np.isfinite(run.sim_image["clip"]).all()
-
-
 def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
     game = Idle(mini, RunStore(tmp_path), progress=False)
     with pytest.raises(ValueError, match="not 0 images x 3 candidates"):
