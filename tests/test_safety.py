@@ -204,16 +204,6 @@ def test_a_leak_in_the_numbers_or_in_a_picture_stops_the_build(house):
         book.refuse_disclosure("ci")
 
 
-def test_the_themes_own_files_are_not_read(house):
-    site = house.root / "_build/html"
-    for name in ("one.html", "_sources/one.md", "_static/theme.js", "searchindex.js"):
-        house.write(f"_build/html/{name}", "/home/bob")
-    read = [path.relative_to(site).as_posix() for path in disclosure.pages(site)]
-    assert read == ["_sources/one.md", "one.html", "searchindex.js"]
-    with pytest.raises(BuildFailed, match="^_sources/one.md shows a path of a machine"):
-        disclosure.refuse(site, disclosure.pages(site))
-
-
 def test_the_published_numbers_tell_nothing():
     results = ROOT / "results"
     disclosure.refuse(results, sorted(path for path in results.glob("*/*") if path.is_file()))
