@@ -173,9 +173,9 @@ KEYS = {
     "step-flops": (cost_of(lambda c, w: c.flops()), STEP),
     "step-flops-published": (cost_of(lambda c, w: c.published_flops()), STEP),
     "step-seconds": (cost_of(lambda c, w: c.seconds(w.rounds)), STEP | {"rounds"}),
-    "census": (lambda w, k: census.take(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
+    "census": (lambda w, k: census.Census(w.store(k), *tokenizers(w), [w.caption]).votes, {"caption", "vocab"}),
     "census-tally": (
-        lambda w, k: census.Tally(w.store(k), *tokenizers(w), [w.caption]).tokens_where(np.full(4, w.seed)),
+        lambda w, k: census.Census(w.store(k), *tokenizers(w), [w.caption]).tokens_where(np.full(4, w.seed)),
         {"caption", "vocab", "seed"},
     ),
     "token-map": (lambda w, k: census.learn(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),

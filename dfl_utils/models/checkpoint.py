@@ -131,8 +131,8 @@ def inference_dtype(profile: Profile) -> torch.dtype:
 
 # --- Tokenizers and processors, read once for all checkpoints that hold the same files.
 #
-# A finetuned model's folder has a copy of its base's tokenizer, and every chapter loads many of them. What is
-# remembered of a tokenizer (`alignment.once_a_tokenizer`) then holds for all of them too. Nobody changes a shared one.
+# A finetuned model's folder has a copy of its base's tokenizer, and every chapter loads many of them. What
+# `training.vocabulary` remembers of a tokenizer then holds for all of them too. Nobody changes a shared one.
 
 # What decides them beside weights: vocabularies, merges, settings, templates, and the configuration that names a class.
 FILES = ("*.json", "*.txt", "*.jinja", "*.model")

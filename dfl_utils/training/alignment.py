@@ -1,19 +1,15 @@
 """Which tokens of two tokenizers stand for the same characters of the same texts."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import wraps
-from typing import TypeVar
-from weakref import WeakKeyDictionary
+from functools import cache
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 CHUNK = 20_000  # texts whose tokens are held at a time
-Found = TypeVar("Found")
-Asked = Callable[[PreTrainedTokenizerBase], Found]
 
 
 @dataclass(frozen=True)
@@ -31,26 +27,6 @@ class Spans:
     ends: np.ndarray
     counts: np.ndarray
 
-    @property
-    def texts(self) -> np.ndarray:
-        """(tokens,) which text each token is of."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
-
-def once_a_tokenizer(function: Asked) -> Asked:
-    """Remember what `function` makes of a tokenizer until that is gone or gains tokens; callers do not change it."""
-    known: WeakKeyDictionary = WeakKeyDictionary()
-
-    @wraps(function)
-    def remembered(tokenizer: PreTrainedTokenizerBase) -> Found:
-        size, found = known.get(tokenizer, (-1, None))
-        if size != len(tokenizer):
-            found = function(tokenizer)
-            known[tokenizer] = len(tokenizer), found
-        return found
-
-    return remembered
-
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The fast tokenizer behind one of transformers'; ValueError for a slow one, which keeps no positions."""
@@ -63,14 +39,9 @@ def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return fast
 
 
+@cache
 def plain(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of its `backend` that neither pads nor cuts, as the owner's may."""
-    backend(tokenizer)  # refuses a slow one
-    return _plain(tokenizer)
-
-
-@once_a_tokenizer
-def _plain(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     fast = Tokenizer.from_str(backend(tokenizer).to_str())
     fast.no_padding()
     fast.no_truncation()

@@ -4,12 +4,11 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -54,77 +53,10 @@ class Cuts:
         return [part.tolist() for part in np.split(self.ids, np.cumsum(self.counts)[:-1])]
 
 
-@dataclass(frozen=True)
 class Census:
-    """Both cuts of the same captions, and how their characters fall together.
+    """Both cuts of the same captions, and what they say, each answer a small shard.
 
-    Attributes:
-        captioner, generator: cuts by the two tokenizers.
-        votes: of all captions, for `VocabularyMap.make`.
-        strings: token id -> number of its string without its tokenizer's marks, one array for each of the two.
-    """
-
-    captioner: Cuts
-    generator: Cuts
-    votes: Votes
-    strings: tuple[np.ndarray, np.ndarray]
-
-    def same_list(self) -> np.ndarray:
-        """Whether both tokenizers cut a caption into the same strings in the same order, `(captions,)` bool."""
-        return _equal(self._spelled(0), self._spelled(1))
-
-    def same_set(self) -> np.ndarray:
-        """Likewise of the sets of strings (Appendix G speaks of a set)."""
-        width = max(map(len, self.strings)) * 2
-        keys = [np.unique(cuts.captions * width + cuts.ids) for cuts in map(self._spelled, (0, 1))]
-        same = np.full(len(self.captioner.counts), True)
-        same[np.setxor1d(*keys, assume_unique=True) // width] = False
-        return same
-
-    def mapped_own(self, index: Tensor) -> np.ndarray:
-        """Whether a vocabulary map turns the captioner's ids of a caption into the generator's own, `(captions,)`."""
-        return _equal(Cuts(index.numpy()[self.captioner.ids], self.captioner.counts), self.generator)
-
-    def tokens_where(self, chosen: np.ndarray) -> np.ndarray:
-        """How many of each caption's tokens are among the captioner's tokens `(V,)` bool: `(captions,)` int64."""
-        return np.bincount(self.captioner.captions, chosen[self.captioner.ids], len(self.captioner.counts)).astype(int)
-
-    def _spelled(self, side: int) -> Cuts:
-        cuts = (self.captioner, self.generator)[side]
-        return Cuts(self.strings[side][cuts.ids], cuts.counts)
-
-
-def take(
-    store: RunStore,
-    captioner_tokenizer: PreTrainedTokenizerBase,
-    generator_tokenizer: PreTrainedTokenizerBase,
-    captions: Sequence[str],
-) -> Census:
-    """Cut and align all captions by both tokenizers; a second census of the same captions reads them from the store.
-
-    Raises:
-        ValueError: no captions.
-    """
-    if not captions:
-        raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
-    pair = captioner_tokenizer, generator_tokenizer
-    found = [_block(store, *pair, block) for block in _blocks(captions)]
-    cuts = [
-        Cuts(
-            *(np.concatenate([part[f"{side} {what}"] for part in found]).astype(np.int64) for what in ("ids", "counts"))
-        )
-        for side in ("captioner", "generator")
-    ]
-    votes = Votes()
-    for part in found:
-        votes.add(_votes({name: part[name] for name in vars(votes)}))
-    return Census(*cuts, votes, _strings(*pair))
-
-
-class Tally:
-    """What a census of many captions says, each answer a small shard: the census itself is made where one is missing.
-
-    Args: as of `take`.
+    Captions are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or `votes` are looked at.
 
     Raises:
         ValueError: no captions.
@@ -139,47 +71,80 @@ class Tally:
     ):
         if not captions:
             raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
-        self._store, self._captions = store, captions
-        self._pair = captioner_tokenizer, generator_tokenizer
-        self._key = _key(*self._pair) | {"captions": _digest("\n".join(captions))}
-        for block in _blocks(captions):  # the cost of the census, whether it is read or not
-            store.count(CENSUS, _block_key(*self._pair, block))
+        self._store, self._pair, self._number = store, (captioner_tokenizer, generator_tokenizer), len(captions)
+        self._key = _key(*self._pair, captions)
+        self._blocks = [captions[k : k + BLOCK] for k in range(0, len(captions), BLOCK)]
+        for block in self._blocks:  # the cost of the census, whether it is read or not
+            store.count(CENSUS, _key(*self._pair, block))
 
     @cached_property
-    def census(self) -> Census:
-        return take(self._store, *self._pair, self._captions)
+    def _found(self) -> list[dict[str, np.ndarray]]:
+        return [self._store.get(CENSUS, _key(*self._pair, b), partial(_cut, *self._pair, b)) for b in self._blocks]
+
+    def _cuts(self, side: str) -> Cuts:
+        parts = [[part[f"{side} {what}"] for part in self._found] for what in ("ids", "counts")]
+        return Cuts(*(np.concatenate(arrays).astype(np.int64) for arrays in parts))
+
+    @cached_property
+    def captioner(self) -> Cuts:
+        return self._cuts("captioner")
+
+    @cached_property
+    def generator(self) -> Cuts:
+        return self._cuts("generator")
+
+    @cached_property
+    def votes(self) -> Votes:
+        """Those of all captions, for `VocabularyMap.make`."""
+        votes = Votes()
+        for part in self._found:
+            votes.add(_votes({name: part[name] for name in vars(votes)}))
+        return votes
+
+    def spelled(self) -> tuple[Cuts, Cuts]:
+        """Both cuts, a token's number that of its string without its tokenizer's marks."""
+        sides = zip((self.captioner, self.generator), _strings(*self._pair), strict=True)
+        return tuple(replace(cuts, ids=strings[cuts.ids]) for cuts, strings in sides)
 
     def same_list(self) -> np.ndarray:
-        """As `Census.same_list`."""
-        return self._bits("same list", lambda: self.census.same_list())
+        """Whether both tokenizers cut a caption into the same strings in the same order, `(captions,)` bool."""
+        return self._bits("same list", lambda: equal(*self.spelled()))
 
     def same_set(self) -> np.ndarray:
-        """As `Census.same_set`."""
-        return self._bits("same set", lambda: self.census.same_set())
+        """Likewise of the sets of strings (Appendix G speaks of a set)."""
+        return self._bits("same set", lambda: equal_sets(*self.spelled()))
 
     def mapped_own(self, index: Tensor) -> np.ndarray:
-        """As `Census.mapped_own`."""
-        return self._bits("mapped own", lambda: self.census.mapped_own(index), _of(index.numpy()))
+        """Whether a vocabulary map turns the captioner's ids of a caption into the generator's own, `(captions,)`."""
+
+        def mapped():
+            return equal(replace(self.captioner, ids=index.numpy()[self.captioner.ids]), self.generator)
+
+        return self._bits("mapped own", mapped, _of(index.numpy()))
 
     def tokens_where(self, chosen: np.ndarray) -> np.ndarray:
-        """As `Census.tokens_where`."""
-        return self._numbers("tokens where", lambda: self.census.tokens_where(chosen), _of(chosen))
+        """How many of each caption's tokens are among the captioner's tokens `(V,)` bool: `(captions,)` int64."""
+
+        def found():
+            return np.bincount(self.captioner.captions, chosen[self.captioner.ids], self._number).astype(int)
+
+        return self._numbers("tokens where", found, _of(chosen))
 
     def counts(self) -> np.ndarray:
         """Tokens of each caption by the captioner's tokenizer, `(captions,)` int64."""
-        return self._numbers("counts", lambda: self.census.captioner.counts)
+        return self._numbers("counts", lambda: self.captioner.counts)
 
     def times(self, vocab_size: int) -> np.ndarray:
         """How often each of the captioner's tokens stands in the captions, `(vocab_size,)` int64."""
-        return self._numbers("times", lambda: np.bincount(self.census.captioner.ids, minlength=vocab_size), vocab_size)
+        return self._numbers("times", lambda: np.bincount(self.captioner.ids, minlength=vocab_size), vocab_size)
 
-    def votes(self, kind: str) -> int:
+    def voted(self, kind: str) -> int:
         """Number of the captioner's tokens with a vote of `Votes`, `equal` or `within`."""
-        return int(self._numbers(kind, lambda: np.array([sum(getattr(self.census.votes, kind).values())]))[0])
+        return int(self._numbers(kind, lambda: np.array([sum(getattr(self.votes, kind).values())]))[0])
 
     def _bits(self, what: str, make: Callable[[], np.ndarray], asked: object = None) -> np.ndarray:
         bits = self._kept(what, lambda: np.packbits(make()), asked)
-        return np.unpackbits(bits, count=len(self._captions)).astype(bool)
+        return np.unpackbits(bits, count=self._number).astype(bool)
 
     def _numbers(self, what: str, make: Callable[[], np.ndarray], asked: object = None) -> np.ndarray:
         return self._kept(what, lambda: _narrow(make()), asked).astype(np.int64)
@@ -187,6 +152,24 @@ class Tally:
     def _kept(self, what: str, make: Callable[[], np.ndarray], asked: object) -> np.ndarray:
         key = self._key | {"what": what, "asked": asked}
         return self._store.get(TALLY, key, lambda: {"found": make()})["found"]
+
+
+def equal(first: Cuts, second: Cuts) -> np.ndarray:
+    """Whether two cuts of the same captions have the same ids in the same order, `(captions,)` bool."""
+    same = first.counts == second.counts
+    chosen = [cuts.ids[np.repeat(same, cuts.counts)] for cuts in (first, second)]
+    owners = first.captions[np.repeat(same, first.counts)]
+    same[owners[chosen[0] != chosen[1]]] = False
+    return same
+
+
+def equal_sets(first: Cuts, second: Cuts) -> np.ndarray:
+    """Likewise of the sets of ids, which count from 0."""
+    width = max(cuts.ids.max(initial=0) for cuts in (first, second)) + 1
+    keys = [np.unique(cuts.captions * width + cuts.ids) for cuts in (first, second)]
+    same = np.full(len(first.counts), True)
+    same[np.setxor1d(*keys, assume_unique=True) // width] = False
+    return same
 
 
 def learn(
@@ -200,17 +183,13 @@ def learn(
     pair = captioner_tokenizer, generator_tokenizer
 
     def make():
-        votes = take(store, *pair, captions).votes if captions else Votes()
-        made = VocabularyMap.make(*pair, votes, **options)
-        names = [made.captioner, made.generator, str(made.generator_size)]
-        return {"index": made.index.numpy(), "how": list(made.how), "names": names}
+        votes = Census(store, *pair, captions).votes if captions else Votes()
+        return VocabularyMap.make(*pair, votes, **options).to_content()
 
-    key = _key(*pair) | {"captions": _digest("\n".join(captions)), "options": options}
+    key = _key(*pair, captions) | {"options": options}
     if options.get("by_meaning", True):
         key["meaning"] = {name: provenance.release(name) for name in MEANING_PACKAGES}
-    found = store.get(TOKEN_MAP, key, make)
-    *prints, size = found["names"]
-    return VocabularyMap(torch.from_numpy(found["index"]), tuple(found["how"]), *prints, int(size))
+    return VocabularyMap.from_content(store.get(TOKEN_MAP, key, make))
 
 
 def share(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> Estimate:
@@ -219,11 +198,8 @@ def share(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> Estimate
     The interval is that of a ratio of sums (linearised, normal): bootstrapping 80,000 images would say the same.
 
     Args:
-        part, whole: `(captions,)` numbers, such as tokens that are matched and tokens.
-        clusters: `(captions,)` int, the image of each.
-
-    Returns:
-        The estimate, whose n is the sum of `whole`; of one cluster low = value = high.
+        part, whole: `(captions,)` numbers, such as tokens that are matched and tokens; n is the sum of `whole`.
+        clusters: `(captions,)` int, the image of each; of one cluster low = value = high.
     """
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     value = part.sum() / whole.sum()
@@ -236,19 +212,12 @@ def share(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> Estimate
     return Estimate(100 * value, 100 * low, 100 * high, int(whole.sum()))
 
 
-def _key(captioner, generator) -> dict:
+def _key(captioner, generator, captions: Sequence[str]) -> dict:
     return {
         "tokenizers": [_recipe(captioner), _recipe(generator)],
         "package": provenance.release("tokenizers"),
+        "captions": _digest("\n".join(captions)),
     }
-
-
-def _blocks(captions: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (captions[k : k + BLOCK] for k in range(0, len(captions), BLOCK))
-
-
-def _block_key(captioner, generator, captions: Sequence[str]) -> dict:
-    return _key(captioner, generator) | {"captions": _digest("\n".join(captions))}
 
 
 def _of(values: np.ndarray) -> str:
@@ -261,16 +230,13 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(np.min_scalar_type(values.max(initial=0)))
 
 
-def _block(store: RunStore, captioner, generator, captions: Sequence[str]) -> dict:
-    def make():
-        ours, theirs = alignment.spans(captioner, captions), alignment.spans(generator, captions)
-        content = {}
-        for side, cut in (("captioner", ours), ("generator", theirs)):
-            content |= {f"{side} ids": cut.ids.astype(np.int32), f"{side} counts": cut.counts.astype(np.int32)}
-        votes = vars(alignment.align(ours, theirs))
-        return content | {name: _rows(counter) for name, counter in votes.items()}, len(captions)
-
-    return store.get(CENSUS, _block_key(captioner, generator, captions), make)
+def _cut(captioner, generator, captions: Sequence[str]) -> tuple[dict, int]:
+    ours, theirs = alignment.spans(captioner, captions), alignment.spans(generator, captions)
+    content = {}
+    for side, cut in (("captioner", ours), ("generator", theirs)):
+        content |= {f"{side} ids": cut.ids.astype(np.int32), f"{side} counts": cut.counts.astype(np.int32)}
+    votes = vars(alignment.align(ours, theirs))
+    return content | {name: _rows(counter) for name, counter in votes.items()}, len(captions)
 
 
 def _rows(counter: Counter) -> np.ndarray:
@@ -298,7 +264,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@cache  # a chapter asks it of three tokenizers, again and again
+@cache
 def _strings(captioner, generator) -> tuple[np.ndarray, np.ndarray]:
     bodies = vocabulary.bodies_of(captioner)
     names = {index: token.removesuffix(END) for token, index in generator.get_vocab().items()}
@@ -306,11 +272,3 @@ def _strings(captioner, generator) -> tuple[np.ndarray, np.ndarray]:
     return tuple(
         np.array([known.get(side.get(token), -1) for token in range(max(side) + 1)]) for side in (bodies, names)
     )
-
-
-def _equal(first: Cuts, second: Cuts) -> np.ndarray:
-    same = first.counts == second.counts
-    chosen = [cuts.ids[np.repeat(same, cuts.counts)] for cuts in (first, second)]
-    owners = first.captions[np.repeat(same, first.counts)]
-    same[owners[chosen[0] != chosen[1]]] = False
-    return same

