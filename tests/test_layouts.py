@@ -78,20 +78,6 @@ def shipped(name: str) -> list:
 
 
 # --- layouts ------------------------------------------------------------------------------------------------
-def old_clip(folder: Path) -> None:
-    config = read(folder / "config.json")
-    text, vision = config["text_config"], config["vision_config"]
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-    buffers = {
-        "text_model.embeddings.position_ids": positions(text["max_position_embeddings"]),
-        "vision_model.embeddings.position_ids": positions(patches),
-    }
-    rewrite(folder / "model.safetensors", extra=buffers)
-    old_config(folder, text_config=text | OLD_CLIP)
-    byte_pairs(folder, "CLIPTokenizer", CLIP_NAMES, text["max_position_embeddings"])
-    old_processor(folder, "CLIPImageProcessor", extractor=True)
-
-
 def old_blip(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     head = "text_decoder.cls.predictions."
@@ -115,12 +101,6 @@ def old_blip2(folder: Path) -> None:
     settings = read(folder / "tokenizer_config.json")
     write(folder / "tokenizer_config.json", settings | {"add_bos_token": True})
     old_processor(folder, "BlipImageProcessor")
-
-
-def blip2_with_queries(folder: Path) -> None:
-    """transformers 4.46 wrote the number of queries beside the old preprocessor's file."""
-    old_processor(folder, "BlipImageProcessor")
-    write(folder / "processor_config.json", {"num_query_tokens": 8, "processor_class": "Blip2Processor"})
 
 
 def old_stable_diffusion(folder: Path) -> None:
@@ -147,10 +127,8 @@ def mixed_variants(folder: Path) -> None:
 
 
 LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "CLIP, old files": ("clip", old_clip),
     "BLIP, old files": ("blip-base", old_blip),
     "BLIP-2, old files in shards": ("blip2", old_blip2),
-    "BLIP-2, two processor files": ("blip2", blip2_with_queries),
     "SD, old files": ("stable-diffusion", old_stable_diffusion),
     "SD, shards": ("stable-diffusion", sharded_stable_diffusion),
     "SD, fp16 beside": ("stable-diffusion", lambda folder: fp16(folder, alone=False)),
@@ -187,22 +165,6 @@ def test_clip_crops_what_is_not_square(copy):
     middle = image.resize((128, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
     found = similarity.load_clip(profile.load("mini", clip=str(folder))).embed([image])
     np.testing.assert_array_equal(found, similarity.load_clip(profile.load("mini")).embed([middle]))
-
-
-def test_dino_at_another_size_stretches_its_positions():
-    """The published DINO learned 28 x 28 patches of 224 px; the paper shows it 384."""
-    encoder = similarity.load_dino(profile.load("mini", dino_size=96))
-    pixels = encoder.processor(IMAGES, return_tensors="pt").pixel_values
-    assert pixels.shape == (2, 3, 96, 96)
-    table = encoder.model.embeddings.position_embeddings
-    grid = table[:, 1:].reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
-    stretched = torch.nn.functional.interpolate(grid, (12, 12), mode="bicubic", align_corners=False)
-    found = encoder.model.embeddings.interpolate_pos_encoding(torch.zeros(1, 145, table.shape[-1]), 96, 96)
-    torch.testing.assert_close(found[:, 1:], stretched.permute(0, 2, 3, 1).flatten(1, 2), rtol=0, atol=1e-6)
-    with torch.no_grad():
-        states = encoder.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    unit = torch.nn.functional.normalize(states, dim=-1).numpy()
-    np.testing.assert_array_equal(encoder.embed(IMAGES), unit)
 
 
 def test_captions_of_blip2_end_in_a_newline(copy):
