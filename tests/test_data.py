@@ -92,15 +92,6 @@ def test_other_published_layouts_give_the_same_examples(profile):
     assert said(profile) == before
 
 
-def test_each_data_set_may_have_a_root_of_its_own(profile, tmp_path):
-    before = said(profile)
-    (tmp_path / "elsewhere").mkdir()
-    for name in ("coco", "nocaps"):
-        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
-    roots = {f"{name}_root": tmp_path / "elsewhere" / name for name in ("coco", "nocaps")}
-    assert said(bring(tmp_path / "nothing", **roots)) == before
-
-
 KARPATHY, NOCAPS = "coco/dataset_coco.json", "nocaps/nocaps_val_4500_captions.json"
 
 
