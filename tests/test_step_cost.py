@@ -120,15 +120,6 @@ def test_the_meter_counts_what_a_hand_would():
     assert "begin" not in vars(two)  # and leaves the module as it was
 
 
-def test_the_captioner_on_a_drawing_is_known_by_its_gradient():
-    two = Two()
-    meter = Meter(iter(range(100)).__next__)
-    with meter.watch((two, "begin", IMAGE)):
-        two.begin(torch.randn(3, 4))
-        two.begin(torch.randn(3, 4, requires_grad=True))
-    assert part(meter.spent, IMAGE).sum() == part(meter.spent, IMAGE_HAT).sum() == 1
-
-
 def test_parts_add_up_to_what_an_unwatched_step_costs(cost, flops):
     bench = cost.bench
     step = bench.step("joint", WAYS["ours"])
