@@ -87,17 +87,6 @@ def test_a_second_run_does_no_model_work(played, hall, mini, examples):
     assert all(spent.made == 0 for spent in store.spent.values())
 
 
-def test_a_lost_shard_alone_is_made_again(played, hall, examples):
-    run, _ = played
-    sims = [path for path in hall.store.root.glob("clip-similarity-*") if path.stat().st_size]
-    sims[0].unlink()
-    again = borrow(hall, hall.store.root)
-    sim = [again.i2t2i(examples, 2).sim_image["clip"], again.t2i2t(examples[:3], 2).sim_image["clip"]]
-    assert again.store.spent["clip-similarity"].made == 1
-    assert again.store.spent["captions"].made == again.store.spent["images"].made == 0
-    np.testing.assert_array_equal(sim[0], run.sim_image["clip"])
-
-
 def test_an_image_scores_the_same_in_a_smaller_subset(played, game, examples):
     run, other = played
     small = game.i2t2i(examples[:3], 2)
@@ -201,13 +190,6 @@ def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
         with pytest.raises(FileNotFoundError, match="lost.png is missing"):
             play(lost)
     assert not list(tmp_path.iterdir())
-
-
-def test_shards_of_the_streams_are_where_the_blocks_say(game, examples):
-    """The first caption of the eleventh place is made of stream 10, whatever the block."""
-    many = game.sample_captions(examples[:1], 11)
-    stream = [blocks.caption_streams(0, examples[0].image_id, 11)[10:]]
-    assert game.captioner.sample([data.read_image(examples[0].path)], stream, top_p=0.9)[0] == many[0][10:]
 
 
 # --- several processes ------------------------------------------------------------------------------------
