@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import nn
 
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import workshop
-from dfl_utils.training import finetune
 from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
 from dfl_utils.training.finetuned import load_decoder, load_pipeline
 from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
@@ -108,42 +106,6 @@ def test_a_run_in_two_parts_is_the_run_in_one(blip, whole, tmp_path):
     assert second.step == 3 and same(second, half)
     assert same(second.run(), whole[0])
     assert blip.start(tmp_path, QUICK).step == 4  # and a finished one is there, too
-
-
-class Interrupted(Exception):
-    pass
-
-
-def test_a_run_that_broke_off_anywhere_is_the_run_in_one(blip, whole, tmp_path, monkeypatch):
-    """Once between two steps, once between a step's new state and the end of the old one."""
-    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", -1)  # at every step
-    run = blip.start(tmp_path, QUICK)
-    batch, replace = run.pairs.batch, Path.replace
-
-    def interrupted_batch(step):
-        if step == 2:
-            raise Interrupted
-        return batch(step)
-
-    run.pairs.batch = interrupted_batch
-    with pytest.raises(Interrupted):
-        run.run()
-    run = blip.start(tmp_path, QUICK)
-    assert run.step == 1  # the state of step 1 was saved when its losses had been seen to be good
-    saved = iter([replace])
-
-    def interrupted_replace(path, target):
-        return next(saved, interrupt)(path, target)
-
-    def interrupt(*_):
-        raise Interrupted
-
-    monkeypatch.setattr(Path, "replace", interrupted_replace)
-    with pytest.raises(Interrupted):
-        run.run()
-    monkeypatch.setattr(Path, "replace", replace)
-    run = blip.start(tmp_path, QUICK)
-    assert run.step == 1 and same(run.run(), whole[0])
 
 
 # --- micro-batches ----------------------------------------------------------------------------------------
