@@ -1,4 +1,4 @@
-"""Kills, lost ranks, full disks and damage: what comes out is what an undisturbed run gives, no shard made twice.
+"""Kills and full disks: what comes out is what an undisturbed run gives, no shard made twice.
 
 One process loads the embedded models and forks every run that is disturbed. A run is killed by SIGKILL at a moment
 drawn over the time that an undisturbed one takes, or at one of its file operations, drawn likewise.
@@ -12,9 +12,7 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -33,7 +31,6 @@ from dfl_utils.build import execution
 from dfl_utils.game.loops import Game
 from dfl_utils.models import captioner
 from dfl_utils.store import blocks, provenance, shards
-from dfl_utils.store.processes import RankLost
 from dfl_utils.store.store import RunStore
 from dfl_utils.training import finetune, finetuned, vocabulary
 from dfl_utils.training.finetune import Recipe
@@ -45,9 +42,7 @@ from dfl_utils.world import data, profile
 KILLS = 12  # of a run by itself, at least
 MOMENT, FILES = "at a moment", "at a file operation"
 RECIPE = Recipe(steps=4, batch_size=1, lr=1e-3, decoder="tiny", economy=Economy(threshold=1e-6))
-JOINT = replace(RECIPE, batch_size=2, micro_batches=2)  # the ranks of a process group train it together
-LOST = 3  # exit status of a process that raised RankLost
-NEW_USER, NEW_MOUNTS, REMOUNT, READ_ONLY = 0x10000000, 0x00020000, 0x20, 0x1  # of Linux's sched.h and mount.h
+NEW_USER, NEW_MOUNTS, REMOUNT = 0x10000000, 0x00020000, 0x20  # of Linux's sched.h and mount.h
 
 
 # --- in the process that forks ----------------------------------------------------------------------------
@@ -86,18 +81,15 @@ class Nursery:
         captions = [text for row in run.captions for text in row]
         return run.sim_image | {"images": images, "captions": captions, "calls": np.array(calls)}
 
-    def train(self, root: Path, recipe: Recipe = RECIPE) -> shards.Content:
+    def train(self, root: Path) -> shards.Content:
         finetuner = Finetuner(self.profile, RunStore(root), self.lessons, progress=False)
         finetuner._while_same("pair", finetuner._checkpoints, lambda: self.base)
         finetuner.vocabulary_map = self.map
-        (run,) = finetuner.run([recipe])
+        (run,) = finetuner.run([RECIPE])
         folders = [run.profile.provide(folder) for folder in (run.profile.captioner, run.profile.generator)]
         spent = finetuner.store.spent["weights"]
         hashes = [provenance.files_hash(Path(folder)) for folder in folders]
         return run.losses | {"folders": hashes, "calls": np.array([spent.calls, spent.made + spent.loaded])}
-
-    def train_jointly(self, root: Path) -> shards.Content:
-        return self.train(root, JOINT)
 
     # What is done to them.
     def undisturbed(self, task: str, folder: Path) -> dict:
@@ -128,17 +120,17 @@ class Nursery:
             _compare(root, whole)
         return dict(counts)
 
-    def kill_one_of_two(self, task: str, folder: Path, kills: int, whole: dict, seed: int, ranks: bool = False) -> None:
-        """Two processes on one store, one of them killed; with `ranks` the other must do all of the work alone."""
+    def kill_one_of_two(self, task: str, folder: Path, kills: int, whole: dict, seed: int) -> None:
+        """Two processes on one store, one of them killed."""
         rng, counts = np.random.default_rng(seed), Counter()
         while counts["kills"] < kills:
             root, victim = folder / f"run{counts['runs']}", int(rng.integers(2))
             moment = rng.uniform(0, whole["seconds"])
-            pids = [self._fork(task, root, rank=rank if ranks else None) for rank in range(2)]
+            pids = [self._fork(task, root) for _ in range(2)]
             status = _end(pids[victim], kill_after=moment)
             before = _finished(root)
             assert _end(pids[1 - victim]) == 0
-            _compare(root, whole, rank=1 - victim if ranks else None)
+            _compare(root, whole)
             if status != 0:
                 assert status == -signal.SIGKILL and _end(self._fork(task, root)) == 0
                 _compare(root, whole)
@@ -146,28 +138,8 @@ class Nursery:
             counts["runs"] += 1
             counts["kills"] += status != 0
 
-    def break_group(self, folder: Path, kills: int, whole: dict, seed: int) -> None:
-        """Two ranks that train one run together; one is killed, the other says so and stops; one process goes on."""
-        rng, counts = np.random.default_rng(seed), Counter()
-        while counts["kills"] < kills:
-            root, victim = folder / f"run{counts['runs']}", counts["kills"] % 2
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            pids = [self._fork("train_jointly", root, rank=rank, port=port) for rank in range(2)]
-            _await(root, "state.safetensors")
-            time.sleep(rng.uniform(0, 0.1))  # a step or two
-            os.kill(pids[victim], signal.SIGKILL)
-            ends = [_end(pid) for pid in pids]
-            counts["runs"] += 1
-            # Where the training had just ended there was nothing left to lose.
-            counts["kills"] += ends[victim] == -signal.SIGKILL and ends[1 - victim] == LOST
-            assert set(ends) <= {0, -signal.SIGKILL, LOST}, ends
-            assert _end(self._fork("train_jointly", root)) == 0
-            _compare(root, whole)
-
-    def fill_disk(self, task: str, folder: Path, whole: dict) -> dict:
-        """A disk that is full and grows, again and again: the same run goes on each time. At last it is read-only."""
+    def fill_disk(self, task: str, folder: Path, whole: dict) -> list[str]:
+        """A disk that is full and grows, again and again: the same run goes on each time. What it said."""
 
         def outgrow():
             disk, root = Disk(folder / "disk", whole), folder / "disk" / "store"
@@ -184,44 +156,21 @@ class Nursery:
                 left = [path.name for path in root.rglob("*") if path.suffix in (".partial", ".claim")]
                 assert not [name for name in left if name.endswith(".claim") or ".safetensors" in name], left
             _compare(root, whole)
-            (folder / "said").write_text("\n".join([disk.how, disk.protect(root), *said]))
+            (folder / "said").write_text("\n".join(said))
 
         assert _end(_fork(outgrow)) == 0
-        how, protected, *said = (folder / "said").read_text().splitlines()
-        return {"how": how, "protected": protected, "said": said}
-
-    def damage(self, task: str, folder: Path, seed: int) -> int:
-        """Every shard of the undisturbed run damaged in its own way; the number of those that were made again."""
-        rng, root, whole = np.random.default_rng(seed), folder / "damaged", _everything(folder / "whole")
-        shutil.copytree(folder / "whole", root)
-        before = _finished(root)
-        for k, name in enumerate(sorted(before)):
-            raw = bytearray((root / name).read_bytes())
-            place = int(rng.integers(len(raw)))
-            raw[place] ^= 1 << int(rng.integers(8))
-            garbled = [bytes(raw), bytes(raw[:place]), b"", rng.bytes(len(raw))][k % 4]
-            (root / name).write_bytes(garbled)
-        assert _end(self._fork(task, root)) == 0
-        found = _everything(root)
-        assert found == whole
-        return len(before)
+        return (folder / "said").read_text().splitlines()
 
     def _fork(self, *arguments, **options) -> int:
         return _fork(lambda: self._run(*arguments, **options))
 
-    def _run(
-        self, task: str, root: Path, at: int | None = None, rank: int | None = None, port: int = 0, tally: bool = False
-    ) -> None:
+    def _run(self, task: str, root: Path, at: int | None = None, tally: bool = False) -> None:
         """One run in this forked process, which dies at its file operation number `at`."""
         signal.alarm(120)  # a run that hangs fails the test
         operations = _watch(root, at)
-        if rank is not None:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        if port:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DFL_RANK_TIMEOUT": "20"}
         content = getattr(self, task)(root)
         count = operations()
-        shards.write(_answer(root, rank), content, {})
+        shards.write(_answer(root), content, {})
         if tally:
             root.with_suffix(".operations").write_text(str(count))
 
@@ -249,16 +198,6 @@ class Disk:
             self._mount(self.whole["bytes"] * eighths // 8, REMOUNT)
         else:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.whole["largest"] * eighths // 8, resource.RLIM_INFINITY))
-
-    def protect(self, root: Path) -> str:
-        """What a store says on the disk made read-only; nothing where there is no disk of its own."""
-        if self.how == "tmpfs":
-            self._mount(1 << 26, REMOUNT | READ_ONLY)
-            try:
-                RunStore(root)
-            except OSError as error:
-                return str(error)
-        return ""
 
     def _mount(self, size: int, flags: int) -> None:
         self._call("mount", b"tmpfs", bytes(self.place), b"tmpfs", flags, f"size={size}".encode())
@@ -295,8 +234,6 @@ def _fork(work: Callable[[], object]) -> int:
     try:
         work()
         code = 0
-    except RankLost:
-        code = LOST
     except BaseException:
         traceback.print_exc()
     finally:
@@ -316,8 +253,8 @@ def _end(pid: int, kill_after: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _answer(root: Path, rank: int | None = None) -> Path:
-    return root.with_name(f"{root.name}-{rank or 0}.answer")
+def _answer(root: Path) -> Path:
+    return root.with_name(f"{root.name}.answer")
 
 
 def _finished(root: Path) -> dict[str, tuple[int, int]]:
@@ -325,9 +262,9 @@ def _finished(root: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob("*.safetensors")}
 
 
-def _everything(root: Path, rank: int | None = None) -> dict[str, str]:
+def _everything(root: Path) -> dict[str, str]:
     """Each file of a store and the answer of a run by name, as what it says: all but the seconds that it took."""
-    found = {"answer": _digest(_answer(root, rank))}
+    found = {"answer": _digest(_answer(root))}
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
@@ -346,15 +283,10 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _compare(root: Path, whole: dict, rank: int | None = None) -> None:
-    found = _everything(root, rank)
+def _compare(root: Path, whole: dict) -> None:
+    found = _everything(root)
     assert found.keys() == whole["result"].keys(), found.keys() ^ whole["result"].keys()
     assert found == whole["result"], [name for name in found if found[name] != whole["result"][name]]
-
-
-def _await(root: Path, name: str) -> None:
-    while not list(root.rglob(name)):
-        time.sleep(0.002)
 
 
 def _serve(connection) -> None:
@@ -394,20 +326,13 @@ def ask(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def loop(ask, tmp_path_factory):
+    return ask("undisturbed", "play", tmp_path_factory.mktemp("loop"))
 
 
 @pytest.fixture(scope="module")
-def loop(ask, place):
-    (place / "loop").mkdir()
-    return ask("undisturbed", "play", place / "loop")
-
-
-@pytest.fixture(scope="module")
-def training(ask, place):
-    (place / "training").mkdir()
-    return ask("undisturbed", "train", place / "training")
+def training(ask, tmp_path_factory):
+    return ask("undisturbed", "train", tmp_path_factory.mktemp("training"))
 
 
 @pytest.mark.parametrize(("name", "task", "seed"), [("loop", "play", 1), ("training", "train", 2)])
@@ -420,25 +345,9 @@ def test_two_writers_share_one_store(ask, loop, tmp_path):
     ask("kill_one_of_two", "play", tmp_path, 4, loop, 3)
 
 
-def test_a_lost_rank_is_made_up_for(ask, loop, tmp_path):
-    ask("kill_one_of_two", "play", tmp_path, 2, loop, 4, True)
-
-
-def test_a_group_that_lost_a_rank_stops_and_goes_on(ask, place, tmp_path):
-    (place / "joint").mkdir()
-    whole = ask("undisturbed", "train_jointly", place / "joint")
-    ask("break_group", tmp_path, 2, whole, 5)
-
-
 @pytest.mark.parametrize(("name", "task"), [("loop", "play"), ("training", "train")])
 def test_a_full_disk_is_named_and_nothing_is_lost(ask, request, tmp_path, name, task):
-    found = ask("fill_disk", task, tmp_path, request.getfixturevalue(name))
-    assert found["said"]
-    for sentence in found["said"]:
+    said = ask("fill_disk", task, tmp_path, request.getfixturevalue(name))
+    assert said
+    for sentence in said:
         assert "cannot be written (" in sentence and "free some space" in sentence and "DFL_STORE" in sentence
-    if found["how"] == "tmpfs":
-        assert "cannot be written (Read-only file system): set DFL_STORE." in found["protected"]
-
-
-def test_damaged_shards_are_made_again(ask, loop, place):
-    assert ask("damage", "play", place / "loop", 6) > 0
