@@ -113,14 +113,6 @@ def old_stable_diffusion(folder: Path) -> None:
     byte_pairs(folder / "tokenizer", "CLIPTokenizer", CLIP_NAMES, 32)
 
 
-def sharded_stable_diffusion(folder: Path) -> None:
-    """Without the checker that its index names, and with a scheduler that says nothing of `clip_sample`."""
-    safety_checker(folder, present=False)
-    old_scheduler(folder)
-    shard(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    shard(folder / "text_encoder" / "model.safetensors")
-
-
 def mixed_variants(folder: Path) -> None:
     """The U-Net in half precision alone, the rest in full."""
     fp16(folder / "unet", alone=True)
@@ -130,7 +122,6 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "BLIP, old files": ("blip-base", old_blip),
     "BLIP-2, old files in shards": ("blip2", old_blip2),
     "SD, old files": ("stable-diffusion", old_stable_diffusion),
-    "SD, shards": ("stable-diffusion", sharded_stable_diffusion),
     "SD, fp16 beside": ("stable-diffusion", lambda folder: fp16(folder, alone=False)),
     "SD, fp16 alone": ("stable-diffusion", lambda folder: fp16(folder, alone=True)),
     "SD, one part fp16 alone": ("stable-diffusion", mixed_variants),
