@@ -297,11 +297,6 @@ def test_a_decoded_image_reaches_the_captioner_as_through_its_processor(blip, si
 
 
 # --- bad input --------------------------------------------------------------------------------------------
-def test_unknown_losses_are_refused(blip):
-    with pytest.raises(ValueError, match="losses must name some of caption_loss, .*, not style_loss"):
-        blip.make(("caption_loss", "style_loss"))
-
-
 def test_a_map_of_other_models_is_refused(setting):
     other = replace(setting.map, generator="another fingerprint")
     with pytest.raises(ValueError, match="The generator has another vocabulary.*VocabularyMap.make"):
