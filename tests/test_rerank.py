@@ -175,10 +175,3 @@ def test_what_cannot_be_ranked_is_named(ask, images, captions, options, sentence
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence) as caught:
         ask(rerank.rerank_captions, images, captions, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_what_no_text_can_rank_is_named(ask):
-    with pytest.raises(ValueError, match="images has 2 entries for 1 to rank for"):
-        ask(rerank.rerank_images, ["a dog"], [["a.png"], ["b.png"]])
-    with pytest.raises(ValueError, match="similarity is 'cider': choose one of clip, sbert, wmd"):
-        ask(rerank.rerank_images, ["a dog"], similarity="cider")
