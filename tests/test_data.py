@@ -224,13 +224,6 @@ def test_images_are_turned_upright(tmp_path, orientation, format):
     assert found.size == (24, 16) and np.abs(np.asarray(found).astype(int) - CORNERS).max() <= 6
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("exif", [b"nothing", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09\x01\x12"])
-def test_a_broken_exif_block_turns_nothing(tmp_path, exif):
-    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(data.read_image(tmp_path / "a.png")), CORNERS)
-
-
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     Image.fromarray(np.uint16([[0, 257, 32896, 65535]])).save(tmp_path / "a.png")
     assert np.asarray(data.read_image(tmp_path / "a.png"))[0, :, 1].tolist() == [0, 1, 128, 255]
