@@ -76,11 +76,9 @@ def test_the_gradient_reaches_the_tokens_and_not_the_table(encoder, table, lengt
     assert (embeds.grad.abs().sum(1) > 0).all() and table.grad is None
 
 
-def test_a_caption_that_does_not_fit_and_an_unknown_connection_are_refused(encoder, table, length, ends):
+def test_a_caption_that_does_not_fit_is_refused(encoder, table, length, ends):
     with pytest.raises(ValueError, match="31 tokens does not fit the generator, which reads 32.*shorten it"):
         connection.soft_prompt(encoder, table[:31], [31], length, ends)
-    with pytest.raises(ValueError, match="connection 'argmax': choose one of softmax, gumbel"):
-        connection.distributions(torch.zeros(1, 2), "argmax")
 
 
 # --- the vocabulary map as a gather -----------------------------------------------------------------------

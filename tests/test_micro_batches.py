@@ -71,5 +71,5 @@ def test_parts_that_cannot_be_are_refused():
     Recipe(micro_batches=2, economy=Economy(share=0.5))  # 4 of 8 pairs are 2 of 4, twice
     with pytest.raises(ValueError, match="A share of 0.375 is 3 of 8 pairs, and in 8 micro_batches it would be 8"):
         Recipe(micro_batches=8, economy=Economy(share=0.375))
-    with pytest.raises(ValueError, match="micro_batches is 9: cut a batch of 8 pairs in 1 to 8 parts"):
+    with pytest.raises(ValueError, match="batch_size 8, micro_batches 9, .*at least as many pairs as parts"):
         Recipe(micro_batches=9)

@@ -178,8 +178,3 @@ def test_a_caption_that_cannot_be_read_is_refused(captioner, pipeline, examples)
     told = refused(captioner, pipeline, examples[0], "a key", " ")
     assert told.startswith("Image 77: A caption is empty") and "leave its pair out" in told
     assert refused(captioner, pipeline, examples[0]) == "Image 77 has no caption to learn from: leave it out."
-
-
-def test_pairs_without_latents_of_each_image_are_refused(captioner, pipeline, examples):
-    with pytest.raises(ValueError, match="2 images, latents of 3 and a batch of 1: give at least one image, its laten"):
-        Pairs(captioner, pipeline, examples[:2], torch.zeros(3, 8, 8, 8), batch_size=1)

@@ -11,7 +11,6 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.training import full_size, step_cost
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import TalkingPair
-from dfl_utils.training.shape_counter import ShapeCounter
 from dfl_utils.training.step_cost import StepCost
 from dfl_utils.training.step_ways import (
     DECODING,
@@ -24,7 +23,6 @@ from dfl_utils.training.step_ways import (
     REST,
     STEPS,
     Meter,
-    Way,
     ways,
 )
 from dfl_utils.training.vocabulary import VocabularyMap
@@ -179,8 +177,8 @@ def test_seconds_move_nothing_and_are_measured_once(cost, finetuner, monkeypatch
 
 
 # --- the published sizes ----------------------------------------------------------------------------------
-def counted(bench, name, counter):
-    with sdpa_kernel(SDPBackend.MATH), counter:
+def counted(bench, name):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step = bench.step(name, WAYS["gradient where needed"])
         return step.spend(bench.batch, bench.images, counter.get_total_flops)
 
@@ -192,8 +190,7 @@ def test_flops_of_the_published_sizes_are_those_counted_before(cost):
     made = full_size.batch(own.batch.caption.rows(slice(0, 1)))
     bench = step_cost.Bench(models[0], models[1], own.vocabulary_map, models[2], *made)
     for name in ("captioning", "generation"):
-        spent = counted(bench, name, FlopCounterMode(display=False))
-        assert np.array_equal(counted(bench, name, ShapeCounter()), spent)  # whatever it remembers of shapes
+        spent = counted(bench, name)
     assert part(spent, LATENTS)[0] == pytest.approx(1.12e12, rel=0.01)
     assert part(spent, GENERATOR)[0] == pytest.approx(0.80e12, rel=0.01)
     assert spent.sum() == pytest.approx(2.81e12, rel=0.01)
@@ -203,9 +200,3 @@ def test_flops_of_the_published_sizes_are_those_counted_before(cost):
 def test_what_cannot_be_measured_is_refused(finetuner, cost):
     with pytest.raises(ValueError, match="batch_size is 4 and there are 3 examples"):
         StepCost(finetuner, batch_size=4)
-    with pytest.raises(ValueError, match="tried names no way"):
-        StepCost(finetuner, {}, batch_size=1)
-    with pytest.raises(ValueError, match="rounds is 0"):
-        cost.seconds(0)
-    with pytest.raises(ValueError, match="share is 0.5 with two generator passes"):
-        Way(share=0.5)

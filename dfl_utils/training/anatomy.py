@@ -3,7 +3,6 @@
 Read off the first batch of a run, with the models it starts from, and kept in the store.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,14 +70,7 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
     """
     if set(recipe.losses) != set(LOSSES):
         raise ValueError(f"A joint step has the losses {', '.join(LOSSES)}, not {', '.join(recipe.losses)} alone.")
-    captions = "\n".join(text for example in finetuner.examples for text in example.references)
-    key = finetuner.images_key(finetuner.examples) | {
-        "captions": hashlib.sha256(captions.encode()).hexdigest(),
-        "recipe": recipe.key() | {"losses": sorted(LOSSES)},
-        "captioner": finetuner.captioner_key(),
-        "generator": finetuner.made_by("generator") | {"image_size": finetuner.profile.image_size},
-        "map": finetuner.vocabulary_map.fingerprint(),
-    }
+    key = finetuner.examples_key | finetuner.models_key() | {"recipe": recipe.key() | {"losses": sorted(LOSSES)}}
 
     def make():
         pair, pipeline = finetuner.pair(recipe)

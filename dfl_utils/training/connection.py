@@ -39,12 +39,7 @@ def distributions(
             gradient of the softmax that it was drawn from (straight-through Gumbel-softmax, Jang et al. 2017).
         temperature: of the Gumbel-softmax.
         generator: random stream of the draw, on the CPU.
-
-    Raises:
-        ValueError: an unknown connection.
     """
-    if connection not in CONNECTIONS:
-        raise ValueError(f"Unknown connection {connection!r}: choose one of {', '.join(CONNECTIONS)}.")
     if connection == "softmax":
         return logits.softmax(-1)
     uniforms = torch.rand(logits.shape, generator=generator).clamp(min=1e-20).to(logits.device)
@@ -60,8 +55,8 @@ def mapped_embeds(probabilities: Tensor, index: Tensor, table: Tensor, threshold
         probabilities: `(N, V_captioner)`, rows sum to 1.
         index: `(V_captioner,)` generator token of each captioner token.
         table: `(V_generator, D)` token embeddings of the generator.
-        threshold: columns whose probability is at most this in every row are left out; 0 is exact. A caption is
-            sure of most of its words, so a small threshold saves nearly all of the product's cost.
+        threshold: columns whose probability is at most this in every row are left out, which saves nearly all of the
+            product's cost, as a caption is sure of most of its words; 0 is exact.
     """
     if threshold > 0:
         active = (probabilities.detach().amax(0) > threshold).nonzero().squeeze(-1)

@@ -32,12 +32,9 @@ VALIDATION_BATCH = 8
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """What a captioner says of images, and what it is worth (Tables 3, 5 and 9).
+    """One caption an image, and what it is worth (Tables 3, 5 and 9).
 
-    Attributes:
-        captions: one an image.
-        scores: metric -> `(images,)`; scales as in `scores.quality`.
-        bleu: `(images, 10)` counts whose means go to `ngrams.corpus_bleu`.
+    `scores`: metric -> `(images,)`, scaled as in `scores.quality`; `bleu`: `(images, 10)`, for `ngrams.corpus_bleu`.
     """
 
     captions: list[str]
@@ -73,12 +70,8 @@ def caption_scores(
 
     Args:
         game: of the profile whose captioner is asked.
-        scorer: of the whole split that `examples` are of.
-        examples: images with references.
-        metrics: some of `quality.METRICS`.
-
-    Raises:
-        ValueError, FileNotFoundError: as `Scorer.score`, before a caption is made.
+        scorer: of the whole split that `examples`, images with references, are of.
+        metrics: some of `quality.METRICS`; an unknown one is refused before a caption is made.
     """
     quality.check(metrics)
     captions = game.describe(examples, num_beams=NUM_BEAMS)
@@ -91,15 +84,10 @@ def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> Imag
     """One drawing of one reference of each image.
 
     The reference is drawn at random as in `Game.t2i2t`. Text and noise depend on `seed` and the image alone, so two
-    generators, and all seeds of a finetuning, draw the same texts from the same noise and may be compared in pairs.
-
-    Args:
-        game: of the profile whose generator draws.
-        examples: images with references.
-        seed: of reference and noise.
+    generators draw the same texts from the same noise and may be compared in pairs.
 
     Raises:
-        ValueError: no images, an image without references, a negative seed.
+        ValueError: an image without references, a negative seed.
     """
     blocks.check_seed(seed)
     bare = [example.image_id for example in examples if not example.references]
@@ -118,14 +106,12 @@ def validation_losses(
 ) -> dict[str, np.ndarray]:
     """The four losses of a pair on pairs that it was not trained on, as the paper defines them: no economy, its VAE.
 
-    One epoch of batches of eight: caption, timestep and noise of an image are fixed by `seed`, the same for every pair
-    of models, so that what differs between two of them is their weights.
+    One epoch of batches of eight: caption, timestep and noise of an image are fixed by `seed`, the same for every pair.
 
     Args:
         finetuner: gives the vocabulary map, the frozen parts and the store.
-        profile: whose captioner and generator are measured: the finetuner's own, or a `Finetuned.profile` of it.
+        profile: whose models are measured: the finetuner's own, or a `Finetuned.profile` of it.
         examples: images with captions, apart from the training images.
-        seed: of captions, timesteps and noise.
 
     Returns:
         Loss -> `(batches,)` float32; nats a token, or squared error a latent value.
@@ -133,13 +119,11 @@ def validation_losses(
     Raises:
         ValueError: no images, a negative seed, a caption that does not fit the models.
     """
-    blocks.check_seed(seed)
     if not examples:
         raise ValueError("examples holds no images, and a loss needs some: raise NUM_VAL_IMAGES.")
     workshop = Workshop(profile, finetuner.store, progress=False)
-    captions = [list(example.references) for example in examples]
     key = finetuner.images_key(examples) | {
-        "captions": captions,
+        "captions": [list(example.references) for example in examples],
         "seed": seed,
         "batch_size": VALIDATION_BATCH,
         "captioner": workshop.captioner_key(),

@@ -1,8 +1,7 @@
 """The finetuning of captioner and generator on the sum of their losses (Eq. 5, Algorithm 1), on accelerate.
 
-A run is a shard of the run store: its trained weights and its losses at every step, addressed by recipe, checkpoints,
-pairs and code. It is resumed where it was killed, and two processes never make the same one; several ranks can make it
-together, and their weights are those of one process (`dfl_utils.training.micro_batches`).
+A run is resumed where it was killed; several ranks can make it together, and their weights are those of one process
+(`dfl_utils.training.micro_batches`).
 """
 
 import contextlib
@@ -42,8 +41,8 @@ class Recipe:
         steps: optimiser steps.
         lr: of AdamW, constant (paper: 1e-4).
         batch_size: pairs a step (paper: 8).
-        micro_batches: parts in which a step's batch is worked on, one after the other or by several ranks at a time;
-            their number changes a step's last bits, who works on them does not.
+        micro_batches: parts in which a batch is worked on, one after the other or by several ranks at a time; their
+            number changes a step's last bits, who works on them does not.
         seed: order of the pairs and all noise.
         connect: see `connection.distributions`.
         decoder: `vae`, or `tiny` for the profile's `AutoencoderTiny`.
@@ -62,19 +61,16 @@ class Recipe:
     micro_batches: int = 1
 
     def __post_init__(self):
-        if set(self.losses) - set(LOSSES) or not self.losses:
-            raise ValueError(f"losses must name some of {', '.join(LOSSES)}, not {', '.join(self.losses) or 'none'}.")
-        if set(self.train) - set(ROLES) or not self.train:
-            raise ValueError(f"train must name captioner, generator or both, not {', '.join(self.train) or 'none'}.")
-        if self.steps < 1 or self.batch_size < 1 or not 0 < self.lr < 1:
+        for name, known in (("losses", LOSSES), ("train", ROLES)):
+            if set(found := getattr(self, name)) - set(known) or not found:
+                raise ValueError(f"{name} must name some of {', '.join(known)}, not {', '.join(found) or 'none'}.")
+        for name, known in (("decoder", ("vae", "tiny")), ("connect", CONNECTIONS)):
+            if (found := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {found!r}: choose one of {', '.join(known)}.")
+        if self.steps < 1 or not 1 <= self.micro_batches <= self.batch_size or not 0 < self.lr < 1:
             raise ValueError(
-                f"steps {self.steps}, batch_size {self.batch_size}, lr {self.lr}: steps and batch_size start at 1, lr "
-                "lies between 0 and 1."
-            )
-        if not 1 <= self.micro_batches <= self.batch_size:
-            raise ValueError(
-                f"micro_batches is {self.micro_batches}: cut a batch of {self.batch_size} pairs in 1 to "
-                f"{self.batch_size} parts."
+                f"steps {self.steps}, batch_size {self.batch_size}, micro_batches {self.micro_batches}, lr {self.lr}: "
+                "whole numbers start at 1, a batch has at least as many pairs as parts, lr lies between 0 and 1."
             )
         parts = [len(range(self.batch_size)[rows]) for rows in cut(self.batch_size, self.micro_batches)]
         if (told := sum(map(self.economy.rows, parts))) != (whole := self.economy.rows(self.batch_size)):
@@ -82,10 +78,6 @@ class Recipe:
                 f"A share of {self.economy.share:g} is {whole} of {self.batch_size} pairs, and in {self.micro_batches} "
                 f"micro_batches it would be {told}: take fewer of these, or another share."
             )
-        if self.decoder not in ("vae", "tiny"):
-            raise ValueError(f"decoder is {self.decoder!r}: choose vae or tiny.")
-        if self.connect not in CONNECTIONS:
-            raise ValueError(f"connect is {self.connect!r}: choose one of {', '.join(CONNECTIONS)}.")
 
     def key(self) -> dict:
         """What it adds to the key of a run; whole batches go without saying."""
@@ -135,11 +127,8 @@ class Finetuning:
 
     Args:
         folder: where the state lies; made if missing.
-        pair: its parameters named by `unfreeze` are trained in place.
-        pairs: the batches.
-        recipe: see `Recipe`.
+        pair: its parameters named by `unfreeze` are trained in place, on `pairs` by the `recipe`.
         key: all that the run depends on; a state of another key is refused.
-        progress: show a bar.
 
     Attributes:
         step: steps that are done.
@@ -148,18 +137,11 @@ class Finetuning:
 
     Raises:
         ValueError: the folder holds the state of another run, or a damaged one; ranks that see different folders.
-        ranks.RankLost: not all ranks came.
+        processes.RankLost: not all ranks came.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        pair: TalkingPair,
-        pairs: Pairs,
-        recipe: Recipe,
-        key: Mapping,
-        *,
-        progress: bool = True,
+        self, folder: Path, pair: TalkingPair, pairs: Pairs, recipe: Recipe, key: Mapping, *, progress: bool = True
     ):
         self.folder, self.pairs, self.recipe, self.progress = folder, pairs, recipe, progress
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -190,7 +172,7 @@ class Finetuning:
 
         Raises:
             Diverged: a loss is no finite number or has exploded; the last good state is kept.
-            ranks.RankLost: another rank is gone; so is it.
+            processes.RankLost: another rank is gone; the state is kept.
         """
         end, saved = min(until or self.recipe.steps, self.recipe.steps), time.monotonic()
         quiet = not self.progress or not self.accelerator.is_main_process

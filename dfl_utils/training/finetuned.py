@@ -1,8 +1,8 @@
 """What finetuning leaves: a profile whose captioner or generator is the trained one, in the Hugging Face layout.
 
 The trained weights lie in the run store as a shard of their own, beside one of the losses and the weights' digests that
-travels with the published run. The folders that other chapters load are written when they are first asked for
-(`dfl_utils.training.finetuned`), and are never committed; where the weights have not travelled, they are trained again.
+travels with the published run. The folders that chapters load are written when they are first provided; where the
+weights have not travelled, they are trained again.
 """
 
 import copy
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 
@@ -45,11 +44,9 @@ class Finetuned:
 
     Attributes:
         recipe: what was run.
-        profile: the profile with the finetuned checkpoints in place of those that moved; a folder is written when it is
-            first located.
+        profile: with the finetuned checkpoints in place of those that moved.
         losses: loss -> its value at every step, `(steps,)` float32.
-        seconds: that the training took when it was run, with what it took before it was resumed; NaN where that is not
-            known any more.
+        seconds: that the training took, before and after it was resumed; NaN where that is not known any more.
     """
 
     recipe: Recipe
@@ -59,29 +56,29 @@ class Finetuned:
 
 
 class Finetuner(Workshop):
-    """Runs recipes on one profile's pair and one set of examples, through the run store.
-
-    Args:
-        profile: the pair to start from.
-        store: where runs are kept.
-        examples: training images with their captions.
-        progress: show bars.
-    """
+    """Runs recipes on one profile's pair and one set of examples, training images with captions, through the store."""
 
     def __init__(self, profile: Profile, store: RunStore, examples: Sequence[Example], *, progress: bool = True):
         super().__init__(profile, store, progress=progress)
         self._like: Finetuner | None = None
         self.examples = list(examples)
-        captions = "\n".join(text for example in self.examples for text in example.references)
-        self._examples_key = self.images_key(self.examples) | {
-            "captions": hashlib.sha256(captions.encode()).hexdigest()
-        }
+        self.captions = [text for example in self.examples for text in example.references]
+        digest = hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
+        self.examples_key = self.images_key(self.examples) | {"captions": digest}
 
     def on(self, examples: Sequence[Example]) -> "Finetuner":
         """The same pair on other examples: its models, which no run trains, are not loaded again."""
         other = Finetuner(self.profile, self.store, examples, progress=self.progress)
         other._like = self
         return other
+
+    def models_key(self) -> dict:
+        """What depends on the pair and its map; beside the examples, in most keys of the training."""
+        return {
+            "captioner": self.captioner_key(),
+            "generator": self.made_by("generator") | {"image_size": self.profile.image_size},
+            "map": self.vocabulary_map.fingerprint(),
+        }
 
     @property
     def vocabulary_map(self) -> VocabularyMap:
@@ -95,13 +92,12 @@ class Finetuner(Workshop):
 
     def _find_map(self) -> VocabularyMap:
         def make():
-            texts = [text for example in self.examples for text in example.references]
-            model, tokenizer = self._base_models[0], self._base_models[1].tokenizer
-            size = model.model.config.text_config.vocab_size
-            return VocabularyMap.make(model.processor.tokenizer, tokenizer, texts, vocab_size=size).to_content()
+            model, pipeline = self._base_models
+            pair, size = (model.processor.tokenizer, pipeline.tokenizer), model.model.config.text_config.vocab_size
+            return VocabularyMap.make(*pair, self.captions, vocab_size=size).to_content()
 
         packages = {name: provenance.release(name) for name in (*MEANING_PACKAGES, "tokenizers", "transformers")}
-        key = {"models": self._checkpoints, "captions": self._examples_key["captions"], "packages": packages}
+        key = {"models": self._checkpoints, "captions": self.examples_key["captions"], "packages": packages}
         return VocabularyMap.from_content(self.store.get(VOCABULARY_MAP, key, make))
 
     @property
@@ -133,15 +129,8 @@ class Finetuner(Workshop):
         model.model = _copied(model.model, TRAINED.get(model.model.config.model_type, ""))
         pipeline.unet = _copied(pipeline.unet, TRAINED["unet"])
         decoder = load_decoder(self.profile) if recipe.decoder == "tiny" else None
-        made = TalkingPair(
-            model,
-            pipeline,
-            self.vocabulary_map,
-            recipe.losses,
-            decoder=decoder,
-            connect=recipe.connect,
-            economy=recipe.economy,
-        )
+        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy}
+        made = TalkingPair(model, pipeline, self.vocabulary_map, recipe.losses, **options)
         return made.to(self.profile.device), pipeline
 
     def pairs(self, pair: TalkingPair, pipeline: StableDiffusionPipeline, recipe: Recipe) -> pairs.Pairs:
@@ -156,8 +145,7 @@ class Finetuner(Workshop):
 
         Raises:
             ValueError: what `pairs.check` finds, before anything is trained.
-            finetune.Diverged: a run went astray; those before it are kept.
-            ranks.RankLost: another rank is gone from a run that all make together.
+            finetune.Diverged, processes.RankLost: a run went astray, or lost a rank; those before it are kept.
         """
         several = processes.place().world_size > 1
         jobs = [self._job(recipe) for recipe in recipes]
@@ -186,13 +174,7 @@ class Finetuner(Workshop):
         return Job(FINETUNING, job.key, make)
 
     def _job(self, recipe: Recipe) -> Job:
-        key = {
-            "recipe": recipe.key(),
-            "captioner": self.captioner_key(),
-            "generator": self.made_by("generator") | {"image_size": self.profile.image_size},
-            "examples": self._examples_key,
-            "map": self.vocabulary_map.fingerprint(),
-        }
+        key = self.models_key() | {"recipe": recipe.key(), "examples": self.examples_key}
         if recipe.decoder == "tiny":
             folder, commit = Path(decoder_folder(self.profile)), self.profile.revision(self.profile.tiny_decoder)
             key["decoder"] = provenance.checkpoint_hash(folder) if folder.is_dir() else f"{folder}@{commit}"
@@ -249,18 +231,18 @@ class Finetuner(Workshop):
         return Finetuned(recipe, trained, losses, seconds)
 
     def _write(self, role: str, job: Job, place: Path) -> None:
+        """A checkpoint's folder: what lies in the base's beside the weights, and the trained model's."""
         weights = _weights(self.store.get(job.kind, job.key, job.make), role)
         model, pipeline = self._base_models
-        base = self._base(role)
+        name = getattr(self.profile, role)
+        base = checkpoint.snapshot(self.profile.provide(name), self.profile.revision(name))
         if role == "captioner":
-            write_captioner(place, base, model.model, weights)
+            shutil.copytree(base, place, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin*"))
+            _with(model.model, weights).save_pretrained(place)
         else:
-            write_generator(place, base, pipeline.unet, weights)
-
-    def _base(self, role: str) -> str:
-        model = getattr(self.profile, role)
-        folder, revision = self.profile.provide(model), self.profile.revision(model)
-        return folder if Path(folder).is_dir() else snapshot_download(folder, revision=revision, local_files_only=True)
+            shutil.copytree(base, place, ignore=shutil.ignore_patterns("unet", "*.bin", "*.ckpt"))
+            # Under names like those of the other parts: a pipeline is loaded in one variant.
+            _with(pipeline.unet, weights).save_pretrained(place / "unet", variant=checkpoint.variant(base))
 
 
 def _weights(content: dict, role: str) -> dict[str, np.ndarray]:
@@ -290,9 +272,8 @@ Writer = Callable[[Path], None]
 class TrainedProfile(Profile):
     """A profile some of whose models are folders that can be written.
 
-    Attributes:
-        contents: folder -> what stands for it in keys: what it was trained from, and the digest of its weights.
-        writers: folder -> what writes it into a place that is moved there afterwards.
+    `contents`: folder -> what stands for it in keys, what it was trained from and the digest of its weights; `writers`:
+    folder -> what writes it into a place that is moved there afterwards.
     """
 
     contents: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -322,25 +303,9 @@ class TrainedProfile(Profile):
         return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.name != "writers")
 
 
-def write_captioner(place: Path, base: str, model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """A captioner's folder: what lies in `base` beside its weights, and those of `model` with `weights` set."""
-    shutil.copytree(base, place, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin*"))
-    _with(model, weights).save_pretrained(place)
-
-
-def write_generator(place: Path, base: str, unet: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """A pipeline's folder: the other parts of `base`, and `unet` with `weights` set."""
-    shutil.copytree(base, place, ignore=shutil.ignore_patterns("unet", "*.bin", "*.ckpt"))
-    # Under names like those of the other parts: a pipeline is loaded in one variant.
-    _with(unet, weights).save_pretrained(place / "unet", variant=checkpoint.variant(base))
-
-
 def _with(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
     model = copy.deepcopy(model)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(torch.from_numpy(value))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
     return model
 
 

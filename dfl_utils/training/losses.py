@@ -32,8 +32,8 @@ class Batch:
         timesteps: `(B,)` uniform over the noise schedule.
         noise: like `latents`, standard normal.
         seed: of whatever else the step draws.
-        words_before: tokens, ends not counted, of the captions of the step's batch that lie before these; what is
-            drawn for them is passed over, so that a pair's noise does not depend on how its batch was cut.
+        words_before: tokens, ends not counted, of the captions of the step's batch before these: what is drawn for
+            them is passed over, so that a pair's noise does not depend on how its batch was cut.
     """
 
     pixel_values: Tensor
@@ -56,10 +56,8 @@ class Batch:
 class Economy:
     """What a joint step saves; the default is the paper's step, to the letter.
 
-    Attributes:
-        threshold: see `connection.mapped_embeds`.
-        share: part of each batch that goes through the two reconstructions, in (0, 1]; its mean is an unbiased
-            estimate of the same loss.
+    `threshold`: see `connection.mapped_embeds`. `share`, in (0, 1]: the part of each batch that goes through the two
+    reconstructions, whose mean is an unbiased estimate of the same loss.
     """
 
     threshold: float = 0.0
@@ -96,7 +94,7 @@ class TalkingPair(nn.Module):
         economy: see `Economy`.
 
     Raises:
-        ValueError: unknown losses, a generator that does not predict noise, a map of other vocabularies.
+        ValueError: a generator that does not predict noise, a map of other vocabularies.
     """
 
     def __init__(
@@ -111,11 +109,6 @@ class TalkingPair(nn.Module):
         economy: Economy | None = None,
     ):
         super().__init__()
-        unknown = set(losses) - set(LOSSES)
-        if unknown or not losses:
-            raise ValueError(
-                f"losses must name some of {', '.join(LOSSES)}, not {', '.join(sorted(unknown)) or 'none'}."
-            )
         if pipeline.scheduler.config.prediction_type != "epsilon":
             raise ValueError(
                 f"The generator predicts {pipeline.scheduler.config.prediction_type}; the losses of Section 4 need one "

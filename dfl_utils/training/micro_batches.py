@@ -48,13 +48,9 @@ def weights(counts: Sequence[int], cuts: Sequence[slice], economy: Economy) -> l
 
 
 class Sum:
-    """The losses and gradients of a step's micro-batches, made by this process or by all ranks.
+    """The losses, in the order of their names, and gradients of a step's `count` micro-batches.
 
-    Args:
-        accelerator: of this process alone, or of all ranks.
-        count: micro-batches a step.
-        losses: names, in the order in which they are summed.
-        parameters: those that are trained; the gradients are left there.
+    They are made by this process or by all ranks of the accelerator; the gradients are left in the parameters.
     """
 
     def __init__(
@@ -77,11 +73,7 @@ class Sum:
         self._rows.append(torch.cat([values, values.new_tensor(reached), *gradients]))
 
     def take(self, step: int) -> dict[str, Tensor]:
-        """The step's losses; its gradients lie in the parameters, None where no loss reached one.
-
-        Raises:
-            ranks.RankLost: another rank is gone.
-        """
+        """The step's losses; its gradients lie in the parameters, None where no loss reached one (RankLost)."""
         rows = self._gathered(step)
         self._rows = []
         total = rows[0].clone()

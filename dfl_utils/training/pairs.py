@@ -36,8 +36,7 @@ LATENTS = Kind("latents", Latents, travels=False)
 def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> Tensor:
     """What the generator sees of images, `(images, C, h, w)`: scaled means of the autoencoder's posterior.
 
-    Nothing that is trained changes them, so they are made once and kept in the store; only for images that lack them
-    is the autoencoder run.
+    Nothing that is trained changes them, so they are made once and kept in the store.
     """
     size, jobs = workshop.profile.image_size, []
     for start in range(0, len(examples), LATENT_BLOCK):
@@ -63,13 +62,10 @@ class Pairs:
 
     Args:
         captioner, pipeline: the models that will read the pairs.
-        examples: images with captions (their `references`), held to `check`.
+        examples: images with captions (their `references`), held to `check`; one at least.
         latents: of the images, see `latents`.
         batch_size: pairs a step (paper: 8).
-        seed: order, choice of captions, timesteps and noise.
-
-    Raises:
-        ValueError: no images, no batch, latents of other images, a negative seed.
+        seed: of order, choice of captions, timesteps and noise; ValueError where it is negative.
     """
 
     def __init__(
@@ -83,11 +79,6 @@ class Pairs:
         seed: int = 0,
     ):
         blocks.check_seed(seed)
-        if not examples or batch_size < 1 or len(latents) != len(examples):
-            raise ValueError(
-                f"{len(examples)} images, latents of {len(latents)} and a batch of {batch_size}: give at least one "
-                "image, its latents, and a batch of at least 1."
-            )
         self.captioner, self.pipeline = captioner, pipeline
         self.examples, self.batch_size, self.seed = list(examples), batch_size, seed
         self.latents = latents
@@ -108,7 +99,8 @@ class Pairs:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
         chosen = np.resize(np.roll(order, -place * self.batch_size), self.batch_size)
         stream = np.random.default_rng([self.seed, epoch, place + 1])  # with a 0 at its end it were the order's stream
-        pairs = [replace(e, references=(e.references[stream.integers(len(e.references))],)) for e in self._of(chosen)]
+        pairs = [self.examples[k] for k in chosen]
+        pairs = [replace(e, references=(e.references[stream.integers(len(e.references))],)) for e in pairs]
         return pairs, self.latents[chosen], int(stream.integers(2**31))
 
     def make(self, pairs: Sequence[Example], latents: Tensor, seed: int, rows: slice = WHOLE) -> Batch:
@@ -132,9 +124,6 @@ class Pairs:
 
     def _read(self, captions: Sequence[str]) -> teacher_forcing.Caption:
         return teacher_forcing.read(self.captioner, captions, image_tokens(self.captioner))
-
-    def _of(self, chosen: np.ndarray) -> list[Example]:
-        return [self.examples[k] for k in chosen]
 
 
 def prompt_ids(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> Tensor:

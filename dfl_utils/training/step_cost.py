@@ -1,12 +1,11 @@
 """What a joint step costs beside a captioning step and a generation step: FLOPs counted, seconds measured, by part.
 
-A step is a forward and a backward pass; in seconds also AdamW's update. Both are shards of the run store: seconds
-belong to the day and the machine that they were measured on, which they name, and are not measured again.
+A step is a forward and a backward pass; in seconds also AdamW's update. Both are shards of the run store: seconds name
+the day and the machine that they were measured on, and are not measured again.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import cached_property
@@ -28,7 +27,6 @@ from dfl_utils.training import full_size, pairs
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import LOSSES, Batch
-from dfl_utils.training.shape_counter import ShapeCounter
 from dfl_utils.training.step_ways import DEPENDS, STEPS, Step, Way, ways
 from dfl_utils.training.vocabulary import VocabularyMap
 
@@ -90,12 +88,12 @@ class Bench:
         by_way = [step(self.batch, self.images) for step in steps]
         return np.array([[losses[name].item() for name in LOSSES] for losses in by_way])
 
-    def flops(self, tried: Mapping[str, Way], counter: FlopCounterMode | ShapeCounter | None = None) -> np.ndarray:
-        """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions, or another counter does.
+    def flops(self, tried: Mapping[str, Way]) -> np.ndarray:
+        """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions.
 
         Attention is counted as the products that it consists of: of its kernel for a CPU torch knows no count.
         """
-        counter = counter or FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False)
 
         def count(name: str, way: Way) -> np.ndarray:
             with sdpa_kernel(SDPBackend.MATH), counter:
@@ -113,8 +111,12 @@ class Bench:
                 updates[name, way] = torch.optim.AdamW(step.prepare(), lr=0.0).step  # it costs, and moves nothing
             return step.spend(self.batch, self.images, self._clock, updates[name, way])
 
-        with _one_thread():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
             return np.array([_each(tried, measure) for _ in range(rounds + 1)])[1:]
+        finally:
+            torch.set_num_threads(threads)
 
     def _clock(self) -> float:
         if self.images.device.type == "cuda":
@@ -131,7 +133,7 @@ class StepCost:
         batch_size: pairs a step (paper: 8).
 
     Raises:
-        ValueError: fewer examples than a batch holds, or none in it; no ways.
+        ValueError: fewer examples than a batch holds, or none in it.
     """
 
     def __init__(self, finetuner: Finetuner, tried: Mapping[str, Way] | None = None, *, batch_size: int = 8):
@@ -141,8 +143,6 @@ class StepCost:
                 "one pair, and not more than there are."
             )
         self.finetuner, self.ways = finetuner, dict(ways() if tried is None else tried)
-        if not self.ways:
-            raise ValueError("tried names no way of doing a step: give at least one of step_ways.ways().")
         self.examples = finetuner.examples[:batch_size]
 
     def losses(self) -> np.ndarray:
@@ -159,22 +159,17 @@ class StepCost:
 
     def seconds(self, rounds: int) -> Costs:
         """Seconds of a step of the profile's models, as they were when this was first asked; `rounds` at least 1."""
-        if rounds < 1:
-            raise ValueError(f"rounds is {rounds}: measure at least one.")
         return self._kept(SECONDS, lambda: self.bench.seconds(self.ways, rounds), rounds=rounds)
 
     def published_flops(self) -> Costs:
-        """FLOPs of a step at the sizes of the paper's models, whose weights are not needed for it; see `full_size`.
-
-        No way has a threshold here: which columns it leaves out is known of numbers alone.
-        """
+        """FLOPs of a step at the paper models' sizes (`full_size`), without a threshold, which needs numbers."""
         exact = {name: replace(way, threshold=0.0) for name, way in self.ways.items()}
 
         def count() -> np.ndarray:
             own = self.bench
             model, pipeline, tiny = full_size.models(own.captioner, own.pipeline.tokenizer)
             batch, images = full_size.batch(own.batch.caption)
-            return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact, ShapeCounter())
+            return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact)
 
         return self._kept(PUBLISHED_FLOPS, count)
 
@@ -201,17 +196,14 @@ class StepCost:
         return Costs(tuple(self.ways), found["spent"], *found["noted"])
 
     def _key(self) -> dict:
-        finetuner, profile = self.finetuner, self.finetuner.profile
+        profile = self.finetuner.profile
         tiny = Path(profile.locate(profile.tiny_decoder)) if profile.tiny_decoder else None
         own = {
             "ways": [[name, asdict(way)] for name, way in self.ways.items()],  # in their order
-            "captioner": finetuner.captioner_key(),
-            "generator": finetuner.made_by("generator") | {"image_size": profile.image_size},
             "decoder": provenance.checkpoint_hash(tiny) if tiny and tiny.is_dir() else tiny and str(tiny),
             "captions": [example.references[0] for example in self.examples],
-            "map": finetuner.vocabulary_map.fingerprint(),
         }
-        return own | finetuner.images_key(self.examples)
+        return own | self.finetuner.models_key() | self.finetuner.images_key(self.examples)
 
 
 def _each(tried: Mapping[str, Way], cost: Callable[[str, Way], np.ndarray]) -> np.ndarray:
@@ -219,8 +211,8 @@ def _each(tried: Mapping[str, Way], cost: Callable[[str, Way], np.ndarray]) -> n
     known: dict = {}
     for way in tried.values():
         for name in STEPS:
-            if _work(name, way) not in known:
-                known[_work(name, way)] = cost(name, way)
+            if (work := _work(name, way)) not in known:
+                known[work] = cost(name, way)
     return np.array([[known[_work(name, way)] for name in STEPS] for way in tried.values()])
 
 
@@ -232,13 +224,3 @@ def _work(name: str, way: Way) -> tuple:
 def _machine() -> str:
     found = provenance.machine()
     return f"{found['cpu']}, {found['cores']} cores, one thread, torch {torch.__version__}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dfl_utils.models.blip import Captioner
 from dfl_utils.training import finetune
-from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair, one_step_image
+from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair
 from dfl_utils.training.teacher_forcing import Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
@@ -40,9 +39,6 @@ class Way:
         one_pass: both prompts through the generator together; else one after the other.
         threshold, share: see `losses.Economy`.
         decoder: of the one-step image: `vae` or `tiny`.
-
-    Raises:
-        ValueError: a part of the batch in two passes, an unknown decoder.
     """
 
     frozen: bool = False
@@ -52,14 +48,6 @@ class Way:
     threshold: float = 0.0
     decoder: str = "vae"
     share: float = 1.0
-
-    def __post_init__(self):
-        if self.share != 1 and not self.one_pass:
-            raise ValueError(
-                f"share is {self.share:g} with two generator passes, which take whole batches: set one_pass."
-            )
-        if self.decoder not in ("vae", "tiny"):
-            raise ValueError(f"decoder is {self.decoder!r}: choose vae or tiny.")
 
 
 DEPENDS = {"captioning": ("frozen", "head"), "generation": ("frozen", "latents")}  # what else changes no plain step
@@ -96,39 +84,23 @@ class Step(TalkingPair):
         way: Way,
     ):
         losses, roles = STEPS[step]
-        decoder = tiny if way.decoder == "tiny" else None
-        economy = Economy(way.threshold, way.share)
-        super().__init__(captioner, pipeline, vocabulary_map, losses, decoder=decoder, economy=economy)
+        options = {"decoder": tiny if way.decoder == "tiny" else None, "economy": Economy(way.threshold, way.share)}
+        super().__init__(captioner, pipeline, vocabulary_map, losses, **options)
         self.way, self.roles, self.vae = way, roles, pipeline.vae
 
     def forward(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
         """As `TalkingPair.forward`; `images` `(B, 3, S, S)` in [-1, 1]."""
         if not self.way.latents and self._wants(*LOSSES[1:]):
             batch = replace(batch, latents=self.encode(images))
-        return super().forward(batch) if self.way.one_pass else self._straight(batch)
+        return super().forward(batch)
 
-    def _straight(self, batch: Batch) -> dict[str, Tensor]:
-        """The four losses, one equation after the other."""
-        computed = {}
-        if self._wants("caption_loss", "image_reconstruction_loss"):
-            logits = self._predict(batch.pixel_values, batch.caption)
-            computed["caption_loss"] = F.cross_entropy(logits, batch.caption.targets)
-        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        if self._wants("image_reconstruction_loss"):
-            states = self.soft_prompt(logits, batch.caption, batch.prompt_ids.shape[1], batch.seed)
-            predicted = self.unet(noisy, batch.timesteps, states).sample
-            computed["image_reconstruction_loss"] = F.mse_loss(predicted, batch.noise)
-        if self._wants("generation_loss", "text_reconstruction_loss"):
-            with torch.no_grad():
-                asked = self.text_encoder(batch.prompt_ids).last_hidden_state
-            predicted = self.unet(noisy, batch.timesteps, asked).sample
-            computed["generation_loss"] = F.mse_loss(predicted, batch.noise)
-        if self._wants("text_reconstruction_loss"):
-            clean = one_step_image(self.scheduler, noisy, batch.timesteps, predicted)
-            logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), batch.caption)
-            computed["text_reconstruction_loss"] = F.cross_entropy(logits, batch.caption.targets)
-        return {name: computed[name] for name in self.losses}
+    def _predict_noise(
+        self, noisy: Tensor, timesteps: Tensor, prompts: dict[str, tuple[slice, Tensor]]
+    ) -> dict[str, Tensor]:
+        if self.way.one_pass:
+            return super()._predict_noise(noisy, timesteps, prompts)
+        parts = {name: super(Step, self)._predict_noise(noisy, timesteps, {name: one}) for name, one in prompts.items()}
+        return {name: part[name] for name, part in parts.items()}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -151,7 +123,7 @@ class Step(TalkingPair):
     def spend(
         self, batch: Batch, images: Tensor, reading: Callable[[], float], update: Callable[[], object] | None = None
     ) -> np.ndarray:
-        """One step on the meter: `(parts, 2)` of what `reading` counts, the update of the weights with it, if any."""
+        """One step on the meter: `(parts, 2)` of what `reading` counts, with the weights' update, if any."""
         meter = Meter(reading)
         with meter.watch(
             (self, "encode", LATENTS),
@@ -179,13 +151,8 @@ class Step(TalkingPair):
 
 # The captioner is watched once and is two parts, told apart by whether its image carries a gradient.
 LATENTS, IMAGE, PROMPTS, GENERATOR, DECODING, IMAGE_HAT, REST = PARTS = (
-    "latents",
-    "captioner on image",
-    "prompts",
-    "generator",
-    "decoding",
-    "captioner on image_hat",
-    "rest",
+    *("latents", "captioner on image", "prompts", "generator", "decoding"),
+    *("captioner on image_hat", "rest"),
 )
 DIRECTIONS = ("forward", "backward")
 

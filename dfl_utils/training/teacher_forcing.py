@@ -19,8 +19,7 @@ class Caption:
     """B captions as a captioner reads them.
 
     Attributes:
-        input_ids: `(B, T)` [BOS], prompt and caption, padded to the right.
-        attention_mask: `(B, T)` 1 where there is a token.
+        input_ids, attention_mask: `(B, T)` [BOS], prompt and caption, padded to the right; 1 where there is a token.
         places: `(B, T)` bool, the positions whose prediction is a target.
         targets: `(N,)` the tokens to be predicted there, row after row, each caption's end with it.
         counts: B numbers of caption tokens, the end not counted.
@@ -57,18 +56,16 @@ def read(captioner: Captioner, captions: Sequence[str], image_tokens: int) -> Ca
         ValueError: an empty caption, or one longer than the captioner's positions.
     """
     prompt = captioner._prompt_ids()
-    targets = []
-    for text in captions:
+    room = captioner._positions(image_tokens) - len(prompt)
+    targets = [captioner._caption_ids(text, image_tokens) for text in captions]
+    for text, ids in zip(captions, targets, strict=True):
         if not text.strip():
             raise ValueError("A caption is empty, and there is nothing to learn from it: leave its pair out.")
-        ids = captioner._caption_ids(text, image_tokens)
-        room = captioner._positions(image_tokens) - len(prompt)
         if len(ids) > room:
             raise ValueError(
                 f"The caption {text[:40]!r}... is longer than the {room} tokens that the captioner reads: "
                 "leave it out or shorten it."
             )
-        targets.append(ids)
     rows = [torch.cat([torch.tensor(prompt), ids[:-1]]) for ids in targets]
     pad = captioner.model.config.text_config.pad_token_id
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
