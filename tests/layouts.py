@@ -56,19 +56,14 @@ def old_config(folder: Path, **changes: object) -> None:
 
 
 # --- processors and tokenizers --------------------------------------------------------------------------------
-def old_processor(folder: Path, kind: str, *, extractor: bool = False) -> None:
-    """preprocessor_config.json in place of processor_config.json; `extractor`: the older form, sizes as numbers."""
+def old_processor(folder: Path, kind: str) -> None:
+    """preprocessor_config.json in place of processor_config.json."""
     source = folder / "processor_config.json"
-    settings = read(source)["image_processor"] if source.exists() else read(folder / "preprocessor_config.json")
-    source.unlink(missing_ok=True)
+    settings = read(source)["image_processor"]
+    source.unlink()
     kept = {"do_normalize", "do_resize", "image_mean", "image_std", "size", "do_center_crop", "crop_size", "resample"}
     old = {key: value for key, value in settings.items() if key in kept}
-    if extractor:
-        sizes = {key: next(iter(old[key].values())) for key in ("size", "crop_size") if key in old}
-        old |= sizes | {"feature_extractor_type": kind.replace("ImageProcessor", "FeatureExtractor")}
-    else:
-        old["image_processor_type"] = kind
-    write(folder / "preprocessor_config.json", old)
+    write(folder / "preprocessor_config.json", old | {"image_processor_type": kind})
 
 
 def word_pieces(folder: Path) -> None:

@@ -20,7 +20,6 @@ from layouts import (
     old_config,
     old_processor,
     old_scheduler,
-    pickled,
     positions,
     read,
     rewrite,
@@ -149,9 +148,10 @@ def test_a_layout_changes_no_output(layout, copy):
 def test_clip_crops_what_is_not_square(copy):
     """The published CLIP brings the shorter side to its size and cuts the middle out."""
     folder = copy("clip")
-    old_processor(folder, "CLIPImageProcessor", extractor=True)
+    old_processor(folder, "CLIPImageProcessor")
+    crop = {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}}
     settings = read(folder / "preprocessor_config.json")
-    write(folder / "preprocessor_config.json", settings | {"do_center_crop": True, "crop_size": 64, "size": 64})
+    write(folder / "preprocessor_config.json", settings | crop)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 100, 3), dtype=np.uint8))
     middle = image.resize((128, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
     found = similarity.load_clip(profile.load("mini", clip=str(folder))).embed([image])
@@ -225,12 +225,3 @@ def test_what_the_cache_lacks_is_said_in_one_sentence(cut_off):
     with pytest.raises(OSError, match=f"dino-vitb8 lacks a file at revision {COMMIT}, .*dfl fetch") as caught:
         similarity.load_dino(models)
     assert "\n" not in str(caught.value)
-
-
-def test_a_cached_repository_of_pickles_is_refused(copy, cut_off):
-    folder = copy("dino")
-    pickled(folder)
-    hub_cache(cut_off, IDS["dino"], folder, COMMIT)
-    models = profile.load("mini", offline=False, dino=IDS["dino"], revisions={IDS["dino"]: COMMIT})
-    with pytest.raises(FileNotFoundError, match="no .*safetensors weights .pickles are not loaded"):
-        similarity.load_dino(models)
