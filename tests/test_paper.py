@@ -96,20 +96,6 @@ def test_improvement_turns_distances_round():
         paper.improvement(1.0, 0.0, 2.0, "METEOR")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "published", "verdict"),
-    [
-        (0.1, 0.3, 8.4, "yes"),
-        (-0.3, -0.1, 8.4, "no"),
-        (-0.1, 0.3, 8.4, "not visible"),
-        (0.0, 0.3, 8.4, "not visible"),
-        (0.1, 0.3, np.nan, ""),
-    ],
-)
-def test_same_direction(low, high, published, verdict):
-    assert paper.same_direction(low, high, published) == verdict
-
-
 def our_rows(*cells: tuple) -> pd.DataFrame:
     """Exhibit rows from (split, method, metric, value, low, high, n)."""
     rows = pd.DataFrame(cells, columns=["split", "method", "metric", "value", "low", "high", "n"])
