@@ -234,10 +234,6 @@ def test_what_cannot_be_asked_is_refused(loaded, images):
         loaded["llava"].log_likelihood(images, CAPTIONS)
     with pytest.raises(ValueError, match="shows its text side an image only together with a prompt"):
         loaded["llava"].image_embeds(images)
-    with pytest.raises(ValueError, match="log_likelihood takes the same number of captions"):
-        loaded["blip2"].log_likelihood(images, [["a"], ["b", "c"], ["d"]])
-    with pytest.raises(ValueError, match="0 images and 0 lists of seeds"):
-        loaded["blip"].sample([], [])
 
 
 @pytest.mark.parametrize(
