@@ -19,9 +19,8 @@ from transformers import (
 
 from dfl_utils.models import checkpoint
 
-# of the captioner's interface
-
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
+NUCLEUS_WIDTH = 256  # tokens looked at first; the whole vocabulary is sorted only where they do not hold the mass
 
 
 class Captioner:
@@ -40,10 +39,10 @@ class Captioner:
     def __init__(self, model: PreTrainedModel, processor, prompt: str, min_words: int, max_words: int):
         self.model, self.processor, self.prompt = model, processor, prompt
         self.min_words, self.max_words = min_words, max_words
-        self._check_vocabulary(len(processor.tokenizer), self.text_config.vocab_size)
+        checkpoint.check_vocabulary(model.name_or_path, len(processor.tokenizer), self._vocab_size())
 
-    def _check_vocabulary(self, tokenizer_size: int, embedding_size: int) -> None:
-        checkpoint.check_vocabulary(self.model.name_or_path, tokenizer_size, embedding_size)
+    def _vocab_size(self) -> int:
+        return self.text_config.vocab_size
 
     @staticmethod
     def load_processor(folder: str, **options):
@@ -78,19 +77,14 @@ class Captioner:
         top_k: int = 0,
         temperature: float = 1.0,
     ) -> list[list[str]]:
-        """Candidate captions by sampling; the paper: N = 10, top-p with p = 0.9 (Appendix A.2).
+        """B lists of N captions by sampling, without the prompt; the paper: N = 10, p = 0.9 (Appendix A.2).
 
         Args:
-            images: B RGB images.
+            images: B RGB images, at least one.
             streams: B lists of N seeds, each a sequence of integers; caption (b, n) depends on image b and seed
                 (b, n) alone.
             top_p, top_k, temperature: see `SeededSampling`; `top_k=0` switches `generate`'s default of 50 off.
-
-        Returns:
-            B lists of N captions without the prompt.
         """
-        if not images or len(images) != len(streams):
-            raise ValueError(f"{len(images)} images and {len(streams)} lists of seeds: give one list for each image.")
         per_image = len(streams[0])
         sampling = self._sampling([seed for seeds in streams for seed in seeds], top_p, top_k, temperature)
         embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
@@ -117,13 +111,7 @@ class Captioner:
             images: B RGB images.
             captions: B lists of N >= 1 texts without the prompt.
         """
-        counts = {len(row) for row in captions}
-        if not images or len(captions) != len(images) or len(counts) != 1 or 0 in counts:
-            raise ValueError(
-                f"log_likelihood takes the same number of captions (at least one) for each of the {len(images)} "
-                f"images, not {len(captions)} lists of lengths {sorted(counts)}."
-            )
-        embeds, per_image = self.image_embeds(images), counts.pop()
+        embeds, per_image = self.image_embeds(images), len(captions[0])
         targets = [self._caption_ids(text, embeds.shape[1]) for row in captions for text in row]
         parts = [
             self._mean_log_probability(
@@ -158,8 +146,7 @@ class Captioner:
 
     @torch.no_grad()
     def _generate(self, image_embeds: Tensor, **options) -> list[str]:
-        # The text side is called directly, as the model's own `generate` does, so that an image is encoded once for
-        # all its candidates.
+        # The text side is called directly, so that an image is encoded once for all its candidates.
         prompt_ids = torch.tensor([self._prompt_ids()], device=image_embeds.device).repeat(len(image_embeds), 1)
         ids = self._continue(
             image_embeds,
@@ -231,11 +218,6 @@ class Blip2Captioner(Captioner):
         return {"inputs_embeds": embeds, "attention_mask": embeds.new_ones(embeds.shape[:2], dtype=torch.long)}
 
 
-# --- Sampling of tokens with one random stream a caption, so that a caption does not depend on its batch.
-
-NUCLEUS_WIDTH = 256  # tokens looked at first; the whole vocabulary is sorted only where they do not hold the mass
-
-
 def check_sampling(top_p: float, top_k: int, temperature: float) -> None:
     """ValueError for sampling settings that mean nothing."""
     if not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
@@ -248,9 +230,8 @@ def check_sampling(top_p: float, top_k: int, temperature: float) -> None:
 class SeededSampling(LogitsProcessor):
     """Top-p, top-k and tempered sampling with one random stream a caption.
 
-    `generate` draws a whole batch from one stream, so a caption depends on its neighbours. Here row r takes its
-    uniforms from `uniforms[r]`, and the drawn token is handed to greedy search as the only finite score: a
-    caption is the same in any batch and any order.
+    `generate` draws a whole batch from one stream. Here row r takes its uniforms from `uniforms[r]`, and greedy search
+    gets the drawn token as the only finite score: a caption is the same in any batch and any order.
 
     Args:
         uniforms: `(B, steps)` in [0, 1), one a token.

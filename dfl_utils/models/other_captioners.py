@@ -28,11 +28,7 @@ OWN_CODE = {"trust_remote_code": False}  # said aloud, or the library asks at th
 
 
 def choose(folder: str, config: dict) -> type[Captioner]:
-    """The class that serves a checkpoint of that configuration.
-
-    Raises:
-        ValueError: transformers knows no captioner of its `model_type`.
-    """
+    """The class that serves a checkpoint of that configuration; ValueError where transformers knows none."""
     found = config.get("model_type")
     if found in CAPTIONERS:
         return CAPTIONERS[found]
@@ -136,8 +132,8 @@ class EncoderDecoderCaptioner(Captioner):
 class PromptedCaptioner(Captioner):
     """A model that is asked about an image, one image at a time: those of many sizes cannot share a batch unpadded.
 
-    The prompt is put into the checkpoint's chat template, as the user's text behind the image; where it has none, the
-    prompt goes in as it is. The length limits count the answer's tokens.
+    The prompt is put into the checkpoint's chat template, where it has one, as the user's text behind the image. The
+    length limits count the answer's tokens.
     """
 
     @staticmethod
@@ -148,9 +144,8 @@ class PromptedCaptioner(Captioner):
     def text_config(self) -> PreTrainedConfig:
         return self.model.config.get_text_config(decoder=True)
 
-    def _check_vocabulary(self, tokenizer_size: int, embedding_size: int) -> None:
-        # Large tables are padded by hundreds of rows.
-        super()._check_vocabulary(tokenizer_size, min(embedding_size, tokenizer_size))
+    def _vocab_size(self) -> int:
+        return min(self.text_config.vocab_size, len(self.processor.tokenizer))  # large tables are padded by hundreds
 
     def image_embeds(self, images: Sequence[Image.Image]) -> NoReturn:
         self._refuse("shows its text side an image only together with a prompt")
@@ -164,8 +159,6 @@ class PromptedCaptioner(Captioner):
 
     def sample(self, images, streams, *, top_p=0.9, top_k=0, temperature=1.0) -> list[list[str]]:
         """See `Captioner.sample`."""
-        if not images or len(images) != len(streams):
-            raise ValueError(f"{len(images)} images and {len(streams)} lists of seeds: give one list for each image.")
         return [
             self._answer(
                 image, len(seeds), num_beams=1, logits_processor=self._sampling(seeds, top_p, top_k, temperature)

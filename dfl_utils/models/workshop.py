@@ -1,8 +1,4 @@
-"""The models of a profile beside the store of what they made: a model is loaded when a shard is missing, not before.
-
-A shard's key names everything that it depends on: checkpoint, images, seeds, settings, packages, and the versions of
-its kind and of how a model is asked.
-"""
+"""The models of a profile beside the store of what they made: a model is loaded when a shard is missing, not before."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -52,11 +48,8 @@ class Workshop:
         profile: names models and sizes.
         store: where shards are kept.
         progress: show bars.
-        judges: whose encoders and extractor are taken, so that pairs which are compared load them once; of a profile
-            with the same ones.
-
-    Raises:
-        ValueError: judges of a profile with others.
+        judges: whose encoders and extractor are taken, so that pairs which are compared load them once; ValueError
+            where they are of a profile with others.
     """
 
     def __init__(self, profile: Profile, store: RunStore, *, progress: bool = True, judges: "Workshop | None" = None):
@@ -101,39 +94,28 @@ class Workshop:
         return self._loaded[name][1]
 
     def made_by(self, role: str) -> dict:
-        """The part of a key that names the checkpoint behind a shard, how it is asked, and the packages that decide.
-
-        The stamp gets them too.
-        """
+        """The part of a key that names the checkpoint behind a shard, how it is asked, and the packages that decide."""
+        found = {name: (getattr(self.profile, name), usual) for name, usual in USUAL.get(role, {}).items()}
         return {
             "checkpoint": self._checkpoint(role),
             "asked": ASKED[role],
             "packages": provenance.model_packages(),
             "device": self.profile.device,
-        } | self._unusual(role)
-
-    def _unusual(self, role: str) -> dict:
-        found = {name: getattr(self.profile, name) for name in USUAL.get(role, {})}
-        return {name: value for name, value in found.items() if value != USUAL[role][name]}
+        } | {name: value for name, (value, usual) in found.items() if value != usual}
 
     def _checkpoint(self, role: str) -> str:
-        """The hash of a model's folder or file.
-
-        A hub id that is not fetched yet is its name and commit, torch-fidelity's own file its name. A trained model is
-        what it was trained from and its weights' digest, whether its folder was written or not.
-        """
+        """The hash of a model's folder or file; of one that is not fetched, its name and commit."""
         model = getattr(self.profile, role)
         if trained := self.profile.trained(model):
             return trained
         if role != "inception":
-            place = self.profile.locate(model)
-            commit = self.profile.revision(model)
+            place, commit = self.profile.locate(model), self.profile.revision(model)
             provenance.register(role, place, revision=commit)
             return provenance.used[role]["sha256"] or (f"{place}@{commit}" if commit else place)
         return Path(fidelity.URL_INCEPTION_V3).name if model is None else _hash(Path(model))
 
     def captioner_key(self) -> dict:
-        """What every sentence of the captioner depends on, beside its images and how it is asked."""
+        """What every sentence of the captioner depends on, beside its images and how it is sampled."""
         words = [self.profile.min_words, self.profile.max_words]
         return self.made_by("captioner") | {"prompt": self.profile.captioner_prompt, "words": words}
 
@@ -152,10 +134,7 @@ class Workshop:
     def fill(self, jobs: Sequence[Job[Held]], what: str, group: int = 1) -> list[Held]:
         """The jobs' contents in their order; this rank's and those that no other process is making are made first.
 
-        Args:
-            jobs: see `store.Job`.
-            what: names the bar.
-            group: neighbours that are made from the same shard, so that one rank makes them all.
+        `what` names the bar; `group` neighbours are made from the same shard, so that one rank makes them all.
         """
         order = processes.own_first(range(len(jobs)), group)
         found = self.store.fill([jobs[k] for k in order])
