@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import PARAMETERS, cell
 
-from dfl_utils.build import book, bookext, chapter, disclosure, execution
+from dfl_utils.build import book, bookext, chapter, disclosure, execution, publish
 from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.store import provenance
 
@@ -229,7 +229,7 @@ def test_a_full_build_wants_a_commit(house, monkeypatch):
 )
 def test_a_page_says_where_its_numbers_were_made(house, shards, said):
     made = {"commit": "0123456789", "date": "2026-11-27", "machine": {"cpu": "A CPU", "cores": 2}}
-    house.write("results/mini/stamp.json", json.dumps(made))
+    house.write("results/mini/stamp.json", json.dumps(dict.fromkeys(publish.STAMPED) | made))
     assert bookext.made_where({"scale": "published", "shards": shards}).startswith(said)
     assert bookext.made_where({"scale": "ci"}) == "Computed here at scale ci."
 

@@ -23,7 +23,7 @@ def test_bad_input_is_one_line_and_status_2(house, capsys):
     ],
 )
 def test_errors_end_in_one_line_and_a_fault_of_ours_in_its_traceback(monkeypatch, capsys, error, status, line):
-    def fail(scale, html, jobs):
+    def fail(scale, html, jobs, reuse):
         raise error
 
     monkeypatch.setattr("dfl_utils.build.book.build", fail)

@@ -154,7 +154,8 @@ def test_a_publication_that_lacks_a_shard_leaves_the_old_run(run, filled):
     ("text", "said"),
     [
         (None, r"index\.json .* cannot be read .*: all work is done anew; `git checkout -- results/mini/store` brings"),
-        ('{"chapters": 7, "left_out": {}}', r"index\.json of the published run cannot be read"),
+        ('{"layout": 1, "chapters": 7, "left_out": {}}', r"index\.json of the published run cannot be read"),
+        ('{"layout": 0, "chapters": {}, "left_out": {}}', "it is of layout 0, and this code reads layout 1"),
     ],
 )
 def test_a_run_that_cannot_be_used_is_said_in_one_sentence(run, text, said, monkeypatch, caplog):
@@ -164,20 +165,21 @@ def test_a_run_that_cannot_be_used_is_said_in_one_sentence(run, text, said, monk
         PublishedRun(run.folder)
     monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
     assert published_run.opened() is None
-    assert book._stores("published", fresh=False) == {"DFL_PUBLISHED": ""}  # said once for all chapters
+    assert book._stores(True, "published", fresh=False) == {"DFL_PUBLISHED": ""}  # said once for all chapters
     assert len(caplog.records) == 2
 
 
 def test_a_build_that_proves_the_code_uses_neither_published_nor_old_work(run, house, monkeypatch):
     monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
-    assert book._stores("published", fresh=False) == {}
+    assert book._stores(True, "published", fresh=False) == {}
     old = house.write("_build/store/ci/old.safetensors", "")
-    assert book._stores("ci", fresh=True) == {
+    assert book._stores(False, "ci", fresh=True) == {
         "DFL_STORE": str(old.parent),
         **dict.fromkeys(("DFL_PUBLISHED", "DFL_ONLY", "DFL_PUBLISHED_INNER"), ""),
     }
     assert not old.exists()
-    assert book._stores("full", fresh=False) == {"DFL_PUBLISHED": ""}
+    assert book._stores(True, "ci", fresh=False) == {}  # unless told so
+    assert book._stores(False, "full", fresh=False) == {"DFL_PUBLISHED": ""}
 
 
 def test_an_own_folder_has_no_published_run_beside_it(tmp_path, run, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from dfl_utils.models.captioner import SeededSampling
+from dfl_utils.models.blip import SeededSampling
 
 
 def drawn(probabilities, uniform, **options):

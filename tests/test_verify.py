@@ -189,11 +189,16 @@ def test_bad_input_ends_in_one_sentence(house, capsys):
     assert cli.main(["verify", "table9"]) == 2
     assert "There is no chapter or exhibit table9: choose one of one, table1" in capsys.readouterr().err
     assert cli.main(["verify", "one", "--minutes", "nan"]) == 2
-    assert "give some time" in capsys.readouterr().err
+    assert "give a row, some time" in capsys.readouterr().err
 
 
 def test_without_the_run_it_says_what_is_missing(house, capsys):
     stamp = house / "results" / "mini" / "stamp.json"
+    whole = stamp.read_text()
+    stamp.write_text(json.dumps(json.loads(whole) | {"checkpoints": {"data/mini/models/gone": {}}}))
+    assert cli.main(["verify", "one"]) == 2
+    assert "data/mini/models/gone is not there, and recomputing needs it" in capsys.readouterr().err
+    stamp.write_text(whole)
     shutil.rmtree(published_run.place())
     assert cli.main(["verify", "one"]) == 2
     assert "git checkout -- results/mini/store" in capsys.readouterr().err

@@ -31,7 +31,7 @@ PICTURES = ("*.png", "*.svg")
 MARK = ".rendered"  # in the folder of the pages: what they were rendered from
 
 
-def build(scale: str = "published", html: bool = True, jobs: int = 1) -> Path | None:
+def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: bool = False) -> Path | None:
     """Execute every chapter that changed, publish where the scale does, and render the book.
 
     Every chapter's parameters are checked before the first one runs.
@@ -42,6 +42,7 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1) -> Path | 
         html: render the pages.
         jobs: chapters executed at a time, in threads that share the run store. On a CPU two of one thread each do more
             than one of two threads.
+        reuse: at any scale, take what the usual run store and the published run hold.
 
     Returns:
         The path of the book's first page, or None without `html`.
@@ -54,11 +55,13 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1) -> Path | 
         chapters.at_scale(source, scale)
     if scale == "full":
         publish.require_clean()
+        if reuse:
+            raise ValueError("A published run takes nothing that was published: leave --reuse out at scale full.")
     results, here = folder("results") / scale, processes.place()
-    fresh = scale in FROM_NOTHING and here.world_size == 1
+    fresh = scale in FROM_NOTHING and here.world_size == 1 and not reuse
     if fresh:  # what an earlier build left is not taken for this one's
         shutil.rmtree(results, ignore_errors=True)
-    with environment(**kernels.variables(), **_stores(scale, fresh)):
+    with environment(**kernels.variables(), **_stores(reuse or scale == "published", scale, fresh)):
         _execute(scale, jobs, fresh)
     refuse_stale(scale)
     refuse_disclosure(scale)
@@ -67,14 +70,14 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1) -> Path | 
     return render(scale) if html else None
 
 
-def _stores(scale: str, fresh: bool) -> dict[str, str]:
+def _stores(reuse: bool, scale: str, fresh: bool) -> dict[str, str]:
     """Where the chapters of a build look for work that is done."""
     if fresh:
         place = folder("store") / scale
         shutil.rmtree(place, ignore_errors=True)
         return {"DFL_STORE": str(place), "DFL_PUBLISHED": "", "DFL_ONLY": "", "DFL_PUBLISHED_INNER": ""}
     # A run that cannot be used is said once, here, and not by every chapter.
-    return {} if scale == "published" and published_run.opened() else {"DFL_PUBLISHED": ""}
+    return {} if reuse and published_run.opened() else {"DFL_PUBLISHED": ""}
 
 
 def _execute(scale: str, jobs: int, fresh: bool) -> None:

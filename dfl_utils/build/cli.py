@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="published (default): show the published run; ci, quick: compute afresh, smaller; full: compute the "
         "published run anew and publish it; paper: the paper's models and data",
     )
+    book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold")
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add(_run, "execute one chapter", settings)
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     golden.add_argument("--write", action="store_true", help="write that file anew in place of comparing")
     verify = add(_verify, "recompute some published numbers from nothing, and compare")
     verify.add_argument("what", nargs="?", metavar="CHAPTER|EXHIBIT", help="of which; some chapters if none is named")
+    verify.add_argument("--rows", type=int, default=10, metavar="N", help="how many rows that agree are shown (10)")
     verify.add_argument("--seed", type=int, metavar="S", help="draws chapters and shards (today's date)")
     verify.add_argument(
         "--minutes", type=float, default=10.0, metavar="M", help="how long it may compute, by recorded costs (10)"
@@ -110,7 +112,7 @@ def _book(arguments: argparse.Namespace) -> None:
     here = processes.place()
     jobs = 1 if here.world_size > 1 else jobs  # ranks work on one chapter at a time, together
     html = not arguments.no_html and here.rank == 0
-    index = book.build(arguments.scale, html=html, jobs=jobs)
+    index = book.build(arguments.scale, html=html, jobs=jobs, reuse=arguments.reuse)
     if index:
         print(f"the book: {index}")
 
@@ -146,7 +148,7 @@ def _golden(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from dfl_utils.build import verify
 
-    return verify.main(arguments.what, arguments.seed, arguments.minutes)
+    return verify.main(arguments.what, arguments.rows, arguments.seed, arguments.minutes)
 
 
 def _data(arguments: argparse.Namespace) -> None:

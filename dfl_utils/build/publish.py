@@ -18,6 +18,7 @@ from dfl_utils.store.store import KINDS, Ledger
 
 ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
 TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finetuned models
+STAMPED = ("profile", "commit", "date", "machine", "versions", "checkpoints", "exhibits", "chapters")
 SOURCES = ("dfl_utils", "book", "data", "params", "pyproject.toml", "constraints.txt")  # what numbers are made of
 
 
@@ -103,8 +104,11 @@ def stamp(profile: str) -> dict:
     """What stands in `results/<profile>/stamp.json`; ValueError where that is missing or damaged."""
     path = provenance.ROOT / "results" / profile / "stamp.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if lost := [name for name in STAMPED if name not in found]:
+            raise ValueError(f"it has no {lost[0]}, as those of an older layout")
+        return found
+    except (OSError, ValueError, TypeError) as error:
         mend = f"`git checkout -- results/{profile}` brings it back"
         raise ValueError(f"{path} cannot be read ({error}): {mend}.") from None
 

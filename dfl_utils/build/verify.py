@@ -27,15 +27,18 @@ from dfl_utils.training.finetuned import FINETUNING, WEIGHTS
 MINUTES = 10.0
 OVERHEAD = 40.0  # seconds that a chapter takes beside its models' work, about
 CHAPTERS = 3  # at most, where none is named
-SHOWN = 10  # rows that agree
+ROWS = 10
 TIMES = ("step-seconds",)  # kinds of shard that hold a day's measurements
 TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
 
 
-def main(what: str | None = None, seed: int | None = None, minutes: float = MINUTES) -> int:
+def main(what: str | None = None, rows: int = ROWS, seed: int | None = None, minutes: float = MINUTES) -> int:
     """Verify a chapter, an exhibit or some chapters, print what was found, and say by 0 or 1 whether all of it agrees.
 
+    All rows of a chapter are compared; those that do not agree are shown, and some that do.
+
     Args:
+        rows: how many of those that agree are shown.
         seed: draws chapters, shards, and the rows that are shown; None: the day's.
         minutes: how long the recomputing may take, by the costs that were recorded when the shards were made.
 
@@ -44,11 +47,14 @@ def main(what: str | None = None, seed: int | None = None, minutes: float = MINU
         BuildFailed: a chapter failed, or asks for other shards than were published.
     """
     seed = date.today().toordinal() if seed is None else seed
-    if not 0 < minutes < float("inf") or seed < 0:
-        raise ValueError(f"--minutes {minutes:g}, --seed {seed}: give some time, and a seed from 0.")
+    if rows < 1 or not 0 < minutes < float("inf") or seed < 0:
+        raise ValueError(f"--rows {rows}, --minutes {minutes:g}, --seed {seed}: give a row, some time, a seed from 0.")
     stamp = publish.stamp("mini")
     published, run = tidy.read(publish.table("mini", stamp)), PublishedRun(published_run.place())
     run.require_whole()
+    for path in stamp["checkpoints"]:
+        if path.startswith("data/") and not (provenance.ROOT / path).is_dir():
+            raise ValueError(f"{path} is not there, and recomputing needs it: `git checkout -- {path}` brings it back.")
     random = np.random.default_rng(seed)
     names = _chapters(stamp["chapters"], what, random, minutes)
     print(f"verifying {', '.join(names)}: {minutes:g} minutes, seed {seed}", flush=True)
@@ -62,7 +68,7 @@ def main(what: str | None = None, seed: int | None = None, minutes: float = MINU
     lines = _lines(published, pd.concat(found, ignore_index=True), stamp["chapters"], names)
     if what not in (None, *names):
         lines = lines[lines.exhibit == what]
-    return _report(lines, pd.DataFrame(compared, columns=["shard", "made in, s", "difference", "agrees"]), random)
+    return _report(lines, pd.DataFrame(compared, columns=["shard", "made in, s", "difference", "agrees"]), rows, random)
 
 
 def _chapters(known: dict[str, dict], what: str | None, random: np.random.Generator, minutes: float) -> list[str]:
@@ -147,15 +153,15 @@ def _lines(published: pd.DataFrame, recomputed: pd.DataFrame, known: dict, names
     return lines[~(lines.exhibit.isin(others) & lines.what.eq("row") & lines.new.isna())]
 
 
-def _report(lines: pd.DataFrame, compared: pd.DataFrame, random: np.random.Generator) -> int:
+def _report(lines: pd.DataFrame, compared: pd.DataFrame, rows: int, random: np.random.Generator) -> int:
     """Print the rows that do not agree, some of the others, and the shards; 1 where anything does not agree."""
     wrong = lines[~lines.agrees.astype(bool)]
     fine = lines.drop(wrong.index)
-    some = fine.iloc[np.sort(random.permutation(len(fine))[:SHOWN])]
+    some = fine.iloc[np.sort(random.permutation(len(fine))[:rows])]
     for shown in (pd.concat([wrong, some]), compared):
         words = shown.assign(agrees=shown.agrees.map({True: "yes", False: "no"}))
         print(golden.table(words.rename(columns={"old": "published", "new": "recomputed"})))
     apart = int((~compared.agrees.astype(bool)).sum())
-    rows = len(lines.drop_duplicates(tidy.KEY))
-    print(f"{len(lines)} numbers of {rows} rows, {len(wrong)} apart; {len(compared)} shards, {apart} apart")
+    count = len(lines.drop_duplicates(tidy.KEY))
+    print(f"{len(lines)} numbers of {count} rows, {len(wrong)} apart; {len(compared)} shards, {apart} apart")
     return 1 if len(wrong) or apart else 0

@@ -21,6 +21,7 @@ import numpy as np
 from dfl_utils.store import provenance, shards
 
 INDEX = "index.json"
+LAYOUT = 1
 MEND = "`git checkout -- results/mini/store` brings it back"
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def place() -> Path:
 class PublishedRun:
     """A folder of published shards; `inner` says whether what others are made from may come from it.
 
-    ValueError: an index that is damaged or missing.
+    ValueError: an index that is damaged, missing or of another layout.
     """
 
     def __init__(self, folder: Path | str, inner: bool = True):
@@ -43,6 +44,8 @@ class PublishedRun:
         index = self.folder / INDEX
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
+            if found["layout"] != LAYOUT:
+                raise ValueError(f"it is of layout {found['layout']}, and this code reads layout {LAYOUT}")
             self.chapters, self._left_out = dict(found["chapters"]), dict(found["left_out"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(
@@ -183,7 +186,7 @@ def write(
         rest = {*behind, *(stem for stems in asked.values() for stem in stems)} - travelling
         costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted(rest)}
         left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
-        index = {"chapters": wanted, "left_out": left_out}
+        index = {"layout": LAYOUT, "chapters": wanted, "left_out": left_out}
         (part / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
     except (FileNotFoundError, shards.Broken) as error:
         shutil.rmtree(part)

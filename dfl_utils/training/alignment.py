@@ -14,18 +14,13 @@ CHUNK = 20_000  # texts whose tokens are held at a time
 
 @dataclass(frozen=True)
 class Spans:
-    """All tokens of some texts, in order, and where they stand in the texts laid end to end.
+    """All tokens of some texts, in order, and where they stand in the texts laid end to end."""
 
-    Attributes:
-        ids: (tokens,) int64.
-        starts, ends: (tokens,) int64, character positions; the space before a word belongs to no token.
-        counts: (texts,) int64, tokens of each text.
-    """
-
-    ids: np.ndarray
+    ids: np.ndarray  # (tokens,) int64
+    # starts, ends: (tokens,) int64, character positions; the space before a word belongs to no token
     starts: np.ndarray
     ends: np.ndarray
-    counts: np.ndarray
+    counts: np.ndarray  # (texts,) int64, tokens of each text
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -81,19 +76,15 @@ def containing(inner: Spans, outer: Spans) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Votes:
-    """How often tokens of a source and of a target stood for the same characters.
+    """How often tokens of a source and of a target stood for the same characters."""
 
-    Attributes:
-        sources, targets: id -> how often it was seen.
-        equal: (source id, target id) -> how often their characters were the same.
-        within: likewise -> how often the target's characters included the source's, the same or more.
-        parts: likewise -> how often the source's characters included the target's, the same or more.
-    """
-
-    sources: Counter = field(default_factory=Counter)
+    sources: Counter = field(default_factory=Counter)  # sources, targets: id -> how often it was seen
     targets: Counter = field(default_factory=Counter)
+    # (source id, target id) -> how often their characters were the same
     equal: Counter = field(default_factory=Counter)
+    # likewise -> how often the target's characters included the source's, the same or more
     within: Counter = field(default_factory=Counter)
+    # likewise -> how often the source's characters included the target's, the same or more
     parts: Counter = field(default_factory=Counter)
 
     def add(self, other: "Votes") -> None:

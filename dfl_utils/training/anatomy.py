@@ -28,30 +28,20 @@ REACHES = {
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A step taken apart.
+    """A step taken apart."""
 
-    Attributes:
-        shapes: name of a tensor -> its shape, in the order of the step.
-        losses: loss -> its value.
-        gradients: loss -> role -> Euclidean norm of the gradient at the weights that the paper trains; exactly 0 where
-            nothing arrives.
-        trained: role -> number of those weights.
-        pictures: `image`, `noisy` and `image_hat` (one-step image) of the batch's first pair, `(H, W, 3)` uint8.
-        caption: what a person wrote of it.
-        told: the likeliest token at each place of the caption, given the true ones before it.
-        side: `text` or `image`, of the captioner, where its trained weights are.
-        timestep: at which it was noised.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    losses: dict[str, float]
+    shapes: dict[str, tuple[int, ...]]  # name of a tensor -> its shape, in the order of the step
+    losses: dict[str, float]  # loss -> its value
+    # loss -> role -> Euclidean norm of the gradient at the weights that the paper trains; exactly 0 where nothing
+    # arrives
     gradients: dict[str, dict[str, float]]
-    trained: dict[str, int]
+    trained: dict[str, int]  # role -> number of those weights
+    # `image`, `noisy` and `image_hat` (one-step image) of the batch's first pair, `(H, W, 3)` uint8
     pictures: dict[str, np.ndarray]
-    caption: str
-    told: str
-    side: str
-    timestep: int
+    caption: str  # what a person wrote of it
+    told: str  # the likeliest token at each place of the caption, given the true ones before it
+    side: str  # `text` or `image`, of the captioner, where its trained weights are
+    timestep: int  # at which it was noised
 
     def reaches(self) -> dict[str, tuple[str, ...]]:
         """Loss -> roles that receive a gradient, to be held against `REACHES`."""

@@ -33,15 +33,10 @@ def clean(caption: str) -> str:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Tokens of some captions by one tokenizer.
+    """Tokens of some captions by one tokenizer."""
 
-    Attributes:
-        ids: (tokens,) int64, caption after caption, no special tokens.
-        counts: (captions,) int64, tokens of each.
-    """
-
-    ids: np.ndarray
-    counts: np.ndarray
+    ids: np.ndarray  # (tokens,) int64, caption after caption, no special tokens
+    counts: np.ndarray  # (captions,) int64, tokens of each
 
     @property
     def captions(self) -> np.ndarray:

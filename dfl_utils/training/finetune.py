@@ -33,31 +33,19 @@ ROLES = ("captioner", "generator")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run beside its models and pairs.
+    """All that decides a run beside its models and pairs."""
 
-    Attributes:
-        losses: some of `losses.LOSSES`, summed with equal weights (Appendix H).
-        train: which of `captioner` and `generator` move.
-        steps: optimiser steps.
-        lr: of AdamW, constant (paper: 1e-4).
-        batch_size: pairs a step (paper: 8).
-        micro_batches: parts in which a batch is worked on, one after the other or by several ranks at a time; their
-            number changes a step's last bits, who works on them does not.
-        seed: order of the pairs and all noise.
-        connect: see `connection.distributions`.
-        decoder: `vae`, or `tiny` for the profile's `AutoencoderTiny`.
-        economy: see `losses.Economy`.
-    """
-
-    losses: tuple[str, ...] = LOSSES
-    train: tuple[str, ...] = ROLES
-    steps: int = 70_000
-    lr: float = 1e-4
-    batch_size: int = 8
-    seed: int = 0
-    connect: str = "softmax"
-    decoder: str = "vae"
-    economy: Economy = field(default_factory=Economy)
+    losses: tuple[str, ...] = LOSSES  # some of `losses.LOSSES`, summed with equal weights (Appendix H)
+    train: tuple[str, ...] = ROLES  # which of `captioner` and `generator` move
+    steps: int = 70_000  # optimiser steps
+    lr: float = 1e-4  # of AdamW, constant (paper: 1e-4)
+    batch_size: int = 8  # pairs a step (paper: 8)
+    seed: int = 0  # order of the pairs and all noise
+    connect: str = "softmax"  # see `connection.distributions`
+    decoder: str = "vae"  # `vae`, or `tiny` for the profile's `AutoencoderTiny`
+    economy: Economy = field(default_factory=Economy)  # see `losses.Economy`
+    # parts in which a batch is worked on, one after the other or by several ranks at a time; their number changes a
+    # step's last bits, who works on them does not
     micro_batches: int = 1
 
     def __post_init__(self):

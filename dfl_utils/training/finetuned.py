@@ -40,19 +40,12 @@ VOCABULARY_MAP = Kind("vocabulary-map")
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        recipe: what was run.
-        profile: with the finetuned checkpoints in place of those that moved.
-        losses: loss -> its value at every step, `(steps,)` float32.
-        seconds: that the training took, before and after it was resumed; NaN where that is not known any more.
-    """
-
-    recipe: Recipe
-    profile: Profile
-    losses: dict[str, np.ndarray]
-    seconds: float
+    recipe: Recipe  # what was run
+    profile: Profile  # with the finetuned checkpoints in place of those that moved
+    losses: dict[str, np.ndarray]  # loss -> its value at every step, `(steps,)` float32
+    seconds: float  # that the training took, before and after it was resumed; NaN where that is not known any more
 
 
 class Finetuner(Workshop):

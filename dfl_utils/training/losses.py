@@ -22,27 +22,17 @@ LOSSES = ("caption_loss", "image_reconstruction_loss", "generation_loss", "text_
 
 @dataclass(frozen=True)
 class Batch:
-    """B image-caption pairs, and the noise of their step.
+    """B image-caption pairs, and the noise of their step."""
 
-    Attributes:
-        pixel_values: `(B, 3, S, S)` the images as the captioner's processor gives them.
-        caption: the captions as the captioner reads them.
-        prompt_ids: `(B, L)` the captions as the generator reads them.
-        latents: `(B, C, h, w)` the images as the generator sees them, scaled.
-        timesteps: `(B,)` uniform over the noise schedule.
-        noise: like `latents`, standard normal.
-        seed: of whatever else the step draws.
-        words_before: tokens, ends not counted, of the captions of the step's batch before these: what is drawn for
-            them is passed over, so that a pair's noise does not depend on how its batch was cut.
-    """
-
-    pixel_values: Tensor
-    caption: Caption
-    prompt_ids: Tensor
-    latents: Tensor
-    timesteps: Tensor
-    noise: Tensor
-    seed: int = 0
+    pixel_values: Tensor  # `(B, 3, S, S)` the images as the captioner's processor gives them
+    caption: Caption  # the captions as the captioner reads them
+    prompt_ids: Tensor  # `(B, L)` the captions as the generator reads them
+    latents: Tensor  # `(B, C, h, w)` the images as the generator sees them, scaled
+    timesteps: Tensor  # `(B,)` uniform over the noise schedule
+    noise: Tensor  # like `latents`, standard normal
+    seed: int = 0  # of whatever else the step draws
+    # tokens, ends not counted, of the captions of the step's batch before these: what is drawn for them is passed over,
+    # so that a pair's noise does not depend on how its batch was cut
     words_before: int = 0
 
     def rows(self, chosen: slice) -> "Batch":

@@ -37,18 +37,13 @@ SEED = 0  # of the batch's timesteps and noise
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step costs in each way.
+    """What a step costs in each way."""
 
-    Attributes:
-        ways: their names.
-        spent: `(rounds, ways, steps, parts, 2)` in the order of `STEPS`, `step_ways.PARTS` and `DIRECTIONS`; seconds,
-            or FLOPs, which have one round.
-        when, where: the day, and processor, cores, threads and torch.
-    """
-
-    ways: tuple[str, ...]
+    ways: tuple[str, ...]  # their names
+    # `(rounds, ways, steps, parts, 2)` in the order of `STEPS`, `step_ways.PARTS` and `DIRECTIONS`; seconds, or FLOPs,
+    # which have one round
     spent: np.ndarray
-    when: str
+    when: str  # when, where: the day, and processor, cores, threads and torch
     where: str
 
     def of(self, step: str) -> np.ndarray:

@@ -29,24 +29,16 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Way:
-    """How a step is done; by default nothing is saved.
+    """How a step is done; by default nothing is saved."""
 
-    Attributes:
-        frozen: gradients of the trained weights alone; else of each weight of the models in training, of which the
-            optimiser then takes those it wants.
-        latents: made once, before the finetuning; else of the images in every step that needs them.
-        head: the captioner's, over its vocabulary, at the positions that are targets; else at all.
-        one_pass: both prompts through the generator together; else one after the other.
-        threshold, share: see `losses.Economy`.
-        decoder: of the one-step image: `vae` or `tiny`.
-    """
-
+    # gradients of the trained weights alone; else of each weight of the models in training, of which the optimiser then
+    # takes those it wants
     frozen: bool = False
-    latents: bool = False
-    head: bool = False
-    one_pass: bool = False
-    threshold: float = 0.0
-    decoder: str = "vae"
+    latents: bool = False  # made once, before the finetuning; else of the images in every step that needs them
+    head: bool = False  # the captioner's, over its vocabulary, at the positions that are targets; else at all
+    one_pass: bool = False  # both prompts through the generator together; else one after the other
+    threshold: float = 0.0  # threshold, share: see `losses.Economy`
+    decoder: str = "vae"  # of the one-step image: `vae` or `tiny`
     share: float = 1.0
 
 

@@ -16,20 +16,14 @@ from dfl_utils.models.blip import BlipCaptioner, Captioner
 
 @dataclass(frozen=True)
 class Caption:
-    """B captions as a captioner reads them.
+    """B captions as a captioner reads them."""
 
-    Attributes:
-        input_ids, attention_mask: `(B, T)` [BOS], prompt and caption, padded to the right; 1 where there is a token.
-        places: `(B, T)` bool, the positions whose prediction is a target.
-        targets: `(N,)` the tokens to be predicted there, row after row, each caption's end with it.
-        counts: B numbers of caption tokens, the end not counted.
-    """
-
+    # input_ids, attention_mask: `(B, T)` [BOS], prompt and caption, padded to the right; 1 where there is a token
     input_ids: Tensor
     attention_mask: Tensor
-    places: Tensor
-    targets: Tensor
-    counts: tuple[int, ...]
+    places: Tensor  # `(B, T)` bool, the positions whose prediction is a target
+    targets: Tensor  # `(N,)` the tokens to be predicted there, row after row, each caption's end with it
+    counts: tuple[int, ...]  # B numbers of caption tokens, the end not counted
 
     @property
     def words(self) -> Tensor:

@@ -31,21 +31,15 @@ LOWER = {ord("A") + k: ord("a") + k for k in range(26)}  # of a byte-level token
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """A hard-coded map of vocabularies, as a gather: row v of `table[map.index]` stands for captioner token v.
+    """A hard-coded map of vocabularies, as a gather: row v of `table[map.index]` stands for captioner token v."""
 
-    Attributes:
-        index: (V_captioner,) int64, a generator token for every row of the captioner's embeddings.
-        how: what chose it, one of `HOW` a row: role of a special token, rule of strings (`w` -> `w</w>`, `##x` ->
-            `x</w>`), captions, nearest word by meaning, longest piece into which the generator cuts the token.
-        captioner, generator: fingerprints of the two vocabularies.
-        generator_size: number of the generator's tokens.
-    """
-
-    index: Tensor
+    index: Tensor  # (V_captioner,) int64, a generator token for every row of the captioner's embeddings
+    # what chose it, one of `HOW` a row: role of a special token, rule of strings (`w` -> `w</w>`, `##x` -> `x</w>`),
+    # captions, nearest word by meaning, longest piece into which the generator cuts the token
     how: tuple[str, ...]
-    captioner: str
+    captioner: str  # captioner, generator: fingerprints of the two vocabularies
     generator: str
-    generator_size: int
+    generator_size: int  # number of the generator's tokens
 
     @classmethod
     def make(
