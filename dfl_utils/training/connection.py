@@ -28,22 +28,19 @@ def soft_encode(text_encoder: nn.Module, inputs_embeds: Tensor) -> Tensor:
     return text_encoder.final_layer_norm(encoded)
 
 
-def distributions(
-    logits: Tensor, connection: str = "softmax", temperature: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
-    """Token distributions `(N, V)` of logits `(N, V)`.
+def distributions(logits: Tensor, connection: str = "softmax", generator: torch.Generator | None = None) -> Tensor:
+    """Token distributions `(N, V)` of logits `(N, V)`, one row a token of the caption.
 
     Args:
-        logits: the captioner's, one row a token of the caption.
+        logits: the captioner's.
         connection: `softmax` as in the paper; `gumbel`: one token drawn a row, one-hot forward, and backward the
             gradient of the softmax that it was drawn from (straight-through Gumbel-softmax, Jang et al. 2017).
-        temperature: of the Gumbel-softmax.
         generator: random stream of the draw, on the CPU.
     """
     if connection == "softmax":
         return logits.softmax(-1)
     uniforms = torch.rand(logits.shape, generator=generator).clamp(min=1e-20).to(logits.device)
-    soft = ((logits - (-uniforms.log()).log()) / temperature).softmax(-1)
+    soft = (logits - (-uniforms.log()).log()).softmax(-1)
     hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
     return hard + soft - soft.detach()
 

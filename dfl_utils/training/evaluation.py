@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
 from dfl_utils.game.loops import Game, Reconstructions
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, fidelity
-from dfl_utils.models.blip import Captioner
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.scores import quality
 from dfl_utils.store import blocks
@@ -32,35 +30,23 @@ VALIDATION_BATCH = 8
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """One caption an image, and what it is worth (Tables 3, 5 and 9).
-
-    `scores`: metric -> `(images,)`, scaled as in `scores.quality`; `bleu`: `(images, 10)`, for `ngrams.corpus_bleu`.
-    """
+    """One caption an image, and what it is worth (Tables 3, 5 and 9)."""
 
     captions: list[str]
-    scores: dict[str, np.ndarray]
-    bleu: np.ndarray
+    scores: dict[str, np.ndarray]  # metric -> `(images,)`, scaled as in `scores.quality`
+    bleu: np.ndarray  # `(images, 10)` counts whose means go to `ngrams.corpus_bleu`
 
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What a generator draws of references, and how it compares with the images that they were written of (Table 4).
+    """What a generator draws of references, and how it compares with the images that they were written of (Table 4)."""
 
-    Attributes:
-        captions: the reference drawn of each image.
-        clip: `(images,)` 1 - cosine of CLIP, of drawing and original: a distance, in [0, 2].
-        dino: `(images,)` the cosine of DINO.
-        features: `(images, D)` of the drawings, for FID.
-        original_features: `(images, D)` of the originals.
-        run: the drawings.
-    """
-
-    captions: list[str]
-    clip: np.ndarray
-    dino: np.ndarray
-    features: np.ndarray
-    original_features: np.ndarray
-    run: Reconstructions
+    captions: list[str]  # the reference drawn of each image
+    clip: np.ndarray  # `(images,)` 1 - cosine of CLIP, of drawing and original: a distance, in [0, 2]
+    dino: np.ndarray  # `(images,)` the cosine of DINO
+    features: np.ndarray  # `(images, D)` of the drawings, for FID
+    original_features: np.ndarray  # `(images, D)` of the originals
+    run: Reconstructions  # the drawings
 
 
 def caption_scores(
@@ -132,7 +118,12 @@ def validation_losses(
     }
 
     def make():
-        model, pipeline = _models(finetuner, profile)
+        # Of a role that was left alone the finetuner's own model, not loaded again.
+        own, (model, pipeline) = finetuner.profile, finetuner._base_models
+        if profile.captioner != own.captioner:
+            model = captioner.load(replace(profile, dtype="float32"))
+        if profile.generator != own.generator:
+            pipeline = finetuned.load_pipeline(profile)
         pairs.check(model, pipeline, examples)
         # The autoencoder is never trained: latents are those of the pair that the finetuning started from.
         latents = pairs.latents(finetuner, pipeline, examples)
@@ -144,11 +135,3 @@ def validation_losses(
         return values, len(batches)
 
     return finetuner.store.get(VALIDATION_LOSSES, key, make)
-
-
-def _models(finetuner: Finetuner, profile: Profile) -> tuple[Captioner, StableDiffusionPipeline]:
-    """A profile's pair for training; of a role that was left alone the finetuner's own model, not loaded again."""
-    own, full = finetuner.profile, replace(profile, dtype="float32")
-    model = finetuner._base_models[0] if profile.captioner == own.captioner else captioner.load(full)
-    same = profile.generator == own.generator
-    return model, finetuner._base_models[1] if same else finetuned.load_pipeline(profile)

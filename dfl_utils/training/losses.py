@@ -1,8 +1,8 @@
 """The four losses of Section 4, of a captioner and a Stable Diffusion generator that talk to each other.
 
 `caption_loss` (Eq. 1) and `generation_loss` (Eq. 3) teach each model alone; `image_reconstruction_loss` (Eq. 2) sends
-the captioner's token distributions through the generator; `text_reconstruction_loss` (Eq. 4) sends the generator's
-one-step image through the captioner.
+the captioner's token distributions through the generator, `text_reconstruction_loss` (Eq. 4) the generator's one-step
+image through the captioner.
 """
 
 from dataclasses import dataclass, replace

@@ -55,11 +55,10 @@ class VocabularyMap:
         """Map by role, by captions, by string, by meaning, and by piece: the first that has an answer.
 
         A token that the captions hold becomes the generator token that covers its characters in more than half of its
-        occurrences (so `gi`, `##raf`, `##fe` become `giraffe</w>` each, not three pieces without a meaning); else the
-        one that most often stands for exactly its characters; else, for a word that is always cut, its stem (`zebra`
-        for `zebras`), or the longest piece of it that in more than half of its own occurrences is a piece of just this
-        word (`compu` for `computer`).
-        The generator's unknown token, which in CLIP is end-of-text, is never chosen for a token that has content.
+        occurrences (so `gi`, `##raf`, `##fe` become `giraffe</w>` each); else the one that most often stands for
+        exactly its characters; else, for a word that is always cut, its stem (`zebra` for `zebras`), or the longest
+        piece that in more than half of its own occurrences is of just this word (`compu` for `computer`). The
+        generator's unknown token, which in CLIP is end-of-text, is never chosen for a token that has content.
 
         Args:
             captioner_tokenizer, generator_tokenizer: WordPiece (BLIP) or byte-level BPE (BLIP-2), and CLIP's BPE.
@@ -69,8 +68,7 @@ class VocabularyMap:
             by_meaning: False leaves the nearest word by GloVe out, and its word list unread.
 
         Raises:
-            ValueError: a tokenizer without character positions, a generator's without ends of words, a `vocab_size`
-                below the captioner's.
+            ValueError: a tokenizer without character positions or without ends of words, too small a `vocab_size`.
         """
         rows = len(captioner_tokenizer) if vocab_size is None else vocab_size
         if rows < len(captioner_tokenizer):
