@@ -143,7 +143,11 @@ def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
     assert [folder.exists() for folder in folders] == [True, False]
     assert changed.locate(mini.clip) == mini.clip and not folders[1].exists()
     sent = copy.copy(changed)  # as to another process
-    assert all(folder.exists() for folder in folders) and sent == changed and not sent.writers
+    assert (
+        all(folder.exists() for folder in folders)
+        and sent == changed
+        and not any(write for _, write in sent.made.values())
+    )
     assert Workshop(sent, RunStore(root), progress=False).captioner_key() == key
 
 

@@ -63,10 +63,7 @@ class SeededAmusedScheduler(AmusedScheduler):
             )
             for k, stream in enumerate(generator)
         ]
-        prev_sample, pred_original_sample = map(torch.cat, zip(*parts, strict=True))
-        if not return_dict:
-            return prev_sample, pred_original_sample
-        return AmusedSchedulerOutput(prev_sample, pred_original_sample)
+        return AmusedSchedulerOutput(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
@@ -101,13 +98,6 @@ def _pipeline_class(folder: str, place: dict) -> type[DiffusionPipeline]:
             f"{folder} is a {name or 'nameless pipeline'}, which is no text-to-image pipeline of diffusers; "
             "give one such as StableDiffusionPipeline or AmusedPipeline."
         )
-    return kind
-
-
-def _scheduler(name: str) -> type[SchedulerMixin]:
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise ValueError(f"scheduler is {name!r}, which is none of diffusers: give one such as DDPMScheduler.")
     return kind
 
 
@@ -146,12 +136,7 @@ class Generator:
     """
 
     def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        num_inference_steps: int,
-        guidance_scale: float,
-        image_size: int,
-        draw_batch: int = 64,
+        self, pipeline, num_inference_steps: int, guidance_scale: float, image_size: int, draw_batch: int = 64
     ):
         self.pipeline = pipeline
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
@@ -169,7 +154,11 @@ class Generator:
             FileNotFoundError, ValueError: as `checkpoint.opening`; no text-to-image pipeline; a tokenizer and a text
                 encoder of two vocabularies; an unknown scheduler; a `dtype` that the device cannot do.
         """
-        dtype, scheduler = checkpoint.inference_dtype(profile), _scheduler(profile.scheduler)
+        dtype, scheduler = checkpoint.inference_dtype(profile), getattr(diffusers, profile.scheduler, None)
+        if scheduler is None:
+            raise ValueError(
+                f"scheduler is {profile.scheduler!r}, which is none of diffusers: give one such as DDPMScheduler."
+            )
         pipeline = _open(profile, scheduler if dtype == torch.float32 else in_float32(scheduler), dtype)
         for name in DENOISERS & pipeline.components.keys() if dtype == torch.float32 else ():
             use_onednn(pipeline.components[name])
@@ -179,12 +168,7 @@ class Generator:
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """One image a caption, `(B, size, size, 3)` uint8; image b depends on caption b and seed b alone.
-
-        An empty caption is drawn like any other (it is what guidance calls the unconditional prompt).
-        """
-        if not captions or len(captions) != len(seeds):
-            raise ValueError(f"{len(captions)} captions and {len(seeds)} seeds: give one seed for each caption.")
+        """One image a caption, `(B, size, size, 3)` uint8; image b depends on caption b and seed b alone."""
         parts = [
             self._draw(captions[k : k + self.draw_batch], seeds[k : k + self.draw_batch])
             for k in range(0, len(captions), self.draw_batch)
@@ -194,15 +178,8 @@ class Generator:
     def _draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         # On the CPU, so that a seed draws the same noise on every device.
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        options = {
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "height": self.image_size,
-            "width": self.image_size,
-            "generator": streams,
-            "output_type": "np",
-            **LITERAL,
-        }
+        options = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, **LITERAL}
+        options |= {"height": self.image_size, "width": self.image_size, "generator": streams, "output_type": "np"}
         if isinstance(self.pipeline, StableDiffusionPipeline):
             options["latents"] = self._noise(streams)
         taken = inspect.signature(self.pipeline.__call__).parameters

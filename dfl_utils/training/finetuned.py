@@ -212,14 +212,14 @@ class Finetuner(Workshop):
 
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
         stem = self.store.path(job.kind, job.key).stem
-        folders, contents, writers = {}, {}, {}
+        folders, made = {}, {}
         for role, digest in zip(content["roles"], content["digests"], strict=True):
             folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
             folders[role] = folder
-            contents[folder] = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
-            writers[folder] = partial(self._write, role, job)
+            told = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
+            made[folder] = told, partial(self._write, role, job)
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
-        trained = TrainedProfile.of(self.profile, folders, contents, writers)
+        trained = TrainedProfile.of(self.profile, folders, made)
         seconds, _ = self.store.cost(job.kind, job.key) or (np.nan, 0)
         return Finetuned(recipe, trained, losses, seconds)
 
@@ -256,44 +256,38 @@ def _copied(model: nn.Module, trained: str) -> nn.Module:
     return copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if trained not in name})
 
 
-# --- A profile of finetuned models, whose checkpoint folders are written when somebody first asks where they are.
+# --- A profile of finetuned models, whose checkpoint folders are written when a loader first asks for them.
 
 Writer = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
 class TrainedProfile(Profile):
-    """A profile some of whose models are folders that can be written.
+    """A profile some of whose models are folders that can be written."""
 
-    `contents`: folder -> what stands for it in keys, what it was trained from and the digest of its weights; `writers`:
-    folder -> what writes it into a place that is moved there afterwards.
-    """
-
-    contents: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    writers: Mapping[str, Writer] = field(default_factory=dict, compare=False, repr=False)
+    # folder -> what stands for it in keys (what it was trained from, its weights' digest), and what writes it into a
+    # place that is moved there afterwards
+    made: Mapping[str, tuple[str, Writer]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(
-        cls, base: Profile, folders: Mapping[str, str], contents: Mapping[str, str], writers: Mapping[str, Writer]
-    ) -> "TrainedProfile":
+    def of(cls, base: Profile, folders: Mapping[str, str], made: Mapping[str, tuple[str, Writer]]) -> "TrainedProfile":
         """`base` with other models: role -> folder."""
-        same = {one.name: getattr(base, one.name) for one in fields(base) if one.name not in ("contents", "writers")}
-        own = {"contents": contents, "writers": writers}
-        return cls(**same | folders, **{name: getattr(base, name, {}) | value for name, value in own.items()})
+        own = {one.name: getattr(base, one.name) for one in fields(base)}
+        return cls(**own | folders | {"made": getattr(base, "made", {}) | made})
 
     def trained(self, model: str) -> str | None:
-        return self.contents.get(model)
+        return self.made[model][0] if model in self.made else None
 
     def provide(self, model: str) -> str:
-        if model in self.writers and not Path(model).is_dir():
-            _atomically(Path(model), self.writers[model])
+        _, write = self.made.get(model, (None, None))
+        if write and not Path(model).is_dir():
+            _atomically(Path(model), write)
         return self.locate(model)
 
     def __reduce__(self):
         """Another process gets the folders, written, and not the models that write them."""
-        for folder in self.writers:
-            self.provide(folder)
-        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.name != "writers")
+        told = {self.provide(folder): (told, None) for folder, (told, _) in self.made.items()}
+        return type(self), tuple(told if one.name == "made" else getattr(self, one.name) for one in fields(self))
 
 
 def _with(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:

@@ -1,9 +1,8 @@
 """The paper's models as shapes without numbers: BLIP ViT-B, Stable Diffusion 1.4 and TAESD on torch's meta device.
 
-What a pass costs in FLOPs depends on shapes alone, so it can be counted where neither weights nor memory are at hand.
-The configurations are those of Salesforce/blip-image-captioning-base, CompVis/stable-diffusion-v1-4 and
-madebyollin/taesd on the Hugging Face hub; what is a default of its class is left to that, but for the heads of BLIP's
-text decoder, 12 in truth: no shape and no count depends on them. A test holds their sizes.
+What a pass costs in FLOPs depends on shapes alone. The configurations are those of the hub's BLIP
+(Salesforce/blip-image-captioning-base), CompVis/stable-diffusion-v1-4 and madebyollin/taesd; what is a default of its
+class is left to that, but for the heads of BLIP's text decoder: no shape depends on them. A test holds their sizes.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from dfl_utils.models.blip import BlipCaptioner, Captioner
-from dfl_utils.models.checkpoint import SPARE_ROWS
+from dfl_utils.models.checkpoint import check_vocabulary
 from dfl_utils.training.losses import Batch
 from dfl_utils.training.teacher_forcing import Caption
 
@@ -64,11 +63,8 @@ def models(own: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captione
     """Captioner, the parts of a pipeline, and the tiny decoder.
 
     Args:
-        own: a BLIP with BLIP's vocabulary, whose processor and prompt are taken.
+        own: a BLIP whose processor and prompt are taken; ValueError where its vocabulary is not BLIP's.
         tokenizer: CLIP's.
-
-    Raises:
-        ValueError: a captioner of another vocabulary.
     """
     with torch.device("meta"):
         blip = BlipForConditionalGeneration(
@@ -76,12 +72,7 @@ def models(own: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captione
         )
         text_encoder = CLIPTextModel(CLIPTextConfig(**CLIP_TEXT))
         unet, vae, tiny = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE), AutoencoderTiny()
-    spare = blip.config.text_config.vocab_size - len(own.processor.tokenizer)  # 2 of the published tokenizer
-    if not 0 <= spare < SPARE_ROWS:
-        raise ValueError(
-            f"The captioner's vocabulary has {len(own.processor.tokenizer)} tokens, and BLIP ViT-B's "
-            f"{blip.config.text_config.vocab_size}: count the published sizes beside a BLIP."
-        )
+    check_vocabulary("A count of the published sizes", len(own.processor.tokenizer), blip.config.text_config.vocab_size)
     pipeline = SimpleNamespace(
         text_encoder=text_encoder, unet=unet, vae=vae, scheduler=DDPMScheduler(), tokenizer=tokenizer
     )
