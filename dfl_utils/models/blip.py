@@ -34,7 +34,6 @@ class Captioner:
     """
 
     model_class: type[PreTrainedModel]
-    end_token_id: int
 
     def __init__(self, model: PreTrainedModel, processor, prompt: str, min_words: int, max_words: int):
         self.model, self.processor, self.prompt = model, processor, prompt
@@ -59,8 +58,15 @@ class Captioner:
         return self.text_config.bos_token_id
 
     @property
+    def end_token_id(self) -> int:
+        return self.text_config.eos_token_id
+
+    @property
     def pad_token_id(self) -> int:
         return self.text_config.pad_token_id
+
+    def _positions(self, image_tokens: int) -> int:
+        return self.text_config.max_position_embeddings
 
     @torch.no_grad()
     def image_embeds(self, images: Sequence[Image.Image]) -> Tensor:
@@ -168,13 +174,10 @@ class BlipCaptioner(Captioner):
 
     @property
     def end_token_id(self) -> int:
-        return self.model.config.text_config.sep_token_id
+        return self.text_config.sep_token_id
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.model.vision_model(pixels).last_hidden_state
-
-    def _positions(self, image_tokens: int) -> int:
-        return self.model.config.text_config.max_position_embeddings
 
     def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
         return self.model.text_decoder(input_ids=input_ids, **self._seen(image_embeds)).logits
@@ -196,15 +199,11 @@ class Blip2Captioner(Captioner):
 
     model_class = Blip2ForConditionalGeneration
 
-    @property
-    def end_token_id(self) -> int:
-        return self.model.config.text_config.eos_token_id
-
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixels).pooler_output
 
     def _positions(self, image_tokens: int) -> int:
-        return self.model.config.text_config.max_position_embeddings - image_tokens
+        return super()._positions(image_tokens) - image_tokens
 
     def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
         return self.model.language_model(**self._seen(image_embeds, input_ids)).logits[:, image_embeds.shape[1] :]

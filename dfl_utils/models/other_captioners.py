@@ -51,15 +51,8 @@ class GitCaptioner(Captioner):
     def text_config(self) -> PreTrainedConfig:
         return self.model.config
 
-    @property
-    def end_token_id(self) -> int:
-        return self.model.config.eos_token_id
-
     def _encode(self, pixels: Tensor) -> Tensor:
         return pixels
-
-    def _positions(self, image_tokens: int) -> int:
-        return self.model.config.max_position_embeddings
 
     def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
         # The image's places come first.
@@ -112,9 +105,6 @@ class EncoderDecoderCaptioner(Captioner):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.model.encoder(pixels).last_hidden_state
-
-    def _positions(self, image_tokens: int) -> int:
-        return self.text_config.max_position_embeddings
 
     def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
         return self.model(encoder_outputs=BaseModelOutput(image_embeds), decoder_input_ids=input_ids).logits
