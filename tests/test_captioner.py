@@ -20,11 +20,16 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from dfl_utils.models import blip
@@ -82,6 +87,29 @@ def tiny_llava(folder):
     options = dict(patch_size=16, num_additional_image_tokens=1, vision_feature_select_strategy="default")
     tokenizer = words(extra_special_tokens={"image_token": IMAGE})
     LlavaProcessor(CLIPImageProcessorPil(**SIZES), tokenizer, chat_template=TEMPLATE, **options).save_pretrained(folder)
+
+
+def tiny_qwen(folder):
+    """A chat model, whose processor has a part for video too."""
+    seen = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    marks = {"image_token": seen[2], "video_token": seen[3], "vision_start_token": seen[0]}
+    tokenizer = words(extra_special_tokens=marks)
+    tokenizer.add_tokens(seen)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(seen)
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    tokens = dict(vocab_size=60, bos_token_id=2, eos_token_id=3, pad_token_id=0, rope_parameters=rope)
+    config = Qwen2VLConfig(
+        text_config=LAYERS | dict(num_key_value_heads=2) | tokens | LOUD,
+        vision_config=dict(depth=1, embed_dim=32, hidden_size=32, num_heads=4, patch_size=14),
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+    )
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    template = TEMPLATE.replace("<image>", f"{seen[0]} {seen[2]} {seen[1]}")
+    parts = Qwen2VLImageProcessorPil(), tokenizer, Qwen2VLVideoProcessor()
+    Qwen2VLProcessor(*parts, chat_template=template).save_pretrained(folder)
 
 
 MAKERS = {"git": tiny_git, "vit-gpt2": tiny_vit_gpt2, "llava": tiny_llava}
@@ -228,6 +256,56 @@ def test_the_captioner_is_of_the_profiles_type(folders, images):
         load(folders["git"], dtype="float16")
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("a man's hat", "a man's hat"),
+        ("they don't know it's there", "they don't know it's there"),
+        ("we're sure she'll say i'm late", "we're sure she'll say i'm late"),
+        ("a dogs' bowl", "a dogs ' bowl"),
+    ],
+)
+def test_endings_behind_an_apostrophe_are_joined(loaded, written, text):
+    captioner = loaded["blip"]
+    ids = captioner.processor.tokenizer(written, add_special_tokens=False).input_ids
+    assert captioner._texts(torch.tensor([ids])) == [text]
+
+
+@pytest.mark.parametrize("name", ["git", "vit-gpt2", "llava"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"stop_strings": ["a"]},
+    ],
+)
+def test_a_checkpoints_settings_ask_for_no_other_form(folders, loaded, images, tmp_path, name, asked):
+    folder = shutil.copytree(folders[name], tmp_path / name)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | asked))
+    for ask in (lambda c: c.describe(images), lambda c: c.sample(images, streams(images))):
+        assert ask(load(folder)) == ask(loaded[name])
+
+
+def test_a_chat_model_with_a_part_for_video_captions_images(tmp_path, images):
+    tiny_qwen(tmp_path)
+    captioner = load(tmp_path)
+    assert "Pil" in type(captioner.processor.image_processor).__name__
+    assert len(captioner.describe(images)) == 3
+
+
+@pytest.mark.parametrize("name", ["blip", "blip2", "git", "llava"])
+def test_nan_makes_no_words(folders, images, name):
+    captioner = load(folders[name])
+    text = getattr(captioner.model, "text_decoder", getattr(captioner.model, "language_model", captioner.model))
+    head = text.get_output_embeddings() or captioner.model.get_output_embeddings()
+    head.weight.data.fill_(torch.nan)
+    for ask in (lambda: captioner.describe(images), lambda: captioner.sample(images, streams(images))):
+        with pytest.raises(ValueError, match="A caption's score by .* holds NaN or infinity: take dtype float32 or bf"):
+            ask()
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 def test_what_cannot_be_asked_is_refused(loaded, images):
     with pytest.raises(ValueError, match="of the kind llava cannot be asked here how likely .*: take blip, blip-2, g"):
@@ -240,6 +318,11 @@ def test_what_cannot_be_asked_is_refused(loaded, images):
     ("change", "sentence"),
     [
         ({"model_type": "clip"}, "captioner is no captioner .* its model_type is clip; give a checkpoint of blip"),
+        (
+            {"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]},
+            "is a BlipForQuestionAnswering .* no c",
+        ),
+        ({"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval"]}, "which answers or compares"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "mine.Model"}}, "is mine, and code that lies in a check"),
     ],
 )

@@ -337,17 +337,60 @@ def test_a_broken_captions_file_is_named(own, tmp_path, name, columns, rows, sen
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_captions_file_of_another_format_is_named(own, tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"file": "b.jpg", "caption": "a"}\n{"file":')
-    with pytest.raises(ValueError, match=r"c.jsonl is no table of captions in UTF-8 \(.*\)"):
-        data.folder(own, tmp_path / "c.jsonl")
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("c.jsonl", b'{"file": "b.jpg", "caption": "a"}\n{"file":', r"c.jsonl, line 2, cannot be read \(.*\): save"),
+        (
+            "c.jsonl",
+            b'{"file": "b.jpg", "caption": "a \\ud83d"}',
+            r"c.jsonl, line 1, cannot be read \(half a ch",
+        ),
+        (
+            "c.csv",
+            "file,caption\nb.jpg,caf\u00e9\n".encode("latin-1"),
+            "c.csv, line 2, cannot be read .* save",
+        ),
+        ("c.json", b"[[1]]", "c.json is not of its published form .*; known are COCO's captions .* and BLIP's list"),
+    ],
+)
+def test_a_broken_line_or_an_unknown_form_is_named(own, tmp_path, name, text, sentence):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=sentence):
+        data.folder(own, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"image": "b.jpg", "caption": ["a red dog", "one dog"]}],
+        {"images": [{"id": "x", "file_name": "b.jpg"}], "annotations": [{"image_id": "x", "caption": "a red dog"},
+         {"image_id": "x", "bbox": [0, 0, 1, 1]}, {"image_id": "x", "caption": "one dog"}]},
+        {"images": [{"filepath": None, "filename": "b.jpg", "sentences": [{"raw": "a red dog"}, {"raw": "one dog"}]}]},
+    ],
+)  # fmt: skip
+def test_captions_are_read_in_the_forms_that_people_have(own, tmp_path, content):
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    found = {example.path.name: example.references for example in data.folder(own, tmp_path / "c.json")}
+    assert found["b.jpg"] == ("a red dog", "one dog")
+
+
+def test_metadata_of_subfolders_and_every_usual_suffix_are_read(tmp_path, caplog):
+    for name in ("train/1.png", "test/1.jfif", "x.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG")
+    for part, suffix in (("train", "png"), ("test", "jfif")):
+        (tmp_path / part / "metadata.csv").write_text(f"file_name,text\n1.{suffix},of {part}\n")
+    found = {example.path.name: example.references for example in data.folder(tmp_path)}
+    assert found == {"1.png": ("of train",), "1.jfif": ("of test",)}
+    assert "1 files of" in caplog.text and "such as x.psd" in caplog.text
 
 
 def test_missing_folders_and_files_are_named(own, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no folder of images: give one that is there"):
         data.folder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no image: put files of .bmp, .gif, .jpeg"):
+    with pytest.raises(ValueError, match="empty holds no image: put files of AVIF, BMP, GIF, JPEG"):
         data.folder(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="c.csv is missing: give a captions file that is there, or none"):
         data.folder(own, tmp_path / "c.csv")

@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from diffusers import (
     AmusedPipeline,
     AmusedScheduler,
     AutoencoderKL,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     StableDiffusionXLPipeline,
@@ -31,7 +35,7 @@ from transformers import (
 )
 
 from dfl_utils.mini import architectures
-from dfl_utils.models.generator import Generator, SeededAmusedScheduler, truncated
+from dfl_utils.models.generator import Generator, SeededAmusedScheduler, _without_checker, truncated
 from dfl_utils.world import profile
 
 # Two schedulers read torch tensors by numpy in a way that numpy 2 will drop.
@@ -204,11 +208,46 @@ def test_half_precision_is_the_same_drawing_rounded():
     assert np.abs(shown - rounded).mean() < 5 < np.abs(shown - other).mean()  # levels of 255
 
 
+def test_a_generator_of_ones_own_keeps_its_sampler(tmp_path):
+    folder = shutil.copytree(profile.MINI / "stable-diffusion", tmp_path / "sd")
+    LCMScheduler().save_pretrained(folder / "scheduler")
+    index = (folder / "model_index.json").read_text()
+    (folder / "model_index.json").write_text(index.replace("DDPMScheduler", "LCMScheduler"))
+    for given, kind in (({}, LCMScheduler), ({"scheduler": "DDPMScheduler"}, DDPMScheduler)):
+        own = profile.load("mini", generator=str(folder), **given)
+        assert isinstance(Generator.load(own).pipeline.scheduler, kind)
+    assert profile.load("mini").with_generator(str(profile.MINI / "stable-diffusion")).scheduler == "DDPMScheduler"
+    assert profile.load("mini").with_generator(str(folder)).scheduler is None
+
+
+def test_a_broken_drawing_is_refused():
+    generator = Generator.load(profile.load("mini", num_inference_steps=2))
+    generator.pipeline.vae.decoder.conv_out.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="The drawing of 'a dog' by .* holds NaN or infinity: take dtype float32"):
+        generator.draw(["a dog"], [0])
+
+
+def test_a_safety_checker_is_left_out_and_one_that_stays_is_heard(monkeypatch):
+    assert _without_checker(LatentConsistencyModelPipeline) == {
+        "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False
+    }  # fmt: skip
+    assert _without_checker(AmusedPipeline) == {}
+    generator = Generator.load(profile.load("mini", num_inference_steps=2))
+    drawn = SimpleNamespace(images=np.zeros((2, 64, 64, 3)), nsfw_content_detected=[False, True])
+    monkeypatch.setattr(type(generator.pipeline), "__call__", lambda *_, **__: drawn)
+    with pytest.raises(ValueError, match="took the drawing of 'a cup' away: leave that caption out"):
+        generator.draw(["a dog", "a cup"], [0, 1])
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"scheduler": "ddpm"}, "scheduler is 'ddpm', which is none of diffusers: give one such as DDPM"),
+        ({"scheduler": "UNet2DModel"}, "scheduler is 'UNet2DModel', which is none of diffusers"),
+        ({"scheduler": "FlowMatchEulerDiscreteScheduler"}, "is no sampler of Stable Diffusion: take one such as DDPM"),
+        ({"num_inference_steps": 1000}, "num_inference_steps is 1000, and DDPMScheduler draws in at most 999"),
+        ({"scheduler": "PNDMScheduler", "num_inference_steps": 2}, "is 2, which PNDMScheduler cannot do .*: give anot"),
         ({"dtype": "float16"}, "dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'"),
     ],
 )

@@ -51,7 +51,8 @@ IMAGES = [Image.fromarray(image) for image in PIXELS]
 # --- what a model makes, by the project's loaders -----------------------------------------------------------
 def outputs(name: str, folder: str | Path, **fields: object) -> list:
     """Everything that the book asks of a model, of the one in `folder` (or of that hub id)."""
-    models = profile.load("mini", **{FIELDS.get(name, name): str(folder)}, num_inference_steps=2, **fields)
+    given = {FIELDS.get(name, name): str(folder), "scheduler": "DDPMScheduler"}
+    models = profile.load("mini", **given, num_inference_steps=2, **fields)
     if name in PROMPTS:
         made = captioner.load(profile.load("mini", captioner=str(folder), captioner_prompt=PROMPTS[name], **fields))
         streams = [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]

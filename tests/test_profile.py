@@ -49,6 +49,33 @@ def test_one_parameter_names_a_profile_and_its_changes(tmp_path):
     assert changed.dataset_root("nocaps") == tmp_path / "nocaps"
 
 
+def test_a_path_is_meant_from_where_the_command_was_typed(tmp_path, monkeypatch):
+    (tmp_path / "typed" / "mine").mkdir(parents=True)
+    (tmp_path / "book" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "book")
+    monkeypatch.setenv("DFL_FROM", str(tmp_path / "typed"))
+    monkeypatch.setenv("HOME", str(tmp_path / "typed"))
+    mini = profile.load("mini")
+    assert mini.locate("mine") == mini.locate("~/mine") == str(tmp_path / "typed" / "mine")
+    assert mini.locate("other") == "other"
+    assert profile.configured("mini, data_root=mine").data_root == tmp_path / "typed" / "mine"
+
+
+def test_what_is_no_model_folder_is_told_apart(tmp_path):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"base_model_name_or_path": "a/blip"}')
+    (tmp_path / "one.safetensors").write_text("")
+    for model, sentence in (
+        (tmp_path / "lora", "lora is an adapter of a/blip, not a model: merge it into that first"),
+        (tmp_path / "one.safetensors", "is a single file, and a model is a folder: open .* by diffusers' `from_single"),
+        (tmp_path / "nowhere", f"There is no model folder {tmp_path}/nowhere: give one that is there"),
+        ("stabilityai/sd-turbo", "if stabilityai/sd-turbo is a model of the hub, this profile does not go online"),
+        (profile.MINI / "gone", "There is no model folder .*gone: restore it by `git checkout -- data/mini`"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            profile.load("mini").locate(str(model))
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -156,6 +156,19 @@ def test_given_images_are_ranked_as_drawn_ones(ask, paths, tmp_path):
     assert [[e.similarity for e in row] for row in turned] == [[e.similarity for e in row] for row in given]
 
 
+@pytest.mark.parametrize("size", [(100, 80), (64, 1)])
+def test_a_picture_of_any_shape_is_ranked(ask, size):
+    picture = Image.linear_gradient("L").resize(size).convert("RGB")
+    (row,) = ask(rerank.rerank_captions, [picture], [["a red dog"]])
+    assert -1 <= row[0].similarity <= 1
+
+
+def test_captions_that_the_generator_sees_in_part_are_counted(ask, paths, caplog):
+    long = "a red dog " * 20
+    ask(rerank.rerank_captions, paths[:1], [[long, "a cup"]])
+    assert "sees only the beginning of 1 captions" in caplog.text
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("images", "captions", "options", "sentence"),
@@ -164,10 +177,11 @@ def test_given_images_are_ranked_as_drawn_ones(ask, paths, tmp_path):
         (["a.png"], [["a"], ["b"]], {}, "captions has 2 entries for 1 to rank for: give a list of captions for each"),
         (["a.png"], [[]], {}, r"captions\[0\] is empty"),
         (["a.png"], [["a", " "]], {}, r"captions\[0\]\[1\] is blank: write something, or leave it out"),
+        (["a.png"], [["a", "b \ud83d"]], {}, r"captions\[0\]\[1\] holds half a character, which no text of UTF-8 has"),
         (["a.png"], [["a"]], {"similarity": "sbert"}, "similarity is 'sbert': choose one of clip, dino"),
         (["a.png"], None, {"num_candidates": 0}, "num_candidates or num_beams is 0: give at least 1"),
         (["a.png"], [["a"]], {"num_inference_steps": 0}, "num_inference_steps is 0: give at least 1, or None"),
-        (["a.png"], [["a"]], {"generator": "my/sd"}, "No model folder my/sd"),
+        (["a.png"], [["a"]], {"generator": "my/sd"}, "There is no model folder .*my/sd"),
         (["nowhere/a.png"], [["a"]], {}, "a.png is missing"),
     ],
 )

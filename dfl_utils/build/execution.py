@@ -153,7 +153,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
     # Kernels run in the chapters' folder: what is named from here is named whole.
     named = {name: os.environ.get(name) for name in ("DFL_STORE", "DFL_PUBLISHED")}
     variables = {name: str(Path(value).absolute()) for name, value in named.items() if value}
-    variables |= {"DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
+    variables |= {"DFL_FROM": str(Path.cwd()), "DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
     variables |= {"DFL_LEDGER": str(results / f"{source.stem}.shards")}
     try:
         with tempfile.TemporaryDirectory(prefix="dfl-") as sockets:

@@ -13,7 +13,7 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
 from dfl_utils.world import profile as profiles
 from dfl_utils.world.data import Example, to_rgb
-from dfl_utils.world.folders import content_id
+from dfl_utils.world.folders import content_id, is_text
 from dfl_utils.world.profile import Profile
 
 Picture = Path | str | Image.Image
@@ -40,10 +40,11 @@ def game(profile, captioner, generator, steps, store, progress, roles: Sequence[
     if steps is not None and steps < 1:
         raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
     models = profile if isinstance(profile, Profile) else profiles.load(profile)
-    named = {"captioner": models.captioners, "generator": models.generators}
-    for role, model in (("captioner", captioner), ("generator", generator)):
-        if model is not None:
-            models = models.pair(**{role: model}) if model in named[role] else replace(models, **{role: str(model)})
+    if captioner is not None:
+        named = captioner in models.captioners
+        models = models.pair(captioner=captioner) if named else replace(models, captioner=str(captioner))
+    if generator is not None:
+        models = models.with_generator(generator)
     for role in roles:
         models.locate(getattr(models, role))
     store = store if isinstance(store, RunStore) else RunStore(store)
@@ -68,6 +69,8 @@ def check_list(name: str, values: object, kind: type) -> None:
             raise TypeError(f"{name}[{k}] is of type {type(value).__name__}: {name} is a list of {WHAT[kind]}.")
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{name}[{k}] is blank: write something, or leave it out.")
+        if isinstance(value, str) and not is_text(value):
+            raise ValueError(f"{name}[{k}] holds half a character, which no text of UTF-8 has: write it anew.")
 
 
 def check_lists(name: str, rows: object, kind: type, count: int) -> None:

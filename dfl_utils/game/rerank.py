@@ -4,6 +4,7 @@ What comes back of an image, or of a text, depends on it and its own candidates 
 not on any order. Everything made is kept in the run store, so that a call that was killed goes on where it was.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.own_input import Picture
 from dfl_utils.game.scorer import JUDGES, Scorer
+from dfl_utils.models import generator as generators
 from dfl_utils.models.similarity import ENCODERS
 from dfl_utils.scores import ranking
 from dfl_utils.store import blocks
@@ -25,6 +27,8 @@ from dfl_utils.world import data
 from dfl_utils.world.data import Example
 from dfl_utils.world.folders import content_id
 from dfl_utils.world.profile import Profile
+
+_log = logging.getLogger(__name__)
 
 READERS = tuple(name for name in JUDGES if name != "cider")  # CIDEr weighs words by a whole set of references
 
@@ -120,6 +124,9 @@ def rerank_captions(
     examples = [own_input.example(image, game.store) for image in images]
     if captions is None:
         captions = [game.sample_captions([example], num_candidates, seed=seed)[0] for example in examples]
+    cut = generators.truncated(game.profile, [text for row in captions for text in row])
+    if cut:
+        _log.warning("the generator's text encoder sees only the beginning of %d captions: they are longer", cut)
     # Each text once and in one order, so that neither repetition nor order reaches a model.
     texts = [sorted(set(row)) for row in captions]
     seeds = [[_seed(seed, e.image_id, text) for text in row] for e, row in zip(examples, texts, strict=True)]

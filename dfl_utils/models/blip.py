@@ -1,5 +1,6 @@
 """What every captioner does, and BLIP and BLIP-2: sampled (Section 3.1), read by beam search, or asked."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,18 @@ from transformers import (
 
 from dfl_utils.models import checkpoint
 
+# BERT's tokens of "man's" come back as "man ' s"; of "dogs' bowl" the apostrophe belongs to no ending.
+CLITIC = re.compile(r"(?<=\w) ' (?=(?:s|re|ve|d|ll|m)\b)|(?<=n) ' (?=t\b)")
+# How many sentences are wanted, and in which form, is the caller's to say, whatever a checkpoint's settings ask for.
+ONE_SENTENCE = {
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "stop_strings": None,
+}
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
 NUCLEUS_WIDTH = 256  # tokens looked at first; the whole vocabulary is sorted only where they do not hold the mass
 
@@ -101,11 +114,12 @@ class Captioner:
         """Makes `generate`'s greedy search draw one caption a seed; see `SeededSampling` for the options."""
         uniforms = [np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32) for seed in seeds]
         uniforms = torch.from_numpy(np.stack(uniforms)).to(self.model.device)
-        return LogitsProcessorList([SeededSampling(uniforms, *options)])
+        return LogitsProcessorList([RefuseNaN(self.model.name_or_path), SeededSampling(uniforms, *options)])
 
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """One caption an image by beam search."""
-        return self._generate(self.image_embeds(images), num_beams=num_beams)
+        refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
+        return self._generate(self.image_embeds(images), num_beams=num_beams, logits_processor=refusing)
 
     def log_likelihood(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """How likely the captioner finds given captions, `(B, N)` float32: mean log-probability (nats) a token.
@@ -162,9 +176,15 @@ class Captioner:
             do_sample=False,
             min_new_tokens=self.min_words,
             max_new_tokens=self.max_words,
+            **ONE_SENTENCE,
             **options,
         )
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return self._texts(ids)
+
+    def _texts(self, ids: Tensor) -> list[str]:
+        """Sentences as people write them, with single spaces and none before an ending such as that of "man's"."""
+        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [CLITIC.sub("'", " ".join(text.split())) for text in texts]
 
 
 class BlipCaptioner(Captioner):
@@ -224,6 +244,18 @@ def check_sampling(top_p: float, top_k: int, temperature: float) -> None:
             f"Sampling needs 0 < top_p <= 1, top_k >= 0 and temperature > 0, not top_p={top_p}, top_k={top_k}, "
             f"temperature={temperature}."
         )
+
+
+class RefuseNaN(LogitsProcessor):
+    """ValueError where a model's scores are NaN: beam search would make words of them."""
+
+    def __init__(self, model: str):
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores[:, 0].isnan().any():  # a model's NaN reaches every word's score
+            raise checkpoint.not_finite("A caption's score", self.model)
+        return scores
 
 
 class SeededSampling(LogitsProcessor):

@@ -1,5 +1,7 @@
 """The captioner that a profile names: BLIP, BLIP-2, or any other of transformers."""
 
+import re
+
 from transformers import PreTrainedConfig
 
 from dfl_utils.models import checkpoint, other_captioners
@@ -7,6 +9,7 @@ from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.world.profile import Profile
 
 VERSION = 1  # of what any captioner says of the same image and files; part of every key that names one
+OTHER_TASK = re.compile(r"For(?!ConditionalGeneration$|CausalLM$|ImageTextToText$|Vision2Seq$)\w+$")
 CAPTIONERS = {"blip": BlipCaptioner, "blip-2": Blip2Captioner}
 
 
@@ -33,6 +36,12 @@ def _choose(profile: Profile) -> type[Captioner]:
     folder, place = checkpoint.source(profile, profile.captioner)
     with checkpoint.opening(folder, "captioner", place["revision"]):
         config, _ = PreTrainedConfig.get_config_dict(folder, **place)
+    for name in config.get("architectures") or []:
+        if OTHER_TASK.search(name):
+            raise ValueError(
+                f"{folder} is a {name} (config.json, architectures), which answers or compares and writes no captions: "
+                "give a checkpoint for captioning, such as Salesforce/blip-image-captioning-base."
+            )
     # A BLIP-2 with an encoder-decoder reads the prompt; it does not continue it.
     ours = CAPTIONERS if config.get("use_decoder_only_language_model", True) else {}
     return ours.get(config.get("model_type")) or other_captioners.choose(folder, config)

@@ -1,11 +1,13 @@
 """Opening of checkpoints: safetensors only, of one vocabulary; each noted for the stamp of the results."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -18,6 +20,8 @@ from dfl_utils.world.annotations import read_json
 from dfl_utils.world.profile import Profile
 
 transformers_logging.disable_progress_bar()  # one bar a file says nothing in a chapter
+
+_log = logging.getLogger(__name__)
 
 SPARE_ROWS = 64  # OPT's table is padded to a multiple of 64; BLIP was published with two unnamed tokens
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,6 +108,9 @@ def read(model_class: type[PreTrainedModel], folder: str, role: str, **options: 
         model, report = model_class.from_pretrained(folder, **options)
     if report["missing_keys"]:
         raise ValueError(f"The weights of {folder} lack {sorted(report['missing_keys'])[0]}; {_mend(folder)}.")
+    if unused := sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids")):
+        kind = model_class.__name__
+        _log.warning("%s of the weights of %s are unused by a %s, such as %s", len(unused), folder, kind, unused[0])
     return model.eval().requires_grad_(False)
 
 
@@ -127,6 +134,24 @@ def inference_dtype(profile: Profile) -> torch.dtype:
     if profile.dtype == "float16" and profile.device.startswith("cpu"):
         raise ValueError("dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'.")
     return DTYPES[profile.dtype]
+
+
+def require_finite(values: np.ndarray, what: str, model: str) -> np.ndarray:
+    """The values, if all are finite: what a broken model or an overflow in half precision makes is never kept.
+
+    ValueError: NaN or infinity among them.
+    """
+    if not np.isfinite(values).all():
+        raise not_finite(what, model)
+    return values
+
+
+def not_finite(what: str, model: str) -> ValueError:
+    """What is said of NaN and infinity."""
+    return ValueError(
+        f"{what} by {model} holds NaN or infinity: take dtype float32 or bfloat16, or another checkpoint (of a "
+        "pipeline often another VAE)."
+    )
 
 
 # --- Tokenizers and processors, read once for all checkpoints that hold the same files.

@@ -1,5 +1,6 @@
 """The generator: a diffusers text-to-image pipeline, drawn from in batches with one seed an image."""
 
+import copy
 import inspect
 import types
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ diffusers_logging.set_verbosity_error()  # it prints the tail of every long prom
 VERSION = 1  # of what any generator draws of the same text, seed and files; part of every key that names one
 CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
-# Published with Stable Diffusion, used by nobody here and not fetched.
-UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# Published with Stable Diffusion, used by nobody here and not fetched: a drawing that is blackened ranks by chance.
+UNCHECKED = {"safety_checker": None, "feature_extractor": None}
 # A caption is drawn as it is written (PixArt and others rewrite it where two more packages are installed), at the size
 # that is asked for, not at the nearest of a list.
 LITERAL = {"clean_caption": False, "use_resolution_binning": False}
@@ -101,12 +102,21 @@ def _pipeline_class(folder: str, place: dict) -> type[DiffusionPipeline]:
     return kind
 
 
-def _open(profile: Profile, scheduler: type[SchedulerMixin], dtype: torch.dtype) -> DiffusionPipeline:
-    """The profile's pipeline; Stable Diffusion with that scheduler, any other with its own."""
+def _without_checker(kind: type[DiffusionPipeline]) -> dict[str, object]:
+    """What leaves a pipeline's safety checker out, where its class can do without."""
+    if "safety_checker" not in kind._optional_components:
+        return {}
+    asks = "requires_safety_checker" in inspect.signature(kind.__init__).parameters
+    left_out = {name: value for name, value in UNCHECKED.items() if name in kind._optional_components}
+    return left_out | ({"requires_safety_checker": False} if asks else {})
+
+
+def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch.dtype) -> DiffusionPipeline:
+    """The profile's pipeline; Stable Diffusion with that scheduler, if there is one, any other with its own."""
     folder, place = checkpoint.source(profile, profile.generator)
     kind = _pipeline_class(folder, place)
     stable_diffusion = issubclass(kind, StableDiffusionPipeline)
-    options = place | checkpoint.of_pipeline(folder) | (UNCHECKED if stable_diffusion else {})
+    options = place | checkpoint.of_pipeline(folder) | _without_checker(kind)
     with checkpoint.opening(folder, "generator", place["revision"]):
         pipeline = kind.from_pretrained(
             folder, dtype=dtype, variant=checkpoint.variant(folder), use_safetensors=True, **options
@@ -118,7 +128,12 @@ def _open(profile: Profile, scheduler: type[SchedulerMixin], dtype: torch.dtype)
             checkpoint.check_vocabulary(folder, len(tokenizer), encoder.get_input_embeddings().num_embeddings)
     if stable_diffusion:
         # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False, steps_offset=1)
+        settings = {"clip_sample": False, "steps_offset": 1} if scheduler else {}
+        steps = scheduler or type(pipeline.scheduler)
+        steps = steps if dtype == torch.float32 else in_float32(steps)
+        pipeline.scheduler = steps.from_config(pipeline.scheduler.config, **settings)
+        if not hasattr(pipeline.scheduler, "init_noise_sigma"):
+            raise ValueError(f"{steps.__name__} is no sampler of Stable Diffusion: take one such as DDPMScheduler.")
     elif isinstance(pipeline.scheduler, AmusedScheduler):
         pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
     for name in CONVOLUTIONAL & pipeline.components.keys():
@@ -141,6 +156,8 @@ class Generator:
         self.pipeline = pipeline
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.image_size, self.draw_batch = image_size, draw_batch
+        if isinstance(pipeline, StableDiffusionPipeline):
+            _check_steps(pipeline.scheduler, num_inference_steps)
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -148,18 +165,16 @@ class Generator:
         """Load the profile's pipeline in its `dtype`; safetensors only.
 
         Stable Diffusion v1-4 is published with another sampler; the paper draws with DDPM (Appendix A.2), which is the
-        profile's `scheduler`. Any other pipeline keeps its own, aMUSEd with one random stream an image.
+        profile's `scheduler`. A pipeline of one's own keeps the sampler that it was saved with, aMUSEd with one random
+        stream an image.
 
         Raises:
             FileNotFoundError, ValueError: as `checkpoint.opening`; no text-to-image pipeline; a tokenizer and a text
-                encoder of two vocabularies; an unknown scheduler; a `dtype` that the device cannot do.
+                encoder of two vocabularies; an unknown scheduler, or steps that it cannot do; a `dtype` that the device
+                cannot do.
         """
-        dtype, scheduler = checkpoint.inference_dtype(profile), getattr(diffusers, profile.scheduler, None)
-        if scheduler is None:
-            raise ValueError(
-                f"scheduler is {profile.scheduler!r}, which is none of diffusers: give one such as DDPMScheduler."
-            )
-        pipeline = _open(profile, scheduler if dtype == torch.float32 else in_float32(scheduler), dtype)
+        dtype = checkpoint.inference_dtype(profile)
+        pipeline = _open(profile, scheduler_class(profile.scheduler), dtype)
         for name in DENOISERS & pipeline.components.keys() if dtype == torch.float32 else ():
             use_onednn(pipeline.components[name])
         return cls(
@@ -168,7 +183,10 @@ class Generator:
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """One image a caption, `(B, size, size, 3)` uint8; image b depends on caption b and seed b alone."""
+        """One image a caption, `(B, size, size, 3)` uint8; image b depends on caption b and seed b alone.
+
+        ValueError: NaN or infinity among the pixels, or a drawing that a safety checker took away.
+        """
         parts = [
             self._draw(captions[k : k + self.draw_batch], seeds[k : k + self.draw_batch])
             for k in range(0, len(captions), self.draw_batch)
@@ -183,7 +201,14 @@ class Generator:
         if isinstance(self.pipeline, StableDiffusionPipeline):
             options["latents"] = self._noise(streams)
         taken = inspect.signature(self.pipeline.__call__).parameters
-        images = self.pipeline(list(captions), **{name: options[name] for name in options if name in taken}).images
+        drawn = self.pipeline(list(captions), **{name: options[name] for name in options if name in taken})
+        blackened = np.flatnonzero(getattr(drawn, "nsfw_content_detected", None) or [])
+        if len(blackened):
+            raise ValueError(
+                f"The safety checker of {self.pipeline.name_or_path} took the drawing of {captions[blackened[0]]!r} "
+                "away: leave that caption out, or give a pipeline without a safety checker."
+            )
+        images = checkpoint.require_finite(drawn.images, f"The drawing of {captions[0]!r}", self.pipeline.name_or_path)
         return (images * 255).round().astype(np.uint8)
 
     def _noise(self, streams: list[torch.Generator]) -> Tensor:
@@ -191,6 +216,26 @@ class Generator:
         unet, side = self.pipeline.unet, self.image_size // self.pipeline.vae_scale_factor
         noise = randn_tensor((len(streams), unet.config.in_channels, side, side), streams, unet.device)
         return noise.to(unet.dtype, memory_format=torch.channels_last)
+
+
+def scheduler_class(name: str | None) -> type[SchedulerMixin] | None:
+    """A scheduler of diffusers by its name, None of None; ValueError where there is none of that name."""
+    found = getattr(diffusers, name, None) if name else None
+    if name and not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"scheduler is {name!r}, which is none of diffusers: give one such as DDPMScheduler.")
+    return found
+
+
+def _check_steps(scheduler: SchedulerMixin, steps: int) -> None:
+    """ValueError where a sampler cannot draw in that many steps, before anything is drawn."""
+    name, trained = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    trial = copy.deepcopy(scheduler)
+    try:
+        trial.set_timesteps(steps)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise ValueError(f"num_inference_steps is {steps}, which {name} cannot do ({error}): give another.") from error
+    if trial.timesteps.max() >= trained:
+        raise ValueError(f"num_inference_steps is {steps}, and {name} draws in at most {trained - 1}.")
 
 
 # --- Linear layers through oneDNN on a CPU, as a model's convolutions go already.

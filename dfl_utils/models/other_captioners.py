@@ -16,13 +16,14 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     GitForCausalLM,
+    LogitsProcessorList,
     PreTrainedConfig,
     VisionEncoderDecoderModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as PROMPTED
 
-from dfl_utils.models.blip import Captioner
+from dfl_utils.models.blip import ONE_SENTENCE, Captioner, RefuseNaN
 
 OWN_CODE = {"trust_remote_code": False}  # said aloud, or the library asks at the keyboard
 
@@ -128,7 +129,10 @@ class PromptedCaptioner(Captioner):
 
     @staticmethod
     def load_processor(folder: str, **options):
-        return AutoProcessor.from_pretrained(folder, backend="pil", **OWN_CODE, **options)
+        # A part for video, which chat models have, knows no Pillow back end; a picture has one of its own.
+        processor = AutoProcessor.from_pretrained(folder, **OWN_CODE, **options)
+        processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **OWN_CODE, **options)
+        return processor
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -158,7 +162,9 @@ class PromptedCaptioner(Captioner):
 
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """See `Captioner.describe`."""
-        return [text for image in images for text in self._answer(image, 1, num_beams=num_beams)]
+        refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
+        options = {"num_beams": num_beams, "logits_processor": refusing}
+        return [text for image in images for text in self._answer(image, 1, **options)]
 
     @torch.no_grad()
     def _answer(self, image: Image.Image, count: int, **options) -> list[str]:
@@ -172,12 +178,13 @@ class PromptedCaptioner(Captioner):
             do_sample=False,
             min_new_tokens=self.min_words,
             max_new_tokens=self.max_words,
+            **ONE_SENTENCE,
             **options,
         )
         width = 0 if given is None else given.shape[1]
         if width and ids.shape[1] >= width and torch.equal(ids[:, :width], given):  # some hand the question back
             ids = ids[:, width:]
-        return [" ".join(t.split()) for t in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return self._texts(ids)
 
     def _question(self) -> str:
         if not getattr(self.processor, "chat_template", None):

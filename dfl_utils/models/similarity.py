@@ -25,7 +25,10 @@ class ImageEncoder:
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
-        """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`)."""
+        """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`).
+
+        ValueError: one that is not finite.
+        """
         parts = []
         for start in range(0, len(images), self.batch_size):
             batch = [
@@ -34,7 +37,7 @@ class ImageEncoder:
             ]
             pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
             parts.append(F.normalize(self._embed(self.model, pixels), dim=-1).float().cpu())
-        return torch.cat(parts).numpy()
+        return checkpoint.require_finite(torch.cat(parts).numpy(), "The embedding of an image", self.model.name_or_path)
 
 
 def _clip_features(model: CLIPModel, pixels: Tensor) -> Tensor:
@@ -46,9 +49,11 @@ def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
 
 
 def load_clip(profile: Profile) -> ImageEncoder:
-    """CLIP's projected image embedding."""
+    """CLIP's projected image embedding; of an image that is not square, of its middle."""
     model, _ = checkpoint.load(CLIPModel, profile, "clip")
-    return ImageEncoder(model, _processor(profile, profile.clip), _clip_features)
+    side = model.config.vision_config.image_size
+    processor = _processor(profile, profile.clip, do_center_crop=True, crop_size={"height": side, "width": side})
+    return ImageEncoder(model, processor, _clip_features)
 
 
 def load_dino(profile: Profile) -> ImageEncoder:

@@ -59,29 +59,44 @@ def nocaps(root: Path, split: str, mend: str) -> list[Example]:
 
 
 def named_captions(path: Path) -> list[tuple[str, str]]:
-    """File name and caption, one pair a caption, of a JSON file in COCO's caption format or Karpathy's.
+    """File name and caption, one pair a caption, of a JSON file in COCO's caption format, Karpathy's or BLIP's.
+
+    Annotations without a caption, as of boxes, are passed over where others have one; a caption may be a list of them.
 
     Raises:
-        ValueError: neither of the two, a caption of an image that the file does not list.
+        ValueError: none of the three, a caption of an image that the file does not list.
     """
     content = read_json(path)
-    with _published_form(path):
+    with _published_form(path, NAMED_FORMS):
+        if isinstance(content, list):
+            return [(one["image"], text) for one in content for text in _listed(one["caption"])]
         images = content["images"]
         if "annotations" in content:
             names = {image["id"]: image["file_name"] for image in images}
-            return [(names[one["image_id"]], one["caption"]) for one in content["annotations"]]
-        paths = [PurePosixPath(image.get("filepath", ""), image["filename"]).as_posix() for image in images]
+            written = [one for one in content["annotations"] if "caption" in one] or content["annotations"]
+            return [(names[one["image_id"]], text) for one in written for text in _listed(one["caption"])]
+        paths = [PurePosixPath(image.get("filepath") or "", image["filename"]).as_posix() for image in images]
         return [(p, text["raw"]) for p, image in zip(paths, images, strict=True) for text in image["sentences"]]
 
 
+def _listed(caption: str | list[str]) -> list[str]:
+    return caption if isinstance(caption, list) else [caption]
+
+
+NAMED_FORMS = (
+    "known are COCO's captions (images, annotations), Karpathy's splits (images with their sentences) and BLIP's list "
+    "of image and caption"
+)
+
+
 @contextmanager
-def _published_form(path: Path) -> Iterator[None]:
+def _published_form(path: Path, mend: str = AGAIN) -> Iterator[None]:
     """ValueError with the file's name where a field is missing or of another kind."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         said = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is not of its published form ({said}); {AGAIN}.") from error
+        raise ValueError(f"{path} is not of its published form ({said}); {mend}.") from error
 
 
 def _clean(captions: Iterable[str]) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """Profiles: which models, data and sizes a run uses. Nothing else in the package knows a profile's name."""
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ class Profile:
         image_size: pixels a side of a drawn image; `image_sizes` beside single captioners, by their names.
         dino_size: pixels a side that DINO sees (paper: 384, Appendix A.1).
         guidance_scale, num_inference_steps: of the generator; steps are DDPM's.
-        scheduler: class of diffusers that a Stable Diffusion generator draws by.
+        scheduler: class of diffusers that a Stable Diffusion generator draws by; None: the one that it was saved with.
         top_p: nucleus mass that captions are sampled at, where a chapter does not set it.
         min_words, max_words: caption length limits, counted in tokens as `generate` counts.
         dtype: torch type that captioner and generator infer in; training and judges stay float32.
@@ -52,7 +54,7 @@ class Profile:
     dino_size: int = 384
     guidance_scale: float = 7.5
     num_inference_steps: int = 50
-    scheduler: str = "DDPMScheduler"
+    scheduler: str | None = "DDPMScheduler"
     top_p: float = 0.9
     min_words: int = 5
     max_words: int = 30
@@ -94,13 +96,28 @@ class Profile:
 
         Raises:
             FileNotFoundError: an offline profile names a folder that is not there.
+            ValueError: a file, or the folder of an adapter.
         """
-        for folder in [Path(model)] + ([self.models_root / model] if self.models_root else []):
+        for folder in [place(model)] + ([self.models_root / model] if self.models_root else []):
+            if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+                raise ValueError(_an_adapter(folder))
             if folder.is_dir():
                 return str(folder)
+        if place(model).is_file():
+            raise ValueError(
+                f"{model} is a single file, and a model is a folder: open a pipeline's file of weights once by "
+                "diffusers' `from_single_file`, write it by `save_pretrained`, and give that folder."
+            )
         if self.offline:
-            raise FileNotFoundError(f"No model folder {model}: restore it from git, or rebuild it by `make mini`.")
+            raise FileNotFoundError(f"{_no_folder(model)}.")
         return model
+
+    def with_generator(self, model: str) -> "Profile":
+        """The same profile with a generator of its `generators`, by name, or one's own, which keeps its own sampler."""
+        if model in self.generators:
+            return self.pair(generator=model)
+        known = place(model).resolve() == place(self.generator).resolve()
+        return replace(self, generator=str(model), scheduler=self.scheduler if known else None)
 
     def provide(self, model: str) -> str:
         """What a loader opens: `locate`; the folder of a finetuned model is written first where need be."""
@@ -118,6 +135,40 @@ class Profile:
     def revision(self, model: str) -> str | None:
         """Commit that is used of a hub id; None for a folder, a mirrored id, or an id that `revisions` lacks."""
         return None if self.offline or Path(self.locate(model)).is_dir() else self.revisions.get(model)
+
+
+def _an_adapter(folder: Path) -> str:
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "its base model"
+    return (
+        f"{folder} is an adapter of {base}, not a model: merge it into that first (PEFT's `merge_and_unload`, or a "
+        "pipeline's `fuse_lora`, then `save_pretrained`), and give the folder that is written."
+    )
+
+
+def _no_folder(model: str) -> str:
+    """What is said of a folder that is not there, and how to mend it."""
+    path = place(model).absolute()
+    if path.is_relative_to(MINI):
+        return (
+            f"There is no model folder {path}: restore it by `git checkout -- data/mini`, or rebuild it by `make mini`"
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not path.parent.is_dir():
+        return (
+            f"There is no model folder {path}; if {model} is a model of the hub, this profile does not go online: take "
+            "the profile paper, or give the folder of a copy"
+        )
+    return f"There is no model folder {path}: give one that is there"
+
+
+def place(path: Path | str) -> Path:
+    """A path as its reader meant it: `~` is the home folder, and a relative one is looked for where `dfl` was typed
+    (chapters run in `book/`), then from here."""
+    path = Path(path).expanduser()
+    typed = Path(os.environ.get("DFL_FROM", "")) / path
+    return typed if typed.exists() or not path.exists() else path
 
 
 def _named(role: str, models: Mapping[str, tuple], name: str) -> tuple:
@@ -227,8 +278,11 @@ def configured(name: str, **overrides: object) -> Profile:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
     pairs = (part.partition("=") for part in given)
     overrides = {field: _typed(field.strip(), text.strip()) for field, _, text in pairs} | overrides
-    folders = {key: Path(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
-    return replace(PROFILES[name], **overrides | folders)
+    folders = {key: place(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
+    made = replace(PROFILES[name], **overrides | folders)
+    if "generator" in overrides and "scheduler" not in overrides:
+        made = replace(made, scheduler=PROFILES[name].with_generator(made.generator).scheduler)
+    return made
 
 
 def _typed(name: str, text: str) -> object:
