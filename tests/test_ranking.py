@@ -117,6 +117,13 @@ def test_gain_by_hand():
     assert (found.percent.low, found.percent.high) == (pytest.approx(50), pytest.approx(200 / 3))
 
 
+def test_gain_of_a_corpus_score_is_that_of_the_means_of_its_parts():
+    parts = np.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 16.0]]])  # (images, N, K)
+    ratio = ranking.gain([[0, 1], [1, 0]], parts, statistic=lambda means: means[..., 0] / means[..., 1])
+    assert (ratio.best.value, ratio.baseline.value) == pytest.approx((8 / 10, 16 / 28))
+    assert ratio.percent.value == pytest.approx(40.0) and ratio.measurable
+
+
 def test_gain_over_another_method():
     found = ranking.gain(SIM, QUALITY, baseline=[20, 10])
     assert (found.absolute.value, found.baseline.value) == (2.5, 15)

@@ -1,5 +1,6 @@
 """Exhibit rows, their publication, and what is said of a tree that has changed since."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -9,7 +10,7 @@ import pytest
 
 from dfl_utils.build import publish
 from dfl_utils.exhibits import tidy
-from dfl_utils.scores.ranking import Estimate
+from dfl_utils.scores.ranking import Estimate, Gain
 from dfl_utils.store import provenance
 from dfl_utils.store.store import Kind, RunStore
 
@@ -159,17 +160,22 @@ def test_a_row_of_an_estimate_is_one_that_exhibits_take():
     assert [found[name] for name in ("x", "n", "paper")] == [50.0, 3, 2.0]
 
 
-def test_a_table_has_a_caption_a_name_and_its_texts_letter_by_letter():
-    shown = tidy.numbered("tab-x", "What is.", pd.DataFrame({"a": ["1.50", None], "b": [2.5, np.nan]}))
-    begin, body, end = shown.data.split("\n\n")
-    assert begin == ":::{table} What is.\n:name: tab-x" and end == ":::\n"
-    lines = [[text.strip() for text in line.split("|")[1:-1]] for line in body.splitlines()]
-    assert lines[0] == ["a", "b"] and lines[2:] == [["1.50", "2.5"], ["", ""]]
-
-
 @pytest.mark.parametrize(("metric", "numbers"), [("CIDEr", (1.25, -0.04, 2.5)), ("FID", (-1.25, -2.5, 0.04))])
 def test_an_improvement_turns_the_sign_of_a_distance(metric, numbers):
     assert tidy.improved(E, metric) == Estimate(*numbers, 7, 1)
+
+
+def test_a_gain_is_set_beside_the_papers_and_not_stated_over_a_level_that_may_be_zero():
+    low, high = Estimate(4.0, 3.0, 5.0, 9), Estimate(5.0, 4.0, 6.0, 9)
+    change = Estimate(25.0, 10.0, 40.0, 9)
+    clear, unclear = Gain(high, low, E, change), Gain(high, dataclasses.replace(low, low=-1.0), E, change)
+    gains = {("a", "CIDEr"): clear, ("b", "CIDEr"): unclear, ("c", "FID"): clear, ("d", "CIDEr"): clear}
+    levels = {"a": (50, 55), "b": (50, 55), "c": (50, 55), "d": (50, np.nan)}
+    table = tidy.beside_paper(gains, ["pair", "score"], lambda pair, score: levels[pair])
+    assert table["ours"].tolist() == ["4 to 5"] * 4 and table["paper"].tolist() == ["50 to 55"] * 3 + [""]
+    assert table["gain, %"].tolist() == [change, "not stated", Estimate(-25.0, -40.0, -10.0, 9), change]
+    assert table["same direction?"].tolist() == ["yes", "", "yes", ""]  # ours and the paper's FID grew
+    assert table["visible at our n?"].tolist() == ["no", "", "no", ""]
 
 
 def test_levels_are_printed_with_the_decimals_of_their_metric():

@@ -36,6 +36,13 @@ def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) ->
         glue(name.replace("_", "-"), value.item() if isinstance(value, np.generic) else value, display=False)
 
 
+def say_verdicts(name: str, verdicts: pd.Series) -> None:
+    """Give the page how many verdicts there are, `NAME-cells`, and how many are yes and no, `NAME-yes`, `NAME-no`."""
+    verdicts = verdicts[verdicts != ""]
+    numbers = {verdict: int((verdicts == verdict).sum()) for verdict in ("yes", "no")}
+    say(**{f"{name}-{what}": number for what, number in (numbers | {"cells": len(verdicts)}).items()})
+
+
 def _written(estimate: Estimate, digits: int, sign: str, unit: str) -> str:
     value, rest = tidy.written(estimate, digits, sign, "none (nan)").split(" ", 1)
     return f"{value}{unit} {rest}"

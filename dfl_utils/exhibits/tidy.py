@@ -7,17 +7,16 @@ stamp that names the commit, the machine and the checkpoints. "Made by this code
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
 from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
 from dfl_utils.scores import intervals
-from dfl_utils.scores.ranking import Estimate, percent
+from dfl_utils.scores.ranking import Estimate, Gain, in_percent, percent
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 
@@ -272,20 +271,39 @@ def judged(gains: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=gains.index)
 
 
-def numbered(name: str, caption: str, table: pd.DataFrame | str) -> Markdown:
-    """A table that a page can number and refer to.
+def beside_paper(
+    gains: Mapping[tuple, Gain], names: Sequence[str], published: Callable[..., Sequence[float]]
+) -> pd.DataFrame:
+    """A table of gains beside the paper's: from a random pick to the best-ranked, better is positive.
 
     Args:
-        name: label of the table, unique in the book.
-        caption: one line.
-        table: of which texts are shown letter by letter, numbers as Python writes them and NaN as nothing; or Markdown.
-
-    Returns:
-        What `glue` takes for a `glue:md` directive of the format `myst`.
+        gains: by what `names` names; the metric is the last of it.
+        names: the table's first columns.
+        published: the same names -> the paper's baseline, its best-ranked and, where it prints one, its gain in per
+            cent; NaN where it has none.
     """
-    if isinstance(table, pd.DataFrame):
-        table = table.astype(object).where(table.notna(), "").to_markdown(index=False, disable_numparse=True)
-    return Markdown(f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n")
+    lines = [
+        dict(zip(names, key, strict=True)) | _beside(gain, key[-1], *published(*key)) for key, gain in gains.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | None = None) -> dict:
+    """Ours beside the paper's; a gain over a level that may be zero is not stated."""
+    if theirs is None:
+        theirs = float(paper.improvement(in_percent(best, base), 0, 0, metric)[0])
+    absolute, change = improved(gain.absolute, metric), improved(gain.percent, metric)
+    stated = gain.measurable
+    return {
+        "ours": f"{gain.baseline.value:.4g} to {gain.best.value:.4g}",
+        "better by": f"{absolute.value:.3g} ({absolute.low:.3g} to {absolute.high:.3g})",
+        "gain, %": change if stated else "not stated",
+        "n": gain.best.n,
+        "paper": "" if np.isnan(theirs) else f"{base:g} to {best:g}",
+        "paper, %": theirs,
+        "same direction?": paper.same_direction(change.low, change.high, theirs) if stated else "",
+        "visible at our n?": intervals.would_show(theirs, change) if stated else "",
+    }
 
 
 def improved(change: Estimate, metric: str) -> Estimate:

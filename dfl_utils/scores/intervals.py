@@ -104,17 +104,18 @@ def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **
     """
     if metric in SETS:
         return set_score(values, reference, metric, **options)
-    return estimate(values, _statistic(metric), **options)
+    return estimate(values, statistic_of(metric), **options)
 
 
 def change(metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:
     """`level` of `after` minus that of `before`, paired as in `difference`; arguments as in `level`."""
     if metric in SETS:
         return set_score(after, reference, metric, before=before, **options)
-    return difference(after, before, _statistic(metric), **options)
+    return difference(after, before, statistic_of(metric), **options)
 
 
-def _statistic(metric: str) -> Statistic:
+def statistic_of(metric: str) -> Statistic:
+    """What makes a metric's number of means over images: corpus BLEU of `B@1` to `B@4`, else the mean itself."""
     if metric not in ngrams.BLEU_NAMES:
         return np.asarray
     order = ngrams.BLEU_NAMES.index(metric)

@@ -38,6 +38,11 @@ class Gain:
     absolute: Estimate
     percent: Estimate
 
+    @property
+    def measurable(self) -> bool:
+        """Whether the baseline is clear of zero: per cent of what may be zero say little."""
+        return self.baseline.low > 0 and np.isfinite(self.percent.value)
+
 
 def ranks(sim: ArrayLike) -> np.ndarray:
     """Rank of every candidate among those of its image: (images, N) int, 0 = most similar.
@@ -221,13 +226,16 @@ def extremes(values: ArrayLike, ids: Sequence, each: int = 1) -> list[tuple[str,
     ]
 
 
-def gain(sim: ArrayLike, quality: ArrayLike, baseline: ArrayLike | None = None) -> Gain:
+def gain(
+    sim: ArrayLike, quality: ArrayLike, baseline: ArrayLike | None = None, *, statistic: Statistic = np.asarray
+) -> Gain:
     """The best-ranked candidate against a random one (the paper's Tables 1 and 2: Ours, Baseline, Gain %).
 
     Args:
         sim: (images, N).
-        quality: (images, N). Of a distance such as WMD a negative gain is an improvement.
-        baseline: (images,) quality to compare with, such as another method's caption; default: the mean over the
+        quality: (images, N), or (images, N, K) with a `statistic` of K means, such as corpus BLEU. Of a distance such
+            as WMD a negative gain is an improvement.
+        baseline: (images, ...) quality to compare with, such as another method's caption; default: the mean over the
             image's candidates, which is what a random pick is worth on average.
 
     Returns:
@@ -238,13 +246,17 @@ def gain(sim: ArrayLike, quality: ArrayLike, baseline: ArrayLike | None = None) 
     """
     quality = np.asarray(quality, dtype=float)
     known = ~np.isnan(quality)
-    random = _divided(np.where(known, quality, 0.0).T.sum(axis=0), known.sum(axis=1))
-    values = np.stack([best_of_n(sim, quality), random if baseline is None else baseline], axis=-1)
+    random = _divided(np.moveaxis(np.where(known, quality, 0.0), 1, 0).sum(axis=0), known.sum(axis=1))
+    values = np.stack([best_of_n(sim, quality), random if baseline is None else baseline], axis=1)
+
+    def compared(rule: Callable) -> Estimate:
+        return mean(values, lambda means: rule(*np.moveaxis(statistic(means), -1, 0)))
+
     return Gain(
-        mean(values, lambda means: means[..., 0]),
-        mean(values, lambda means: means[..., 1]),
-        mean(values, lambda means: means[..., 0] - means[..., 1]),
-        mean(values, lambda means: in_percent(means[..., 0], means[..., 1])),
+        compared(lambda best, base: best),
+        compared(lambda best, base: base),
+        compared(lambda best, base: best - base),
+        compared(in_percent),
     )
 
 

@@ -87,6 +87,13 @@ def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Exam
     return sorted(shuffled, key=place.__getitem__)[:num_images]
 
 
+def by_domain(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Which images are of each domain of NoCaps that they hold, and of `overall`: `(images,)` bool."""
+    domains = np.array([example.domain or "" for example in examples])
+    parts = {name: domains == name for name in DOMAINS.values() if name in domains}
+    return parts | {"overall": np.full(len(domains), True)}
+
+
 # --- Image files as people saw them: upright, in RGB, transparency on white, sixteen bits brought to eight.
 
 BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, EOFError, OSError, struct.error)
