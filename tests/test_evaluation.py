@@ -127,6 +127,34 @@ def test_validation_losses_are_computed_once_and_see_the_weights(
         np.testing.assert_array_equal(again[name], values)
 
 
+def test_trials_are_what_each_training_says_and_draws(finetuner, trained, models, examples, game):
+    everything = data.load(models, "nocaps", "overall")
+    options = {"num_drawn": 2, "metrics": ("CIDEr",), "num_inference_steps": 2, "seed": 1}
+    trials = evaluation.Trials(finetuner, everything, examples, **options)
+    trials.profiles["before"] = [models]
+    trials.add({"after": [trained, trained]})
+    cider, clip = (trials.values("after", metric) for metric in ("CIDEr", "CLIP"))
+    said = evaluation.caption_scores(game, Scorer(models, game.store, everything), examples, ["CIDEr"])
+    np.testing.assert_array_equal(trials.values("before", "CIDEr")[0], said.scores["CIDEr"])
+    np.testing.assert_array_equal(clip[0], evaluation.image_scores(game, examples[:2], seed=1).clip)
+    assert cider.shape == (2, 4) and trials.values("after", "B@4").shape == (2, 4, 10)
+    assert trials.level("after", "CIDEr").value == pytest.approx(cider.mean())
+    assert trials.change("FID", "after", "before").value == 0  # the generator was left alone
+    assert trials.by_seed("after", "CIDEr") == pytest.approx(cider.mean(axis=1))
+    part = trials.within(examples[1].domain)
+    kept = [example.domain == examples[1].domain for example in examples]
+    np.testing.assert_array_equal(part.values("after", "CIDEr"), cider[:, kept])
+    assert trials.values("after", "CIDEr").shape == cider.shape
+    with pytest.raises(ValueError, match="draw 2 to all of them"):
+        evaluation.Trials(finetuner, everything, examples, **options | {"num_drawn": 5})
+
+
+def test_wrong_captions_are_those_of_the_next_image(examples):
+    found = evaluation.mismatched(examples)
+    assert [one.image_id for one in found] == [one.image_id for one in examples]
+    assert [one.references for one in found] == [examples[k].references for k in (1, 2, 3, 0)]
+
+
 def test_bad_input_is_said_before_a_model_is_loaded(game, finetuner, models, examples, monkeypatch):
     monkeypatch.setattr(captioner, "load", lambda profile: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="has no references"):

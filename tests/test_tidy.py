@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from dfl_utils.build import publish
-from dfl_utils.exhibits import tidy
+from dfl_utils.exhibits import comparison, tidy
 from dfl_utils.scores.ranking import Estimate, Gain
 from dfl_utils.store import provenance
 from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.training.evaluation import Trials
 
 ROW = dict.fromkeys(tidy.COLUMNS) | {
     "exhibit": "figure3", "dataset": "nocaps", "split": "overall", "method": "dino", "x": 0, "metric": "CIDEr",
@@ -183,42 +184,58 @@ def test_levels_are_printed_with_the_decimals_of_their_metric():
     assert found.to_dict() == {"a": "1.250 (-0.040 to 2.500)", "b": "0.7100", "c": ""}
 
 
-def test_gains_stand_beside_those_that_the_papers_levels_make():
-    part, nothing = ("nocaps", "overall"), Estimate(np.nan, np.nan, np.nan, 9)
-    names = ["ground truth", "reconstruction", "ours", "ground truth gain", "reconstruction over ground truth gain"]
-    made = [tidy.row("table9", part, name, "CIDEr", E) for name in names]
-    found = tidy.with_paper(
-        [*made, tidy.row("table9", part, "none gain", "CIDEr", nothing)], lambda name: "reconstruction"
-    )
-    assert found.method.tolist() == names
-    assert found.paper.round(3).tolist()[:2] == [109.7, 102.3]  # their levels, and 100 x 7.4 over either
-    assert found.paper.round(3).tolist()[3:] == [7.234, -6.746]
-    names = ["ours", "without generation_loss", "without generation_loss over ours gain"]
-    found = tidy.with_paper([tidy.row("table5", part, name, "FID", E) for name in names])
-    assert found.paper.round(3).tolist() == [21.96, 26.56, -20.947]  # a distance that grows
+class Scored(Trials):
+    """Trials of which only the scores are there: method -> `(trainings, images)`, whatever the metric."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def values(self, method, metric):
+        return np.array(self.scores[method])
+
+
+PART = ("nocaps", "overall")
 
 
 def test_gains_are_in_per_cent_of_the_level_before():
-    part, values = ("nocaps", "overall"), {"old": [[40.0, 60.0]], "new": [[44.0, 66.0]], "low": [[-1.0, 2.0]]}
+    trials = Scored({"old": [[40.0, 60.0]], "new": [[44.0, 66.0]], "low": [[-1.0, 2.0]]})
     gains = {"new gain": ("new", "old"), "old over low gain": ("old", "low")}
-    found = tidy.measured("table9", part, "CIDEr", values, gains)
-    assert [row["method"] for row in found] == [*values, *gains]
-    assert [row["value"] for row in found] == pytest.approx([50, 55, 0.5, 10, 9900])
-    assert [row["method"] for row in tidy.measured("table9", part, "CIDEr", values, gains, clear=True)][3:] == [
-        "new gain"
-    ]
-    distances = {"old": [[0.3, 0.5]], "new": [[0.2, 0.4]]}
-    assert tidy.measured("table5", part, "CLIP", distances, {"g": ("new", "old")})[-1]["value"] == pytest.approx(25)
+    found = comparison.rows("sweep", PART, trials, ["CIDEr"], gains)
+    assert found.method.tolist() == ["old", "new", "low", *gains]
+    assert found.value.tolist() == pytest.approx([50, 55, 0.5, 10, 9900])
+    assert found.after.tolist() == ["old", "new", "low", "new", "old"]
+    assert found.before.dropna().tolist() == ["old", "low"] and found.paper.isna().all()
+    clear = comparison.rows("sweep", PART, trials, ["CIDEr"], gains, clear=True)
+    assert clear.method.tolist()[3:] == ["new gain"]
+    trials = Scored({"old": [[0.3, 0.5]], "new": [[0.2, 0.4]], "nothing": [[np.nan, np.nan]]})
+    gains = {"g": ("new", "old"), "none": ("nothing", "old")}
+    assert comparison.rows("sweep", PART, trials, ["CLIP"], gains).value.tolist()[2:] == [pytest.approx(25)]
+
+
+def test_gains_stand_beside_those_that_the_papers_levels_make():
+    trials = Scored(dict.fromkeys(["ground truth", "reconstruction", "ours", "without generation_loss"], [[1.0, 2.0]]))
+    gains = {"reconstruction over ground truth gain": ("reconstruction", "ground truth")}
+    found = comparison.rows("table9", PART, trials, ["CIDEr"], gains)
+    assert found.paper.round(3).tolist() == [109.7, 102.3, -6.746]  # their levels, and 100 x -7.4 over the first
+    gains = {"without generation_loss over ours gain": ("without generation_loss", "ours")}
+    found = comparison.rows("table5", PART, trials, ["CLIP"], gains)
+    assert found.paper.round(3).tolist() == [0.398, 0.424, -6.611]  # a distance that grows
+    shown = comparison.table(found, {"ours": " over ours"})
+    assert shown.loc[("without generation_loss", "CLIP"), "verdict over ours"] == "not visible"
+    assert shown.paper.tolist() == ["0.3978", "0.4241"] and shown.here.tolist() == ["1.5000 (1.0000 to 2.0000)"] * 2
 
 
 def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     change = Estimate(3.0, 1.0, 5.0, 9)
-    gains = [tidy.row("table9", ("nocaps", "overall"), "a gain", "CIDEr", change, published=p) for p in (5, -1, np.nan)]
-    found = tidy.judged(pd.DataFrame(gains, index=list("xyz")))
+    gains = [tidy.row("table9", PART, "a gain", "CIDEr", change, published=p) for p in (5, -1, np.nan)]
+    gains = pd.DataFrame(gains, index=list("xyz")).assign(before="b")
+    found = comparison.judged(gains)
     assert found["gain, %"].to_dict() == {"x": change, "y": change, "z": change}
     assert found["smallest visible, %"].tolist() == [2.0, 2.0, 2.0] and set(found.verdict) == {"better"}
     assert found["same direction?"].tolist() == ["yes", "no", ""]
     assert found["visible here?"].tolist() == ["yes", "no", ""]
+    counts = comparison.tally(comparison.compared(gains))
+    assert counts == {"num_gains": 2, "same_yes": 1, "same_no": 1, "same_not_visible": 0, "seen_yes": 1}
 
 
 def test_what_was_spent_is_the_sum_over_kinds_but_for_what_only_others_were_made_from(tmp_path):

@@ -55,7 +55,8 @@ def _names(method: str) -> list[str]:
 
 def _find(exhibit: str, dataset: str, split: str, method: str, x: float | None, metric: str) -> float:
     """The paper's number, NaN where it has none."""
-    rows = table(exhibit)
+    rows = _everything()
+    rows = rows[rows.exhibit == exhibit]
     rows = rows[rows.dataset.isin([dataset, ""]) & rows.split.isin([split, ""]) & rows.metric.isin([metric, ""])]
     rows = rows[rows.x.isna() | (rows.x == x)]
     for name in _names(method):

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
 from dfl_utils.scores import intervals
-from dfl_utils.scores.ranking import Estimate, Gain, in_percent, percent
+from dfl_utils.scores.ranking import Estimate, Gain, in_percent
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 
@@ -234,43 +233,6 @@ def printed(levels: pd.Series, metrics: Iterable[str]) -> pd.Series:
     return pd.Series(texts, index=levels.index, dtype=object)
 
 
-def with_paper(rows: Iterable[dict], base: Callable[[str], str] = str) -> pd.DataFrame:
-    """Rows beside the paper's numbers, gains beside those in per cent that its levels make; NaN are left out.
-
-    Args:
-        rows: of `row`. Methods of gains are called `AFTER over BEFORE gain` or `AFTER gain`, of levels otherwise.
-        base: AFTER -> BEFORE, where the method does not name it.
-    """
-    frame = paper.fill(pd.DataFrame(rows, columns=COLUMNS).dropna(subset="value"))
-    published = frame.set_index(["method", "dataset", "split", "metric"]).paper
-    is_gain = frame.method.str.endswith(" gain")
-    theirs = [_paper_gain(row, published, base) for row in frame[is_gain].to_dict("records")]
-    frame.loc[is_gain, "paper"] = theirs
-    return frame
-
-
-def _paper_gain(row: dict, published: pd.Series, base: Callable[[str], str]) -> float:
-    after, _, before = row["method"].removesuffix(" gain").partition(" over ")
-    place = row["dataset"], row["split"], row["metric"]
-    old, new = published[(before or base(after), *place)], published[(after, *place)]
-    return paper.improvement(100 * (new - old) / old, 0, 0, row["metric"])[0]
-
-
-def judged(gains: pd.DataFrame) -> pd.DataFrame:
-    """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's."""
-    changes = estimates(gains)
-    bounds = zip(gains.low, gains.high, gains.paper, strict=True)
-    columns = {
-        "gain, %": changes,
-        "verdict": [intervals.verdict(e, True) for e in changes],
-        "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
-        "the paper's, %": gains.paper,
-        "same direction?": [paper.same_direction(*each) for each in bounds],
-        "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
-    }
-    return pd.DataFrame(columns, index=gains.index)
-
-
 def beside_paper(
     gains: Mapping[tuple, Gain], names: Sequence[str], published: Callable[..., Sequence[float]]
 ) -> pd.DataFrame:
@@ -309,34 +271,6 @@ def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | N
 def improved(change: Estimate, metric: str) -> Estimate:
     """A change as an improvement: of a metric that is better lower, the sign turns."""
     return Estimate(*paper.improvement(change.value, change.low, change.high, metric), change.n, change.excluded)
-
-
-def measured(
-    exhibit: str,
-    part: tuple[str, str],
-    metric: str,
-    values: Mapping[str, ArrayLike],
-    gains: Mapping[str, tuple[str, str]],
-    *,
-    clear: bool = False,
-    **options,
-) -> list[dict]:
-    """Rows of a metric's levels, and of gains between them: in per cent of the level before, positive is better.
-
-    Args:
-        exhibit, part: see `row`.
-        metric, options: see `intervals.level`.
-        values: method -> what is measured of it.
-        gains: their name -> (after, before), both of `values`; NaN over a level of zero.
-        clear: leave out gains over a level whose interval reaches zero.
-    """
-    levels = {method: intervals.level(metric, each, **options) for method, each in values.items()}
-    rows = [row(exhibit, part, method, metric, level) for method, level in levels.items()]
-    for name, (after, before) in gains.items():
-        if levels[before].low > 0 or not clear:
-            change = improved(intervals.change(metric, values[after], values[before], **options), metric)
-            rows.append(row(exhibit, part, name, metric, percent(change, levels[before].value)))
-    return rows
 
 
 def spent(store: RunStore) -> dict:

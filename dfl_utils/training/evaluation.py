@@ -1,10 +1,12 @@
 """What the tables of the finetuning measure (Tables 3, 4, 5 and 9): captions, drawings and the losses themselves.
 
-Everything is asked of a `Game` or kept in the store like its shards, so that a finetuned pair is measured once, and a
-role that a finetuning left alone shares the shards of the pair that it started from.
+`train` makes a recipe's trainings, one a seed. `Trials` compares methods by what their trainings say and draw,
+`held_out` by their losses. Everything is asked of a `Game` or kept in the store like its shards, so that a finetuned
+pair is measured once, and a role that a finetuning left alone shares the shards of the pair that it started from.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +16,13 @@ from dfl_utils.game.loops import Game, Reconstructions
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, fidelity
 from dfl_utils.models.workshop import Workshop
-from dfl_utils.scores import quality
+from dfl_utils.scores import image_sets, intervals, ngrams, quality
+from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import blocks
 from dfl_utils.store.store import Kind
 from dfl_utils.training import finetuned, pairs
-from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.finetune import Recipe
+from dfl_utils.training.finetuned import Finetuned, Finetuner
 from dfl_utils.training.losses import LOSSES, TalkingPair
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
@@ -26,6 +30,8 @@ from dfl_utils.world.profile import Profile
 VALIDATION_LOSSES = Kind("validation-losses", made_from=(pairs.LATENTS,))
 NUM_BEAMS = 3  # the paper names beam search and not its width
 VALIDATION_BATCH = 8
+SUM = "sum of losses"
+OF_DRAWINGS = {"CLIP": "clip", "DINO": "dino", "FID": "features", "KID": "features"}  # metric -> what it is read from
 
 
 @dataclass(frozen=True)
@@ -135,3 +141,119 @@ def validation_losses(
         return values, len(batches)
 
     return finetuner.store.get(VALIDATION_LOSSES, key, make)
+
+
+def held_out(
+    finetuner: Finetuner, profiles: Sequence[Profile], examples: Sequence[Example], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """`validation_losses` of several pairs, and their `SUM`: loss -> `(pairs, batches)`."""
+    each = [validation_losses(finetuner, profile, examples, seed) for profile in profiles]
+    losses = {loss: np.stack([one[loss] for one in each]) for loss in LOSSES}
+    return losses | {SUM: np.sum(list(losses.values()), axis=0)}
+
+
+def mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each image with the references of the next, and so with wrong ones."""
+    following = [*examples[1:], *examples[:1]]
+    return [replace(one, references=other.references) for one, other in zip(examples, following, strict=True)]
+
+
+def train(finetuner: Finetuner, recipes: Mapping[str, Recipe], num_seeds: int) -> dict[str, list[Finetuned]]:
+    """Each recipe's trainings: its own seed, and those that follow."""
+    wanted = [replace(one, seed=one.seed + k) for one in recipes.values() for k in range(num_seeds)]
+    done = iter(finetuner.run(wanted))
+    return {name: [next(done) for _ in range(num_seeds)] for name in recipes}
+
+
+class Trials:
+    """Methods that are compared, by what the trainings of each say and draw of the same images.
+
+    Args:
+        finetuner: of the pair before any training; its encoders look at all drawings.
+        reference_set: see `Scorer`.
+        examples: images that are captioned; the first `num_drawn` have a reference drawn, too.
+        metrics: of captions, beside BLEU.
+        num_inference_steps, seed: of the drawings.
+        num_resamples: for intervals of FID and KID.
+
+    Attributes:
+        profiles: method -> the pair that each of its trainings left. A method is measured when it is first asked for.
+    """
+
+    def __init__(
+        self,
+        finetuner: Finetuner,
+        reference_set: Sequence[Example],
+        examples: Sequence[Example],
+        *,
+        num_drawn: int,
+        metrics: Sequence[str],
+        num_inference_steps: int,
+        seed: int = 0,
+        num_resamples: int = image_sets.NUM_RESAMPLES,
+    ):
+        if not 2 <= num_drawn <= len(examples):
+            raise ValueError(f"{num_drawn} of {len(examples)} images are to be drawn: draw 2 to all of them.")
+        self.finetuner, self.examples, self.num_drawn = finetuner, list(examples), num_drawn
+        self.metrics, self.seed, self.num_resamples = metrics, seed, num_resamples
+        self.scorer = Scorer(finetuner.profile, finetuner.store, reference_set)
+        self.profiles: dict[str, Sequence[Profile]] = {}
+        self._options = {"num_inference_steps": num_inference_steps, "progress": False, "judges": finetuner}
+        self._said, self._drawn = {}, {}
+        self._counted = np.full(len(examples), True)
+
+    def add(self, runs: Mapping[str, Sequence[Finetuned]]) -> None:
+        """Take up what the trainings of each method left."""
+        self.profiles |= {method: [run.profile for run in part] for method, part in runs.items()}
+
+    def within(self, domain: str) -> "Trials":
+        """The same trials, of which the images of one domain count."""
+        part = copy.copy(self)
+        part._counted = np.array([example.domain == domain for example in self.examples])
+        return part
+
+    def said(self, method: str) -> list[CaptionScores]:
+        """What each training's captioner says of the images."""
+        if method not in self._said:
+            games = self._games(method)
+            self._said[method] = [caption_scores(game, self.scorer, self.examples, self.metrics) for game in games]
+        return self._said[method]
+
+    def drawn(self, method: str) -> list[ImageScores]:
+        """What each training's generator draws of their references."""
+        if method not in self._drawn:
+            examples = self.examples[: self.num_drawn]
+            self._drawn[method] = [image_scores(game, examples, self.seed) for game in self._games(method)]
+        return self._drawn[method]
+
+    def _games(self, method: str) -> list[Game]:
+        return [Game(profile, self.finetuner.store, **self._options) for profile in self.profiles[method]]
+
+    def values(self, method: str, metric: str) -> np.ndarray:
+        """`(trainings, images)` scores; counts for BLEU and features for FID and KID have a third axis."""
+        if metric in OF_DRAWINGS:
+            values = [getattr(one, OF_DRAWINGS[metric]) for one in self.drawn(method)]
+        elif metric in ngrams.BLEU_NAMES:
+            values = [one.bleu for one in self.said(method)]
+        else:
+            values = [one.scores[metric] for one in self.said(method)]
+        return np.stack(values)[:, self._counted[: len(values[0])]]
+
+    def level(self, method: str, metric: str) -> Estimate:
+        """A method's mean over trainings and images, or that of its corpora and sets; with its interval."""
+        return intervals.level(metric, self.values(method, metric), **self._of_sets(method, metric))
+
+    def change(self, metric: str, after: str, before: str) -> Estimate:
+        """`after` minus `before`, paired by image, and by seed where both have several."""
+        pair = self.values(after, metric), self.values(before, metric)
+        return intervals.change(metric, *pair, **self._of_sets(before, metric))
+
+    def by_seed(self, method: str, metric: str) -> list[float]:
+        """The level of each training by itself."""
+        options = self._of_sets(method, metric) | {"num_resamples": 2}
+        return [intervals.level(metric, one[None], **options).value for one in self.values(method, metric)]
+
+    def _of_sets(self, method: str, metric: str) -> dict:
+        if metric not in intervals.SETS:
+            return {}
+        return {"reference": self.drawn(method)[0].original_features, "num_resamples": self.num_resamples}
