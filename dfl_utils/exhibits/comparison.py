@@ -94,13 +94,13 @@ def table(
     """
     made = made.set_index(["after", "metric"], drop=False)
     levels = made[made.before.isna()]
-    shown = pd.DataFrame({"": levels.after, "metric": levels.metric, "here": tidy.estimates(levels)})
+    shown = pd.DataFrame({"metric": levels.metric, "": levels.after, "here": tidy.estimates(levels)})
     shown = shown.assign(paper=levels.paper, n=levels.n)
     for name in ("here", "paper"):
         shown[name] = tidy.printed(shown[name], levels.metric)
     for base, called in bases.items():
         shown = shown.join(judged(made[made.before == base])[list(columns)].add_suffix(called))
-    return shown
+    return shown.reset_index(drop=True)
 
 
 def compared(made: pd.DataFrame) -> pd.DataFrame:
