@@ -229,7 +229,7 @@ def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     change = Estimate(3.0, 1.0, 5.0, 9)
     gains = [tidy.row("table9", PART, "a gain", "CIDEr", change, published=p) for p in (5, -1, np.nan)]
     gains = pd.DataFrame(gains, index=list("xyz")).assign(before="b")
-    found = comparison.judged(gains)
+    found = comparison.judged(gains, (*comparison.VERDICT, "same direction?"))
     assert found["gain, %"].to_dict() == {"x": change, "y": change, "z": change}
     assert found["smallest visible, %"].tolist() == [2.0, 2.0, 2.0] and set(found.verdict) == {"better"}
     assert found["same direction?"].tolist() == ["yes", "no", ""]

@@ -19,7 +19,8 @@ from dfl_utils.training.evaluation import Trials
 
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}
-VERDICTS = ("yes", "no", "not visible")  # of `paper.same_direction`
+ANSWERS = ("yes", "no", "not visible")  # of `paper.same_direction`
+VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `judged`
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
 
 
@@ -62,11 +63,14 @@ def _paper_gain(row: dict, published: pd.Series) -> float:
     return paper.improvement(100 * (new - old) / old, 0, 0, row["metric"])[0]
 
 
-def judged(gains: pd.DataFrame) -> pd.DataFrame:
-    """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's."""
+def judged(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
+    """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's.
+
+    `columns` are some of `VERDICT`, or `same direction?`.
+    """
     changes = tidy.estimates(gains)
     bounds = zip(gains.low, gains.high, gains.paper, strict=True)
-    columns = {
+    verdicts = {
         "gain, %": changes,
         "verdict": [intervals.verdict(e, True) for e in changes],
         "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
@@ -74,7 +78,7 @@ def judged(gains: pd.DataFrame) -> pd.DataFrame:
         "same direction?": [paper.same_direction(*each) for each in bounds],
         "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
     }
-    return pd.DataFrame(columns, index=gains.index)
+    return pd.DataFrame(verdicts, index=gains.index)[list(columns)]
 
 
 def places(made: pd.DataFrame) -> pd.Series:
@@ -82,9 +86,7 @@ def places(made: pd.DataFrame) -> pd.Series:
     return made.dataset.map(DATASETS) + " " + made["split"]
 
 
-def table(
-    made: pd.DataFrame, bases: Mapping[str, str], columns: Sequence[str] = ("gain, %", "verdict")
-) -> pd.DataFrame:
+def table(made: pd.DataFrame, bases: Mapping[str, str], columns: Sequence[str] = VERDICT[:2]) -> pd.DataFrame:
     """Levels beside the paper's, one line a method and metric, and what is judged of its gains.
 
     Args:
@@ -99,7 +101,7 @@ def table(
     for name in ("here", "paper"):
         shown[name] = tidy.printed(shown[name], levels.metric)
     for base, called in bases.items():
-        shown = shown.join(judged(made[made.before == base])[list(columns)].add_suffix(called))
+        shown = shown.join(judged(made[made.before == base], columns).add_suffix(called))
     return shown.reset_index(drop=True)
 
 
@@ -108,12 +110,12 @@ def compared(made: pd.DataFrame) -> pd.DataFrame:
     known = made[made.before.notna() & made.paper.notna()]
     shown = pd.DataFrame({"table": known.exhibit.str.removeprefix("table"), "": known.method.str.removesuffix(" gain")})
     shown = shown.assign(of=places(known), metric=known.metric, n=known.n)
-    return shown.join(judged(known).drop(columns="verdict"))
+    return shown.join(judged(known, (VERDICT[0], *VERDICT[2:4], "same direction?", VERDICT[4])))
 
 
 def tally(shown: pd.DataFrame) -> dict[str, int]:
     """What a page says of `compared`: how many go the paper's way, and how many would have been visible here."""
-    counts = {f"same {answer}".replace(" ", "_"): (shown["same direction?"] == answer).sum() for answer in VERDICTS}
+    counts = {f"same {answer}".replace(" ", "_"): (shown["same direction?"] == answer).sum() for answer in ANSWERS}
     return counts | {"num_gains": len(shown), "seen_yes": (shown["visible here?"] == "yes").sum()}
 
 
