@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
@@ -21,13 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfl_utils.models.blip import Captioner
 from dfl_utils.models.workshop import read
+from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
 from dfl_utils.store.store import Kind
 from dfl_utils.training import full_size, pairs
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import LOSSES, Batch
-from dfl_utils.training.step_ways import DEPENDS, STEPS, Step, Way, ways
+from dfl_utils.training.step_ways import DEPENDS, DIRECTIONS, PARTS, STEPS, Step, Way, ways
 from dfl_utils.training.vocabulary import VocabularyMap
 
 LOSSES_OF_WAYS, FLOPS, PUBLISHED_FLOPS = Kind("step-losses"), Kind("step-flops"), Kind("step-flops-published")
@@ -54,6 +56,30 @@ class Costs:
     def ratio(self) -> np.ndarray:
         """`(rounds, ways)`: a joint step over a captioning and a generation step of the same round and way."""
         return self.of("joint") / (self.of("captioning") + self.of("generation"))
+
+    @property
+    def ratios(self) -> dict[str, Estimate]:
+        """Way -> `ratio`: the median of the rounds, from the smallest to the largest."""
+        each = zip(self.ways, self.ratio.T, strict=True)
+        return {way: Estimate(np.median(of), of.min(), of.max(), len(of)) for way, of in each}
+
+    @property
+    def medians(self) -> pd.DataFrame:
+        """Of the rounds, each of `STEPS` by way."""
+        return pd.DataFrame({step: np.median(self.of(step), axis=0) for step in STEPS}, index=list(self.ways))
+
+    @property
+    def parts(self) -> pd.Series:
+        """Of a joint step, medians of the rounds by way, part and direction."""
+        names = {"way": self.ways, "part": PARTS, "direction": DIRECTIONS}
+        medians = np.median(self.spent[:, :, list(STEPS).index("joint")], axis=0)
+        return pd.Series(medians.ravel(), pd.MultiIndex.from_product(names.values(), names=names))
+
+    @property
+    def shares(self) -> pd.DataFrame:
+        """Per cent of a joint step, by way and part."""
+        by_part = self.parts.groupby(["way", "part"], sort=False).sum().unstack("part")
+        return 100 * by_part.div(by_part.sum(axis=1), axis=0).loc[list(self.ways), list(PARTS)]
 
 
 @dataclass(frozen=True)
