@@ -156,6 +156,15 @@ def test_given_images_are_ranked_as_drawn_ones(ask, paths, tmp_path):
     assert [[e.similarity for e in row] for row in turned] == [[e.similarity for e in row] for row in given]
 
 
+def test_more_captions_cost_their_own_drawings_and_fewer_none(ask, paths, tmp_path):
+    captions, made = [f"a red dog {k}" for k in range(10)], []
+    for texts in (captions, ["a cat", *captions], captions[3:6]):
+        row = ask(rerank.rerank_captions, paths[:1], [texts], store=tmp_path)[0]
+        assert {entry.caption for entry in row} == set(texts)
+        made.append(len(list(tmp_path.glob("images-*"))))
+    assert made == [10, 11, 11]
+
+
 @pytest.mark.parametrize("size", [(100, 80), (64, 1)])
 def test_a_picture_of_any_shape_is_ranked(ask, size):
     picture = Image.linear_gradient("L").resize(size).convert("RGB")

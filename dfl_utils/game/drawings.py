@@ -61,7 +61,7 @@ class Drawings:
         examples: the originals.
         captions: one list of N >= 1 for each.
         seeds: one for each caption.
-        cut: the blocks that the shards hold; by default those of `blocks.cut`.
+        cut: the blocks that the shards hold; by default those of `blocks.cut`. Small ones are drawn together.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Drawings:
     ):
         self.workshop, self.examples, self.captions, self.seeds = workshop, examples, captions, seeds
         self.blocks = cut or blocks.cut(len(examples), len(captions[0]))
+        self._drawn_together: dict[Block, np.ndarray] | None = {} if cut else None
 
     @cached_property
     def keys(self) -> dict[Block, dict]:
@@ -88,12 +89,33 @@ class Drawings:
 
     def draw(self, block: Block) -> np.ndarray:
         """The block's drawings `(images, candidates, H, W, 3)` uint8, from the store or drawn now."""
-        key = self.keys[block]
-        return self.workshop.store.get(IMAGES, key, partial(self._draw, key["captions"], key["seeds"])).images_hat
+        return self.workshop.store.get(IMAGES, self.keys[block], partial(self._draw, block)).images_hat
 
-    def _draw(self, captions: list[list[str]], seeds: list[list[int]]) -> tuple[Images, int]:
-        images = self.workshop.generator.draw(sum(captions, []), sum(seeds, []))
-        return Images(images.reshape(len(captions), -1, *images.shape[1:])), len(images)
+    def _draw(self, block: Block) -> tuple[Images, int]:
+        if self._drawn_together is None:
+            images = self._draw_all([block])
+        else:
+            if block not in self._drawn_together:
+                self._drawn_together = self._with_the_next(block)
+            images = self._drawn_together.pop(block)
+        return Images(images.reshape(len(self.keys[block]["captions"]), -1, *images.shape[1:])), len(images)
+
+    def _with_the_next(self, block: Block) -> dict[Block, np.ndarray]:
+        """The drawings of a block and of those after it that the store lacks, as many as are drawn at a time."""
+        rest = self.blocks[self.blocks.index(block) :]
+        lacking = [one for one in rest if one == block or not self._is_there(one)]
+        sizes = [sum(map(len, self.keys[one]["captions"])) for one in lacking]
+        count = max(1, int((np.cumsum(sizes) <= self.workshop.generator.draw_batch).sum()))
+        images = self._draw_all(lacking[:count])
+        return dict(zip(lacking, np.split(images, np.cumsum(sizes[: count - 1])), strict=False))
+
+    def _is_there(self, block: Block) -> bool:
+        return self.workshop.store.path(IMAGES, self.keys[block]).exists()
+
+    def _draw_all(self, some: list[Block]) -> np.ndarray:
+        keys = [self.keys[block] for block in some]
+        captions, seeds = ([one for key in keys for row in key[name] for one in row] for name in ("captions", "seeds"))
+        return self.workshop.generator.draw(captions, seeds)
 
     def load(self, k: int) -> np.ndarray:
         """The N drawings of example k, `(N, H, W, 3)` uint8."""

@@ -189,13 +189,8 @@ def rerank_images(
 
 
 def _one_by_one(game: Game, examples: Sequence[Example], captions: list[list[str]], seeds: list[list[int]]) -> Drawings:
-    """Drawings of which each shard belongs to one image or text, with as many candidates as that has."""
-    step = blocks.BLOCK_CANDIDATES
-    cut = [
-        blocks.Block(slice(k, k + 1), slice(n, min(n + step, len(row))))
-        for k, row in enumerate(captions)
-        for n in range(0, len(row), step)
-    ]
+    """Drawings of which each has a shard of its own: more candidates cost their own drawings, and fewer none."""
+    cut = [blocks.Block(slice(k, k + 1), slice(n, n + 1)) for k, row in enumerate(captions) for n in range(len(row))]
     return Drawings(game.workshop, examples, captions, seeds, cut)
 
 

@@ -208,8 +208,9 @@ class Generator:
                 f"The safety checker of {self.pipeline.name_or_path} took the drawing of {captions[blackened[0]]!r} "
                 "away: leave that caption out, or give a pipeline without a safety checker."
             )
-        images = checkpoint.require_finite(drawn.images, f"The drawing of {captions[0]!r}", self.pipeline.name_or_path)
-        return (images * 255).round().astype(np.uint8)
+        for caption, image in zip(captions, drawn.images, strict=True):
+            checkpoint.require_finite(image, f"The drawing of {caption!r}", self.pipeline.name_or_path)
+        return (drawn.images * 255).round().astype(np.uint8)
 
     def _noise(self, streams: list[torch.Generator]) -> Tensor:
         # The noise that the pipeline would draw; its memory format decides that of every activation after it.
