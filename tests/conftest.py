@@ -1,7 +1,11 @@
-"""A small repository of its own, for the tests of the machinery; the embedded pair, for those of the finetuning."""
+"""A small repository of its own, for the tests of the machinery; a quiet process, for what forks or imports anew."""
 
+import ctypes
 import json
+import multiprocessing
 import os
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -78,3 +82,76 @@ def mini() -> profile.Profile:
     models = profile.load("mini").pair(captioner="blip-base")
     data.ensure(models)
     return models
+
+
+# --- a process in which nothing has run yet -----------------------------------------------------------------
+NEW_USER = 0x10000000  # of Linux's sched.h
+
+
+class Quiet:
+    """A process of one thread, forked when all is imported and before a test runs: its own forks are whole, and free.
+
+    Each module that asks has a fork of it, which answers until the module ends.
+    """
+
+    def __init__(self):
+        self.ours, theirs = multiprocessing.Pipe()
+        if os.fork() == 0:
+            self.ours.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # pytest catches nothing of it
+            self._serve(theirs)
+        theirs.close()
+
+    def ask(self, function, *arguments):
+        """What a module's function answers there."""
+        self.ours.send((function, arguments))
+        answer, error = self.ours.recv()
+        assert error is None, error
+        return answer
+
+    def _serve(self, connection) -> None:
+        status = 0
+        while status == 0:
+            if (pid := os.fork()) == 0:
+                os._exit(self._answer(connection))
+            status = os.waitpid(pid, 0)[1]
+        os._exit(0)
+
+    def _answer(self, connection) -> int:
+        try:
+            while (order := connection.recv()) is not None:
+                function, arguments = order
+                try:
+                    connection.send((function(*arguments), None))
+                except BaseException:
+                    connection.send((None, traceback.format_exc()))
+        except EOFError:  # the tests have ended
+            return 1
+        return 0
+
+
+def unshare(what: int) -> None:
+    """Give this process namespaces of its own; OSError or AttributeError where the system forbids it or knows none."""
+    user, group, libc = os.getuid(), os.getgid(), ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_USER | what) != 0:
+        raise OSError(ctypes.get_errno(), "unshare is forbidden")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(text)
+
+
+def forget() -> None:
+    """Let this process import the package and its tests as if for the first time."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dfl_utils" or name.startswith("test_")]:
+        del sys.modules[name]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any("quiet" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.quiet = Quiet()
+
+
+@pytest.fixture(scope="module")
+def quiet(request: pytest.FixtureRequest):
+    """Ask the quiet process: `quiet(function, *arguments)`."""
+    yield request.config.quiet.ask
+    request.config.quiet.ours.send(None)

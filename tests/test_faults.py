@@ -1,6 +1,6 @@
 """Kills and full disks: what comes out is what an undisturbed run gives, no shard made twice.
 
-One process loads the embedded models and forks every run that is disturbed. A run is killed by SIGKILL at a moment
+The quiet process loads the embedded models and forks every run that is disturbed. A run is killed by SIGKILL at a moment
 drawn over the time that an undisturbed one takes, or at one of its file operations, drawn likewise.
 """
 
@@ -9,7 +9,6 @@ import functools
 import gc
 import hashlib
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -25,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import unshare
 from tqdm import tqdm
 
-from dfl_utils.build import execution
 from dfl_utils.game.loops import Game
 from dfl_utils.models import captioner
 from dfl_utils.store import blocks, provenance, shards
@@ -39,17 +38,20 @@ from dfl_utils.training.losses import Economy
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
 
-KILLS = 12  # of a run by itself, at least
+KILLS = 8  # of a run by itself, at least
 MOMENT, FILES = "at a moment", "at a file operation"
 RECIPE = Recipe(steps=4, batch_size=1, lr=1e-3, decoder="tiny", economy=Economy(threshold=1e-6))
-NEW_USER, NEW_MOUNTS, REMOUNT = 0x10000000, 0x00020000, 0x20  # of Linux's sched.h and mount.h
+NEW_MOUNTS, REMOUNT = 0x00020000, 0x20  # of Linux's sched.h and mount.h
 
 
 # --- in the process that forks ----------------------------------------------------------------------------
 class Nursery:
     """The models, loaded once, and what is done to runs of them; every method answers with plain values."""
 
-    def __init__(self):
+    def __init__(self, hall: Path):
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        torch.set_num_threads(1)
+        tqdm.monitor_interval = 0  # it is a thread
         blocks.SHARD_IMAGES, finetune.CHECKPOINT_SECONDS = 2, -1  # shards of two images; a state at every step
         models = profile.load("mini").pair(captioner="blip-base")
         data.ensure(models)
@@ -59,7 +61,7 @@ class Nursery:
         self.base = captioner.load(self.profile), finetuned.load_pipeline(self.profile)
         own = self.base[0].processor.tokenizer, self.base[1].tokenizer
         self.map = VocabularyMap.make(*own, by_meaning=False)
-        hall = Game(self.profile, RunStore(os.environ["DFL_STORE"]), progress=False).workshop
+        hall = Game(self.profile, RunStore(hall), progress=False).workshop
         hall._while_same("captioner", [hall.made_by("captioner")["checkpoint"]], lambda: self.base[0])
         self.loaded = hall._loaded
         for load in (lambda: hall.generator, lambda: hall.encoder("clip"), lambda: hall.encoder("dino")):
@@ -184,11 +186,8 @@ class Disk:
     def __init__(self, place: Path, whole: dict):
         place.mkdir()
         self.place, self.whole, self.libc, self.how = place, whole, ctypes.CDLL(None, use_errno=True), "tmpfs"
-        user, group = os.getuid(), os.getgid()
         try:
-            self._call("unshare", NEW_USER | NEW_MOUNTS)
-            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-                Path("/proc/self", name).write_text(text)
+            unshare(NEW_MOUNTS)
             self._mount(4096, 0)
         except (OSError, AttributeError):  # forbidden, or no Linux
             self.how = "RLIMIT_FSIZE"
@@ -200,11 +199,8 @@ class Disk:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.whole["largest"] * eighths // 8, resource.RLIM_INFINITY))
 
     def _mount(self, size: int, flags: int) -> None:
-        self._call("mount", b"tmpfs", bytes(self.place), b"tmpfs", flags, f"size={size}".encode())
-
-    def _call(self, name: str, *arguments: object) -> None:
-        if getattr(self.libc, name)(*arguments) != 0:
-            raise OSError(ctypes.get_errno(), f"{name} is forbidden")
+        if self.libc.mount(b"tmpfs", bytes(self.place), b"tmpfs", flags, f"size={size}".encode()) != 0:
+            raise OSError(ctypes.get_errno(), "mount is forbidden")
 
 
 def _watch(root: Path, at: int | None) -> Callable[[], int]:
@@ -289,40 +285,19 @@ def _compare(root: Path, whole: dict) -> None:
     assert found == whole["result"], [name for name in found if found[name] != whole["result"][name]]
 
 
-def _serve(connection) -> None:
-    torch.set_num_threads(1)
-    tqdm.monitor_interval = 0  # it is a thread
-    nursery = Nursery()
-    while (order := connection.recv()) is not None:
-        name, arguments = order
-        try:
-            connection.send((getattr(nursery, name)(*arguments), None))
-        except BaseException:
-            connection.send((None, traceback.format_exc()))
+nursery = functools.cache(Nursery)
+
+
+def on_runs(hall: Path, name: str, *arguments: object) -> object:
+    """In the process that forks: what a method of the nursery answers."""
+    return getattr(nursery(hall), name)(*arguments)
 
 
 # --- the tests --------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory):
-    """Ask the nursery, a process of one thread, for what one of its methods answers."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    with execution.environment(
-        OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", DFL_STORE=str(tmp_path_factory.mktemp("hall"))
-    ):
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
-    theirs.close()
-
-    def asked(name, *arguments):
-        ours.send((name, arguments))
-        answer, error = ours.recv()
-        assert error is None, error
-        return answer
-
-    yield asked
-    ours.send(None)
-    process.join(10)
+def ask(quiet, tmp_path_factory):
+    """Ask the nursery for what one of its methods answers."""
+    return functools.partial(quiet, on_runs, tmp_path_factory.mktemp("hall"))
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,15 @@
 import ast
 import dataclasses
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import forget
 from PIL import Image
 
 from dfl_utils.game import judges, token_drawings
@@ -254,7 +253,7 @@ def world(tmp_path_factory):
 
 def _learn(made):
     global MAP
-    learned = VocabularyMap.make(*tokenizers(made))
+    learned = VocabularyMap.make(*tokenizers(made), by_meaning=False)
     MAP = learned.index, learned.how, learned.captioner, learned.generator, learned.generator_size
 
 
@@ -344,7 +343,7 @@ def test_a_package_that_decides_the_output_changes_the_key(world, keys, monkeypa
     assert key(world, "quality-sbert") == keys["quality-sbert"]  # it names its own
 
 
-def test_moved_and_reworded_code_changes_no_key(world, keys, tmp_path):
+def test_moved_and_reworded_code_changes_no_key(quiet, world, keys, tmp_path):
     """The package with other comments and docstrings, renamed locals and a module in another place."""
     root = tmp_path / "house"
     shutil.copytree(provenance.ROOT / "dfl_utils", root / "dfl_utils", ignore=shutil.ignore_patterns("__pycache__"))
@@ -360,15 +359,19 @@ def test_moved_and_reworded_code_changes_no_key(world, keys, tmp_path):
     (package / "models/workshop.py").write_text(
         "import sys\nfrom dfl_utils.models import atelier\nsys.modules[__name__] = atelier\n"
     )
-    program = (
-        "import json, sys, pathlib, test_kinds as t; w = t.make_world(pathlib.Path(sys.argv[1])); t._learn(w); "
-        "assert t.workshop.__name__ == 'dfl_utils.models.atelier'; print(json.dumps({k: t.key(w, k) for k in t.KEYS}))"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
-    command = [sys.executable, "-c", program, str(world.folder)]
-    done = subprocess.run(command, cwd=root, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == keys
+    assert quiet(keys_of_a_package, root, world.folder) == keys
+
+
+def keys_of_a_package(root, folder):
+    """In a process of its own: the keys by the package that lies in a folder."""
+    forget()
+    sys.path.insert(0, str(root))
+    import test_kinds
+
+    world = test_kinds.make_world(folder)
+    test_kinds._learn(world)
+    assert test_kinds.workshop.__file__ == str(root / "dfl_utils/models/atelier.py")
+    return {kind: test_kinds.key(world, kind) for kind in test_kinds.KEYS}
 
 
 def test_a_kind_is_declared_once_and_no_part_of_a_key_takes_its_place():

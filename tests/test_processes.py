@@ -1,14 +1,17 @@
 """Several ranks: each starts at its own part, two fill one store and train one pair, and nobody could tell from it."""
 
+import contextlib
 import json
+import logging
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dfl_utils.build import chapter, cli
 from dfl_utils.game.loops import Game
@@ -20,7 +23,7 @@ from dfl_utils.training import finetune
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner, load_pipeline
 from dfl_utils.training.vocabulary import VocabularyMap
-from dfl_utils.world import data
+from dfl_utils.world import data, profile
 
 
 @pytest.fixture
@@ -111,13 +114,6 @@ def test_a_rank_that_never_comes_is_not_waited_for_forever(at, monkeypatch):
 RECIPE = Recipe(steps=3, batch_size=4, lr=1e-2, decoder="tiny", connect="gumbel", micro_batches=3)
 LOST = Recipe(steps=3, batch_size=2, lr=1e-2, decoder="tiny", micro_batches=2, seed=7)
 ALONE = [Recipe(("caption_loss",), ("captioner",), steps=1, batch_size=2, seed=seed) for seed in range(2)]
-WORKER = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_processes
-test_processes.work(*sys.argv[1:])
-"""
-
 
 def game_and_finetuner(models, root):
     blocks.SHARD_IMAGES = 2
@@ -149,10 +145,6 @@ def learn(finetuner, recipes):
 
 def work(root):
     """What one of the two ranks does, until it is killed or its partner is."""
-    import signal
-
-    from dfl_utils.world import profile
-
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the other rank dies
     here = place()
     game, finetuner, examples = game_and_finetuner(profile.load("mini").pair(captioner="blip-base"), f"{root}/store")
@@ -181,6 +173,7 @@ def work(root):
         finetuner.run([LOST])
     except processes.RankLost as error:
         Path(f"{root}/lost.txt").write_text(str(error))
+    os._exit(0)  # at once: a fork's orderly end would wait for the one that is dead
 
 
 @pytest.fixture(scope="module")
@@ -192,16 +185,21 @@ def single(mini, tmp_path_factory):
     blocks.SHARD_IMAGES = before
 
 
+def launch(root):
+    """What `torchrun --standalone --nproc-per-node 2` does, with ranks that are forked and so have all imported."""
+    logging.disable()  # that one of them was killed
+    config = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 0, "start_method": "fork"}
+    ranks = LaunchConfig(**config, run_id="ranks", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+    with contextlib.suppress(ChildFailedError):  # one is killed
+        elastic_launch(ranks, work)(root)
+
+
 @pytest.fixture(scope="module")
-def double(tmp_path_factory):
+def double(quiet, tmp_path_factory):
     """The folder that two ranks have filled, one of them killed at its end."""
     root = tmp_path_factory.mktemp("double")
-    worker = root / "worker.py"
-    worker.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, worker, root], env=environment, capture_output=True, text=True, check=False)
-    assert (root / "rank0.npz").exists() and (root / "rank1.npz").exists(), done.stderr
+    quiet(launch, root)
+    assert (root / "rank0.npz").exists() and (root / "rank1.npz").exists()
     return root
 
 

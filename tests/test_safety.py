@@ -1,7 +1,7 @@
 """No archive leaves its folder, no socket is opened, no page tells of the machine; of pickles ruff tells."""
 
+import contextlib
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import House, cell, unshare
 from PIL import Image, PngImagePlugin
 
-from dfl_utils.build import book, disclosure, fetch
+from dfl_utils.build import book, disclosure, execution, fetch
 from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.store import provenance
 
 ROOT = Path(__file__).parents[1]
+NEW_NETWORK = 0x40000000  # of Linux's sched.h
 
 
 # --- archives ------------------------------------------------------------------------------------------------
@@ -66,9 +68,7 @@ def guard(event, arguments):
 
 sys.addaudithook(guard)
 """
-LOOP = """
-import sys
-from dfl_utils.world import data, profile
+LOOP = """from dfl_utils.world import data, profile
 from dfl_utils.game.loops import Game
 from dfl_utils.store.store import RunStore
 
@@ -80,45 +80,28 @@ run = game.i2t2i(examples, 2)
 read = game.t2i2t(examples, 1)
 print(run.sim_image["clip"].shape, len(read.captions_hat), game.features(run).shape[:2])
 """
-CHAPTER = """
-import sys
-from pathlib import Path
-from dfl_utils.build import execution
-execution.run_chapter("world", scale="ci", target=Path(sys.argv[1]), results=Path(sys.argv[1]).parent)
-"""
 
 
-@pytest.fixture
-def offline(tmp_path):
-    """Run a program where there is no network: in a namespace without one, wherever the system allows that."""
-    (tmp_path / "guard").mkdir()
-    (tmp_path / "guard/sitecustomize.py").write_text(GUARD)
-    log = tmp_path / "connections"
-    ways = (["unshare", "--net"], ["unshare", "--map-root-user", "--net"])
-    able = (way for way in ways if shutil.which("unshare") and not subprocess.call([*way, "true"], stderr=-3))
-    way = next(able, [])
-
-    def run(program, *arguments):
-        environment = os.environ | {"DFL_GUARD": str(log), "DFL_STORE": str(tmp_path / "store")}
-        environment |= {"PYTHONPATH": f"{tmp_path / 'guard'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-        command = [*way, sys.executable, "-c", program, *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert not log.exists(), log.read_text()
-        return done.stdout
-
-    return run
+def run_offline(root):
+    """A chapter of both loops, executed where there is no network: in a namespace without one, if the system can."""
+    with contextlib.suppress(OSError, AttributeError):
+        unshare(NEW_NETWORK)
+    variables = {"DFL_GUARD": str(root / "connections"), "DFL_STORE": str(root / "store"), "DFL_FORK": "0"}
+    os.environ.update(variables, PYTHONPATH=f"{root / 'guard'}{os.pathsep}{ROOT}")
+    exec(GUARD, {})
+    provenance.ROOT = root
+    execution.run_chapter("one", target=root / "run" / "one.ipynb", results=root / "run")
 
 
-def test_both_loops_run_without_a_network(offline):
-    assert offline(LOOP) == "(2, 2) 2 (2, 2)\n"
-
-
-def test_a_chapter_runs_without_a_network_and_tells_nothing_of_the_machine(offline, tmp_path):
-    copy = tmp_path / "run" / "world.ipynb"
-    offline(CHAPTER, copy)
+def test_a_chapter_of_both_loops_runs_without_a_network_and_tells_nothing_of_the_machine(quiet, tmp_path):
+    house = House(tmp_path)
+    house.write("guard/sitecustomize.py", GUARD)
+    house.chapter(cell("SEED = 0", tags=["parameters"]), cell(LOOP))
+    quiet(run_offline, tmp_path)
+    assert not (tmp_path / "connections").exists(), (tmp_path / "connections").read_text()
+    copy = tmp_path / "run" / "one.ipynb"
     disclosure.refuse(copy.parent, sorted(copy.parent.iterdir()))
-    assert len(nbformat.read(copy, as_version=4).cells) > 5
+    assert nbformat.read(copy, as_version=4).cells[-1].outputs[0].text == "(2, 2) 2 (2, 2)\n"
 
 
 # --- what pages tell ----------------------------------------------------------------------------------------
