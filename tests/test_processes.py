@@ -115,6 +115,7 @@ RECIPE = Recipe(steps=3, batch_size=4, lr=1e-2, decoder="tiny", connect="gumbel"
 LOST = Recipe(steps=3, batch_size=2, lr=1e-2, decoder="tiny", micro_batches=2, seed=7)
 ALONE = [Recipe(("caption_loss",), ("captioner",), steps=1, batch_size=2, seed=seed) for seed in range(2)]
 
+
 def game_and_finetuner(models, root):
     blocks.SHARD_IMAGES = 2
     examples = data.subset(data.load(models, "coco", "val"), 8, seed=0)
