@@ -1,7 +1,7 @@
 """Kills and full disks: what comes out is what an undisturbed run gives, no shard made twice.
 
-The quiet process loads the embedded models and forks every run that is disturbed. A run is killed by SIGKILL at a moment
-drawn over the time that an undisturbed one takes, or at one of its file operations, drawn likewise.
+The quiet process loads the embedded models and forks every run that is disturbed. A run is killed by SIGKILL at a
+moment drawn over the time that an undisturbed one takes, or at one of its file operations, drawn likewise.
 """
 
 import ctypes

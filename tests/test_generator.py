@@ -109,7 +109,7 @@ def made(tmp_path_factory):
 
     @functools.cache
     def make(kind):
-        models = profile.load("mini", num_inference_steps=3, guidance_scale=3.0)
+        models = profile.load("mini", num_inference_steps=2, guidance_scale=3.0)
         if kind in MAKERS:
             folder = tmp_path_factory.mktemp(kind)
             torch.manual_seed(0)
@@ -139,11 +139,12 @@ def generator(made, kind):
 
 def test_a_drawing_depends_on_its_caption_and_its_seed_alone(generator):
     together = generator.draw(CAPTIONS, SEEDS).astype(int)
-    alone = np.concatenate([generator.draw([c], [s]) for c, s in zip(CAPTIONS, SEEDS, strict=True)]).astype(int)
-    swapped = generator.draw(CAPTIONS[::-1], SEEDS[::-1])[::-1].astype(int)
+    alone = generator.draw(CAPTIONS[:1], SEEDS[:1]).astype(int)
+    mixed = generator.draw([CAPTIONS[2], "a red dog", "a blue cup", CAPTIONS[0]], [7, 6, 5, 5]).astype(int)
     assert together.shape == (3, generator.image_size, generator.image_size, 3)
-    assert max(np.abs(together - alone).max(), np.abs(together - swapped).max()) <= 1  # batches round differently
-    first, seed, caption = generator.draw(["a red dog", "a red dog", "a blue cup"], [5, 6, 5])
+    again = np.stack([alone[0], mixed[3], mixed[0]])
+    assert np.abs(again - together[[0, 0, 2]]).max() <= 1  # batches round differently
+    _, seed, caption, first = mixed
     assert (first != seed).mean() > 0.2 and (first != caption).any()
 
 
