@@ -35,7 +35,7 @@ book: data ## the published book; SCALE=ci or quick computes it afresh, full pub
 	$(BIN)/dfl book --scale $(SCALE)
 
 test: data ## all tests, on up to four cores
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style of the code, and notebooks without outputs
 	$(BIN)/ruff check .

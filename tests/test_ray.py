@@ -1,4 +1,7 @@
-"""Ray Data makes the shards that one process makes, also where one of its two workers is killed."""
+"""Ray Data makes the shards that one process makes, also where one of its two workers is killed.
+
+Workers import this module: what takes long to import is imported where it is used.
+"""
 
 import os
 import secrets
@@ -12,9 +15,7 @@ import numpy as np
 import pytest
 
 from dfl_utils.game import ray_cluster
-from dfl_utils.game.loops import Game
 from dfl_utils.store.store import Kind, RunStore
-from dfl_utils.world import data
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of its own settings
 
@@ -51,6 +52,8 @@ class Prepare:
 
 @pytest.fixture(scope="module")
 def examples(mini):
+    from dfl_utils.world import data
+
     return data.subset(data.load(mini, "coco", "test"), 17, seed=0)  # two shards
 
 
@@ -84,6 +87,8 @@ def filled(cluster, mini, examples, tmp_path_factory):
 
 
 def test_the_shards_are_those_of_one_process(filled, mini, examples, tmp_path, monkeypatch):
+    from dfl_utils.game.loops import Game
+
     root, _ = filled
     alone = Game(mini, RunStore(tmp_path), progress=False)
     wanted = alone.sample_captions(examples, 1)
