@@ -81,9 +81,9 @@ def test_a_metric_s_level_and_change_are_those_of_its_own_statistic(rng):
     scores = [[1, 2, 3], [5, 6, 10]]
     assert (intervals.level("CIDEr", scores).value, intervals.change("CIDEr", scores, [[0, 1, 5]]).value) == (4.5, 2.5)
     features, reference = rng.normal(size=(2, 20, 3)), rng.normal(size=(20, 3))
-    assert intervals.level("FID", features, reference) == intervals.set_score(features, reference)
+    assert intervals.level("FID", features, reference) == intervals.set_score("FID", reference, features)
     found = intervals.change("KID", features, features[:1], reference, num_resamples=20)
-    assert found == intervals.set_score(features, reference, "KID", before=features[:1], num_resamples=20)
+    assert found == intervals.set_score("KID", reference, features, features[:1], num_resamples=20)
 
 
 def test_an_image_undefined_at_one_seed_is_left_out_everywhere():
@@ -105,7 +105,7 @@ def test_fid_is_the_mean_over_seeds(rng):
     assert change.value == pytest.approx(np.mean(each) - each[0])
     nothing = intervals.change("FID", features, features, reference, num_resamples=20)
     assert (nothing.value, *interval(nothing)) == pytest.approx((0, 0, 0))
-    kid = intervals.set_score(features, reference, "KID", num_resamples=20)
+    kid = intervals.set_score("KID", reference, features, num_resamples=20)
     assert kid.value == pytest.approx(np.mean([image_sets.kid(rows, reference) for rows in features]))
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTo
 from dfl_utils.scores import embeddings
 from dfl_utils.scores.embeddings import centres, clip_encoder, cosine, get_model_path, sbert_encoder
 from dfl_utils.scores.ngrams import Cider, bleu_statistics, corpus_bleu, tokenise
+from dfl_utils.scores.quality import check
 from dfl_utils.scores.word_mover import STOP_WORDS, word_mover, word_vectors
 from dfl_utils.world.captions import references as annotators
 from dfl_utils.world.captions import web
@@ -198,13 +199,14 @@ def test_clip_text_does_not_depend_on_order_batch_or_repetition(tiny_clip, monke
 
 
 def test_bad_captions_and_references():
-    cider = Cider([["a"]])
     with pytest.raises(ValueError, match="captions has 1 images and references has 2; give both"):
-        cider.score([["a"]], [["a"], ["b"]])
+        check([["a"]], [["a"], ["b"]])
     with pytest.raises(ValueError, match=r"captions\[1\] holds 2 candidates where captions\[0\] holds 1"):
-        cider.score([["a"], ["b", "c"]], [["a"], ["b"]])
+        check([["a"], ["b", "c"]], [["a"], ["b"]])
+    with pytest.raises(ValueError, match=r"captions\[0\] is no list of strings or empty"):
+        check(["a dog"], [["a dog"]])
     with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
-        cider.score([["a"]], [["a", " "]])
+        check([["a"]], [["a", " "]])
 
 
 def test_other_word_vectors_come_from_a_file_of_the_published_format(tmp_path):

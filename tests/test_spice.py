@@ -45,17 +45,15 @@ def bring(monkeypatch, tmp_path):
     return write
 
 
-def test_without_corenlp_it_is_refused_and_nothing_is_fetched(monkeypatch, tmp_path):
+def test_without_corenlp_it_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "LIBRARY", tmp_path)
-    monkeypatch.setattr(module, "get_stanford_models", lambda: pytest.fail("a download was begun"))
     (tmp_path / JARS[0]).touch()
-    missing = f"SPICE needs {' and '.join(JARS[1:])} in {tmp_path}: copy them there from nlp.stanford"
+    missing = f"SPICE needs {' and '.join(JARS[1:])} in {tmp_path}: bring them by `dfl fetch"
     with pytest.raises(FileNotFoundError, match=missing):
-        spice([["a dog"]], [["a dog"]])
+        module.require()
 
 
 def test_a_report_is_read_by_image_id(monkeypatch):
-    monkeypatch.setattr(module, "require", lambda: None)
     monkeypatch.setattr(module, "_run", lambda items: REPORT)
     found = spice([["a", "b"], ["c", "d"]], [["a"], ["b"]])
     np.testing.assert_allclose(found, [[0, np.nan], [np.nan, 100 / 3]])

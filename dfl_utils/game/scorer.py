@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from dfl_utils.models import checkpoint
 from dfl_utils.models.generator import use_onednn
 from dfl_utils.models.workshop import ORIGINALS, Workshop
-from dfl_utils.scores import candidates, embeddings, ngrams, quality, spice
+from dfl_utils.scores import embeddings, ngrams, quality, spice
 from dfl_utils.store import blocks, processes, provenance
 from dfl_utils.store.store import Kind, RunStore
 from dfl_utils.world.data import Example
@@ -74,7 +74,7 @@ class Scorer:
     def __init__(self, profile: Profile, store: RunStore, reference_set: Sequence[Example]):
         self.profile, self.store = profile, store
         self.reference_set = [example.references for example in reference_set]
-        candidates.check_references(self.reference_set)
+        quality.check_references(self.reference_set)
         self._workshop = Workshop(profile, store, progress=False)
 
     @cached_property
@@ -110,14 +110,14 @@ class Scorer:
         """Quality of candidates: metric -> `(images, N)`; see `quality` for scales and empty captions.
 
         Raises:
-            ValueError, TypeError: an unknown metric; malformed captions; an image without references.
+            ValueError: an unknown metric; malformed captions; an image without references.
             FileNotFoundError: SPICE where its CoreNLP is missing. All before any work.
         """
         references = [list(example.references) for example in examples]
-        candidates.check(captions, references)
-        quality.check(metrics)
+        quality.check(captions, references)
+        quality.check_metrics(metrics)
         if "SPICE" in metrics:
-            spice.require(self.profile.offline)
+            spice.require()
         found = {metric: self._scored(metric, captions, references) for metric in processes.own_first(metrics)}
         return {metric: found[metric] for metric in metrics}
 
@@ -139,13 +139,13 @@ class Scorer:
             judges: keys of `JUDGES`.
 
         Raises:
-            ValueError, TypeError: an unknown judge, a blank original, malformed readings.
+            ValueError: an unknown judge, a blank original, malformed readings.
         """
         unknown = [judge for judge in judges if judge not in JUDGES]
         if unknown or not judges:
             raise ValueError(f"judges must name some of {', '.join(JUDGES)}, not {', '.join(unknown) or 'nothing'}.")
         originals = [[caption] for caption in captions]
-        candidates.check(captions_hat, originals)
+        quality.check(captions_hat, originals)
         sims = {judge: self._scored(JUDGES[judge], captions_hat, originals) for judge in judges}
         if "wmd" in sims:
             sims["wmd"] = -np.nan_to_num(sims["wmd"], nan=FARTHEST)
@@ -156,7 +156,7 @@ class Scorer:
 
         2.5 max(cosine, 0). Their prompt "A photo depicts" is left out: our CLIP never saw it, and the paper names none.
         """
-        candidates.check(captions, [["-"]] * len(examples))
+        quality.check(captions, [["-"]] * len(examples))
         key = self._key("CLIP-text") | self._workshop.images_key(examples)
         key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
 

@@ -1,6 +1,7 @@
 """Unit-length embeddings of texts by CLIP and by SBERT, and the cosine of captions with their references."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,26 +12,28 @@ from transformers import AutoModel, BatchEncoding, CLIPModel, PreTrainedTokenize
 
 from dfl_utils.models import checkpoint
 from dfl_utils.models.generator import use_onednn
+from dfl_utils.scores.quality import Texts
 
 TextEncoder = Callable[[Sequence[str]], np.ndarray]  # n strings -> (n, D) float32, rows of unit length
 BATCH = 64  # texts a forward pass
 
 
 def _encoder(
-    tokenizer: PreTrainedTokenizerBase, positions: int, features: Callable[[BatchEncoding], Tensor]
+    tokenizer: PreTrainedTokenizerBase, max_length: int, features: Callable[[BatchEncoding], Tensor]
 ) -> TextEncoder:
     """Embed each distinct text once, in batches of texts of like length (little padding)."""
+    tokenize = partial(tokenizer, truncation=True, max_length=max_length)
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> np.ndarray:
         distinct = list(dict.fromkeys(texts))
-        tokens = tokenizer(distinct, truncation=True, max_length=positions).input_ids
+        tokens = tokenize(distinct).input_ids
         order = sorted(range(len(distinct)), key=lambda k: (len(tokens[k]), distinct[k]))
         rows = []
         for start in range(0, len(order), BATCH):
             batch = [distinct[k] for k in order[start : start + BATCH]]
-            padded = tokenizer(batch, padding=True, truncation=True, max_length=positions, return_tensors="pt")
-            rows.append(F.normalize(features(padded).float(), dim=-1).cpu())
+            found = features(tokenize(batch, padding=True, return_tensors="pt"))
+            rows.append(F.normalize(found.float(), dim=-1).cpu())
         place = {distinct[k]: row for row, k in enumerate(order)}
         return torch.cat(rows).numpy()[[place[text] for text in texts]]
 
@@ -43,10 +46,8 @@ def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> TextEn
     Texts longer than the model's positions (77 tokens in CLIP) are cut there. The empty text has an embedding too.
     """
     model.eval()
-    positions = model.config.text_config.max_position_embeddings
-    return _encoder(
-        tokenizer, positions, lambda tokens: model.get_text_features(**tokens.to(model.device)).pooler_output
-    )
+    length = model.config.text_config.max_position_embeddings
+    return _encoder(tokenizer, length, lambda tokens: model.get_text_features(**tokens.to(model.device)).pooler_output)
 
 
 def sbert_encoder(device: str | torch.device = "cpu") -> TextEncoder:
@@ -59,21 +60,18 @@ def sbert_encoder(device: str | torch.device = "cpu") -> TextEncoder:
     tokenizer = checkpoint.load_tokenizer(folder, local_files_only=True)
     bert = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     bert = use_onednn(bert.to(device).eval())
-    positions = bert.config.max_position_embeddings
-    return _encoder(tokenizer, positions, lambda tokens: bert(**tokens.to(device)).last_hidden_state[:, 0])
+    length = bert.config.max_position_embeddings
+    return _encoder(tokenizer, length, lambda tokens: bert(**tokens.to(device)).last_hidden_state[:, 0])
 
 
-def centres(encode: TextEncoder, references: Sequence[Sequence[str]]) -> np.ndarray:
+def centres(encode: TextEncoder, references: Texts) -> np.ndarray:
     """Mean embedding of each image's references: (images, D), of length 1 or less."""
     vectors = encode([text for texts in references for text in texts])
     ends = np.cumsum([len(texts) for texts in references])
     return np.stack([part.mean(axis=0) for part in np.split(vectors, ends[:-1])])
 
 
-def cosine(encode: TextEncoder, captions: Sequence[Sequence[str]], centres: np.ndarray) -> np.ndarray:
-    """Cosine of every candidate with the references of its image, given by their `centres`: (images, N), in [-1, 1].
-
-    The mean of cosines is the cosine part with the mean vector.
-    """
+def cosine(encode: TextEncoder, captions: Texts, centres: np.ndarray) -> np.ndarray:
+    """Mean cosine of every candidate with the references of its image, by way of their `centres`: (images, N)."""
     vectors = encode([text for row in captions for text in row])
     return np.einsum("ind,id->in", vectors.reshape(len(captions), -1, vectors.shape[-1]), centres)

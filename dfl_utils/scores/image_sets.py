@@ -11,7 +11,6 @@ Unlike a caption's score these belong to no single image. Three things decide wh
 """
 
 import warnings
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from dfl_utils.models.fidelity import Features
-from dfl_utils.scores.ranking import TAILS, Estimate, Gain, in_percent, kendall_tau, ranks
+from dfl_utils.scores.ranking import RULES, TAILS, Estimate, Gain, kendall_tau, order
 
 METRICS = ("FID", "KID", "IS")
 PARTS, PART_SIZE = 10, 100  # torch-fidelity's default is 10 parts whatever their size
@@ -44,17 +43,10 @@ def _rows(values: ArrayLike) -> torch.Tensor:
 
 
 def fid(features: ArrayLike, reference: ArrayLike) -> float:
-    """Fréchet Inception Distance, by torch-fidelity: from 0, lower is better.
+    """Fréchet Inception Distance of (n, D) and (M, D), by torch-fidelity: from 0, lower is better.
 
-    Args:
-        features: (n, D), n >= 2.
-        reference: (M, D), M >= 2.
-
-    Raises:
-        ValueError: fewer than 2 images on a side, or NaN.
-
-    Note: of no more than D images it is computed all the same (so that a small run goes through), and `RankDeficient`
-    is warned of: the number then says more of n than of the images.
+    Of no more than D images it is computed all the same (so that a small run goes through), and `RankDeficient` is
+    warned of: the number then says more of n than of the images. ValueError: fewer than 2 images on a side, or NaN.
     """
     sides = _rows(features), _rows(reference)
     few, columns = min(map(len, sides)), sides[0].shape[1]
@@ -73,9 +65,7 @@ def kid(features: ArrayLike, reference: ArrayLike) -> float:
     """Kernel Inception Distance, by torch-fidelity: cubic kernel, unbiased, so also below 0; lower is better.
 
     The mean over 100 subsets of 1,000 images (torch-fidelity's defaults; seed 2020); of fewer images, over subsets as
-    large as the smaller side, and where both sides are that large, once over all.
-
-    Args, Raises: as `fid`.
+    large as the smaller side, and where both sides are that large, once over all. Else as `fid`.
     """
     sides = _rows(features), _rows(reference)
     size = min(SUBSET_SIZE, *map(len, sides))
@@ -85,13 +75,10 @@ def kid(features: ArrayLike, reference: ArrayLike) -> float:
 
 
 def isc(logits: ArrayLike, reference: None = None) -> float:
-    """Inception Score, by torch-fidelity: from 1 to L, higher is better; it has no reference.
+    """Inception Score of (n, L) logits, by torch-fidelity: from 1 to L, higher is better; it has no reference.
 
     The mean over as many parts as hold 100 images, at most torch-fidelity's 10 (from 1,000 images on this is its
     default), cut after shuffling by its seed 2020. A smaller part would know less of how varied the images are.
-
-    Args:
-        logits: (n, L), n >= 2.
     """
     return isc_features_to_metric(_rows(logits), splits=_parts(len(logits)), rng_seed=SEED)["inception_score_mean"]
 
@@ -117,11 +104,6 @@ def _factor(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return mean, np.sqrt(weights / (weights.sum() - 1))[:, None] * (rows - mean)
 
 
-def _low(mean: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same mean and covariance by a factor of at most D rows."""
-    return mean, np.linalg.qr(factor, mode="r") if len(factor) > factor.shape[1] else factor
-
-
 def _frechet(mean: np.ndarray, factor: np.ndarray, mean_2: np.ndarray, factor_2: np.ndarray) -> float:
     """FID. The eigenvalues of the product F'F G'G are the squared singular values of FG': a symmetric problem."""
     crossed = factor @ factor_2.T
@@ -130,11 +112,11 @@ def _frechet(mean: np.ndarray, factor: np.ndarray, mean_2: np.ndarray, factor_2:
 
 
 def resampled_fid(sets: np.ndarray, reference: np.ndarray, drawn: np.ndarray, paired: bool) -> np.ndarray:
-    whole = None if paired else _low(*_factor(reference, np.ones(len(reference))))
     scores = []
     for weights in _weights(drawn, sets.shape[1]):
-        other = whole or _low(*_factor(reference, weights))
-        scores.append([_frechet(*_factor(rows, weights), *other) for rows in sets])
+        mean, factor = _factor(reference, weights if paired else np.ones(len(reference)))
+        few = np.linalg.qr(factor, mode="r")  # another factor, of at most D rows
+        scores.append([_frechet(*_factor(rows, weights), mean, few) for rows in sets])
     return np.array(scores)
 
 
@@ -175,8 +157,8 @@ def resampled_isc(sets: np.ndarray, reference: None, drawn: np.ndarray, paired: 
     return np.stack(scores, axis=1)
 
 
-SCORES: dict[str, Callable] = {"FID": fid, "KID": kid, "IS": isc}
-RESAMPLED: dict[str, Callable] = {"FID": resampled_fid, "KID": resampled_kid, "IS": resampled_isc}
+SCORES = {"FID": fid, "KID": kid, "IS": isc}
+RESAMPLED = {"FID": resampled_fid, "KID": resampled_kid, "IS": resampled_isc}
 
 
 def scored(
@@ -203,12 +185,6 @@ def scored(
     return scores, resampled - resampled.mean(axis=0) + scores
 
 
-def interval(value: float, resampled: np.ndarray, images: int) -> Estimate:
-    """A value with the percentiles of its resamples (B,); of few the value can lie outside them, which is mended."""
-    low, high = np.quantile(resampled, TAILS)
-    return Estimate(float(value), float(min(low, value)), float(max(high, value)), images)
-
-
 # --- Fidelity by rank and against random picks (Figure 4). Intervals are over images: an image is drawn with all its
 # candidates, so ranks and random picks stay paired.
 
@@ -222,23 +198,15 @@ class SetCurves:
 
     Args:
         features: of the candidates, `(images, N, ...)`.
-        reference: of the images they are compared with, `(M, ...)`; IS needs none. For scores free of pairing (see
-            the top of this file) take images that are not among those drawn, and `paired=False`.
+        reference: of the images they are compared with, `(M, ...)`; IS needs none.
         metric: one of `METRICS`.
-        paired: the reference is the images' own originals, one each in their order, and is resampled with them; else
-            it is taken as it is.
-        num_resamples: draws. A FID of 300 images by 192 features takes about 1.5 ms; time grows with D cubed.
+        num_resamples: draws. A FID of 300 images by 192 features takes about 5 ms; time grows with D cubed.
+        paired: the reference is the images' own originals, one each in their order, and is resampled with them. For
+            scores free of pairing (see the top of this file) take other images, which are not resampled.
     """
 
-    def __init__(
-        self,
-        features: Features,
-        reference: Features | None,
-        metric: str,
-        *,
-        paired: bool = True,
-        num_resamples: int = NUM_RESAMPLES,
-    ):
+    def __init__(self, features: Features, reference: Features | None, metric: str,
+                 num_resamples: int = NUM_RESAMPLES, *, paired: bool = True):  # fmt: skip
         self.values = np.asarray(features.logits if metric == "IS" else features.pooled, dtype=float)
         self.reference = None if metric == "IS" else np.asarray(reference.pooled, dtype=float)
         self.metric, self.paired = metric, paired
@@ -247,11 +215,8 @@ class SetCurves:
         self._scored: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def by_rank(self, sim: ArrayLike) -> list[Estimate]:
-        """Score of the set of all candidates of each rank, rank 0 (the most similar) first: N estimates.
-
-        `sim` is `(images, N)`, higher is more similar.
-        """
-        return [self._estimate(*score) for score in self._score(self._ranked(sim))]
+        """Score of the set of all candidates of each rank by `sim` (images, N), rank 0 first: N estimates."""
+        return [self._estimate(*score) for score in self._score(order(sim).T)]
 
     def trend(self, sim: ArrayLike) -> Estimate:
         """Kendall's tau between the score of a rank's set and how good the rank is, over the N ranks: in [-1, 1].
@@ -260,7 +225,7 @@ class SetCurves:
         a resample adds to that of the images, so its tau leans towards 0. With N = 1, or where all ranks score alike,
         there is no order: NaN, and n is 0.
         """
-        scores, resampled = zip(*self._score(self._ranked(sim)), strict=True)
+        scores, resampled = zip(*self._score(order(sim).T), strict=True)
         curves = np.vstack([scores, np.stack(resampled, axis=1)])
         taus = kendall_tau(np.tile(-np.arange(len(scores)), (len(curves), 1)), curves)
         if np.isnan(taus[0]):
@@ -276,10 +241,9 @@ class SetCurves:
         `absolute` and `percent` are best minus baseline: of a distance negative is an improvement
         (`paper.improvement` turns the sign). With N = 1 both are 0. Of a KID near 0 the percentage says nothing.
         """
-        best, *picks = self._score(np.vstack([self._ranked(sim)[:1], self.picks]))
+        best, *picks = self._score(np.vstack([order(sim)[:, 0], self.picks]))
         baseline = tuple(np.mean(part, axis=0) for part in zip(*picks, strict=True))
-        rules = (lambda best, _: best, lambda _, baseline: baseline, np.subtract, in_percent)
-        return Gain(*(self._estimate(*map(rule, best, baseline)) for rule in rules))
+        return Gain(*(self._estimate(*map(rule, best, baseline)) for rule in RULES))
 
     @cached_property
     def picks(self) -> np.ndarray:
@@ -287,10 +251,6 @@ class SetCurves:
         images, count, _ = self.values.shape
         rows = np.tile(np.arange(count), (-(-NUM_PICKS // count), images, 1))
         return self.rng.permuted(rows, axis=2).transpose(0, 2, 1).reshape(-1, images)[:NUM_PICKS]
-
-    def _ranked(self, sim: ArrayLike) -> np.ndarray:
-        """The candidate of each image at each rank: (N, images)."""
-        return np.argsort(ranks(sim), axis=1).T
 
     def _score(self, choices: np.ndarray) -> list[tuple[float, np.ndarray]]:
         """Score and shifted resamples (B,) of each set; `choices` (S, images) names the candidates taken."""
@@ -302,4 +262,6 @@ class SetCurves:
         return [self._scored[choice.tobytes()] for choice in choices]
 
     def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
-        return interval(value, resampled, len(self.values))
+        """With the percentiles of the resamples; of few the value can lie outside them, which is mended."""
+        low, high = np.quantile(resampled, TAILS)
+        return Estimate(float(value), float(min(low, value)), float(max(high, value)), len(self.values))

@@ -25,19 +25,16 @@ from dfl_utils.scores.ranking import NUM_RESAMPLES, TAILS, Estimate, Statistic, 
 
 Verdict = Literal["better", "worse", "not visible"]
 SETS = ("FID", "KID")  # metrics of a whole set of drawings
+SET_RESAMPLES = image_sets.NUM_RESAMPLES
 
 
 def estimate(values: ArrayLike, statistic: Statistic = np.asarray, num_resamples: int = NUM_RESAMPLES) -> Estimate:
-    """The mean over seeds of a statistic of each seed's images, with the interval over both.
+    """The mean over seeds of a statistic of each seed's images, with the interval over both; `n` counts images.
 
     Args:
         values: `(S, images, ...)`. An image with a NaN at any seed is excluded at all, and counted.
-        statistic: one number of means over images, as in `ranking.bootstrap_interval`; default: the mean. Of corpus
-            BLEU: `lambda means: corpus_bleu(means)[..., 3]` of `bleu_statistics`.
+        statistic: one number of means over images, as in `ranking.bootstrap_interval`; default: the mean.
         num_resamples: draws of seeds and images.
-
-    Returns:
-        `n` counts images. Where seeds agree, or S = 1, the interval is that of the images.
     """
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)).any(axis=1)
@@ -50,46 +47,29 @@ def estimate(values: ArrayLike, statistic: Statistic = np.asarray, num_resamples
 
 
 def difference(after: ArrayLike, before: ArrayLike, statistic: Statistic = np.asarray, **options) -> Estimate:
-    """`after` minus `before`, paired by image, and by seed where both have seeds.
-
-    Args:
-        after: `(S, images, ...)`.
-        before: the same, or `(1, images, ...)` of what no seed has touched.
-        statistic, options: as in `estimate`.
-    """
+    """`after` (S, images, ...) minus `before`, paired by image, and by seed unless `before` is (1, images, ...)."""
     both = np.stack(np.broadcast_arrays(after, before), axis=-1)
     return estimate(both, lambda means: statistic(means[..., 0]) - statistic(means[..., 1]), **options)
 
 
-def set_score(
-    features: ArrayLike,
-    reference: ArrayLike,
-    metric: str = "FID",
-    *,
-    before: ArrayLike | None = None,
-    num_resamples: int = image_sets.NUM_RESAMPLES,
-) -> Estimate:
+def set_score(metric: str, reference: ArrayLike, *sides: ArrayLike, num_resamples: int = SET_RESAMPLES) -> Estimate:
     """The mean over seeds of FID or KID of each seed's drawings, with the interval over seeds and images.
 
     Resamples of a set score are biased; they are shifted, seed by seed, to the score itself: see `image_sets.scored`.
 
     Args:
-        features: of drawings, `(S, images, D)`, at least 2 images.
-        reference: of originals, `(images, D)` in the same order; they are drawn with the drawings.
         metric: FID or KID.
-        before: other drawings of the same images, as in `difference`; their score is taken off. The bias of both is
-            alike, and most of it cancels.
+        reference: features of originals, `(images, D)`; they are drawn with the drawings.
+        sides: of drawings `(S, images, D)` in the same order, at least 2 images. The score of a second side, as in
+            `difference`, is taken off: the bias of both is alike, and most of it cancels.
         num_resamples: draws of seeds and images.
     """
-    images = np.shape(features)[1]
+    images, reference = np.shape(reference)[0], np.asarray(reference, dtype=float)
     drawn = np.random.default_rng(0).integers(images, size=(num_resamples, images))
-    sides = []
-    for rows in (features,) if before is None else (features, before):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RankDeficient)  # both sides of a difference are of one size
-            rows, others = np.asarray(rows, dtype=float), np.asarray(reference, dtype=float)
-            sides.append(image_sets.scored(rows, others, metric, drawn, paired=True))
-    scores, resampled = (np.subtract(*pair) if before is not None else pair[0] for pair in zip(*sides, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankDeficient)  # both sides of a difference are of one size
+        found = [image_sets.scored(np.asarray(rows, float), reference, metric, drawn, paired=True) for rows in sides]
+    scores, resampled = (np.subtract(*pair) if len(pair) == 2 else pair[0] for pair in zip(*found, strict=True))
     return _combined(scores, resampled, images)
 
 
@@ -100,17 +80,17 @@ def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **
         metric: FID or KID of a set of drawings, B@1 to B@4 of a corpus, or any score whose mean over images counts.
         values: `(S, images, ...)`: features of the drawings, `ngrams.bleu_statistics`, or one score an image.
         reference: features of the originals, for FID and KID.
-        options: as in `estimate`.
+        options: `num_resamples`.
     """
     if metric in SETS:
-        return set_score(values, reference, metric, **options)
+        return set_score(metric, reference, values, **options)
     return estimate(values, statistic_of(metric), **options)
 
 
 def change(metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:
     """`level` of `after` minus that of `before`, paired as in `difference`; arguments as in `level`."""
     if metric in SETS:
-        return set_score(after, reference, metric, before=before, **options)
+        return set_score(metric, reference, after, before, **options)
     return difference(after, before, statistic_of(metric), **options)
 
 
@@ -154,12 +134,10 @@ def _combined(scores: np.ndarray, resampled: np.ndarray, images: int, excluded: 
     value, seeds = scores.mean(), len(scores)
     taken = max(seeds - 1, 1)
     shares = np.random.default_rng([0, seeds]).multinomial(taken, np.full(seeds, 1 / seeds), size=len(resampled))
-    low, high = np.quantile((shares / taken * resampled).sum(axis=1), TAILS) - value
-    wider = _widening(scores, resampled)
+    tails = np.quantile((shares / taken * resampled).sum(axis=1), TAILS) - value
     # Of few or odd resamples the value can lie outside the percentiles; an interval holds its value.
-    return Estimate(
-        float(value), float(value + min(wider * low, 0)), float(value + max(wider * high, 0)), images, excluded
-    )
+    low, high = _widening(scores, resampled) * np.array([min(tails[0], 0), max(tails[1], 0)])
+    return Estimate(float(value), float(value + low), float(value + high), images, excluded)
 
 
 def _widening(scores: np.ndarray, resampled: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from pycocoevalcap.tokenizer import ptbtokenizer
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
-from dfl_utils.scores.candidates import Candidates
+from dfl_utils.scores.quality import Candidates, Texts
 
 MAX_N = 4  # longest n-gram of CIDEr and BLEU
 LENGTH_SIGMA = 6.0  # of CIDEr-D's Gaussian length penalty, in words
@@ -59,7 +59,7 @@ def _count_ngrams(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
     return sparse.csr_array(vectorizer.fit_transform(texts)), vectorizer.get_feature_names_out()
 
 
-def document_frequencies(references: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+def document_frequencies(references: Texts) -> tuple[np.ndarray, np.ndarray]:
     """All (V,) n-grams of the references, and in how many images' references each stands, (V,) float64."""
     # One row an image; a joint between two references must not make an n-gram: count references, then merge.
     counts, ngrams = _count_ngrams(tokenise(text for texts in references for text in texts))
@@ -71,13 +71,11 @@ def document_frequencies(references: Sequence[Sequence[str]]) -> tuple[np.ndarra
 class Cider:
     """CIDEr-D (Vedantam et al., 2015) x 100, with the document frequencies of a fixed reference set, counted once.
 
-    Args:
-        references: those of the whole data split, one list for each image; the weight of an n-gram is
-            log(images / images whose references hold it). One image alone therefore scores nothing but zeros.
-        counted: their `document_frequencies`, where they are known.
+    `references` are those of the whole data split: the weight of an n-gram is log(images / images whose references
+    hold it), so one image alone scores nothing but zeros. `counted` are their `document_frequencies`, where known.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], counted: tuple[Sequence[str], np.ndarray] | None = None):
+    def __init__(self, references: Texts, counted: tuple[Sequence[str], np.ndarray] | None = None):
         self.references = references
         ngrams, frequency = counted or document_frequencies(references)
         self._log_frequency = dict(zip(ngrams, np.log(np.maximum(1.0, frequency)), strict=True))
@@ -91,20 +89,14 @@ class Cider:
         vectors = [counts[:, order == n] @ sparse.diags_array(weight[order == n]) for n in range(MAX_N)]
         return vectors, counts[:, order == 1].sum(axis=1)
 
-    def score(self, captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]] | None = None) -> np.ndarray:
-        """CIDEr of every candidate.
+    def score(self, captions: Texts, references: Texts | None = None) -> np.ndarray:
+        """CIDEr of every candidate, (images, N) in [0, 1000]: pycocoevalcap's range [0, 10] x 100.
 
-        Args:
-            captions: one list of N candidates for each image. An empty caption scores 0.
-            references: of the same images; default: the reference set this object was built from.
-
-        Returns:
-            (images, N), x 100: pycocoevalcap's range [0, 10] becomes [0, 1000].
+        `references` are of the same images; default: the reference set. An empty caption scores 0.
         """
         pairs = Candidates.of(captions, self.references if references is None else references)
         vectors, length = self._weighted(tokenise(pairs.texts))
-        norms = [np.sqrt((v * v).sum(axis=1)) for v in vectors]
-        reference = pairs.references
+        norms, reference = [np.sqrt((v * v).sum(axis=1)) for v in vectors], pairs.references
         values = np.zeros((len(reference), pairs.captions.shape[1]))
         for column in range(values.shape[1]):  # one column at a time bounds the memory
             caption = pairs.captions[pairs.image, column]
@@ -122,7 +114,7 @@ def _cooked(references: tuple[str, ...]) -> tuple:
     return cook_refs(references)
 
 
-def bleu_statistics(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+def bleu_statistics(captions: Texts, references: Texts) -> np.ndarray:
     """What corpus BLEU adds up, for every candidate: (images, N, 10) int.
 
     The ten numbers: matched 1- to 4-grams, all 1- to 4-grams, words of the caption, words of the reference

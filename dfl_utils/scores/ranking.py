@@ -45,15 +45,15 @@ class Gain:
 
 
 def ranks(sim: ArrayLike) -> np.ndarray:
-    """Rank of every candidate among those of its image: (images, N) int, 0 = most similar.
+    """Rank of every candidate among those of its image: (images, N) int, 0 = most similar."""
+    return np.argsort(order(sim), axis=1)
 
-    Equal similarities are ranked in the order of the candidates. ValueError for a NaN, or no (images, N) array.
+
+def order(sim: ArrayLike) -> np.ndarray:
+    """The candidates of each image, the most similar first, equal ones in their own order: (images, N) int.
+
+    ValueError for a NaN, or no (images, N) array.
     """
-    return np.argsort(_order(sim), axis=1)
-
-
-def _order(sim: ArrayLike) -> np.ndarray:
-    """The candidates of each image, the most similar first: (images, N)."""
     sim = np.asarray(sim, dtype=float)
     if sim.ndim != 2 or sim.size == 0 or np.isnan(sim).any():
         raise ValueError(f"sim must be (images, candidates) without a NaN: of {sim.shape} {np.isnan(sim).sum()} are.")
@@ -65,10 +65,10 @@ def quality_by_rank(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
 
     `quality` is (images, N), or (images, N, K) such as `ngrams.bleu_statistics`.
     """
-    order, quality = _order(sim), np.asarray(quality, dtype=float)
-    if quality.shape[:2] != order.shape:
-        raise ValueError(f"sim is of shape {order.shape} and quality of {quality.shape}; give one of each a candidate.")
-    return np.take_along_axis(quality, order.reshape(*order.shape, *[1] * (quality.ndim - 2)), axis=1)
+    chosen, quality = order(sim), np.asarray(quality, dtype=float)
+    if quality.shape[:2] != chosen.shape:
+        raise ValueError(f"sim is of {chosen.shape} and quality of {quality.shape}; give one of each a candidate.")
+    return quality[np.arange(len(chosen))[:, None], chosen]
 
 
 def best_of_n(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
@@ -81,11 +81,7 @@ def best_of_subsets(sim: ArrayLike, quality: ArrayLike, sizes: Sequence[int]) ->
 
     Exact, over all subsets of n: the candidate of rank r is the best of C(N-1-r, n-1) of the C(N, n). It depends on
     every candidate of the pool, so points of one curve are not independent. A NaN is left out: the mean is then over
-    the subsets whose best has a quality, NaN if there is none.
-
-    Args:
-        sim, quality: (images, N).
-        sizes: numbers of candidates, each from 1 (the mean) to N (`best_of_n`).
+    the subsets whose best has a quality, NaN if there is none. `sizes` go from 1 (the mean) to N (`best_of_n`).
     """
     ordered = quality_by_rank(sim, quality)
     count, known = ordered.shape[1], ~np.isnan(ordered)
@@ -112,15 +108,12 @@ def draws_of(images: int, num_resamples: int) -> np.ndarray:
 
 
 def bootstrap_interval(values: ArrayLike, statistic: Statistic = np.asarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of a function of means over images.
+    """Percentile interval `(low, high)` of a function of means over images, each bound of the statistic's shape.
 
     Args:
         values: (images, ...); all of one image are drawn together. NaN are left out of the means.
         statistic: function of the means, vectorised over their leading axes; default: the mean itself. Ratios and
             corpus BLEU are such functions: `bootstrap_interval(bleu_statistics, corpus_bleu)`.
-
-    Returns:
-        `(low, high)`, each of the statistic's shape. Of one image low = high; where all is NaN both are NaN.
     """
     values = np.asarray(values, dtype=float)
     flat, draws = values.reshape(len(values), -1), draws_of(len(values), NUM_RESAMPLES)
@@ -153,13 +146,10 @@ def percent(change: Estimate, base: float) -> Estimate:
 
 
 def rank_curve(sim: ArrayLike, quality: ArrayLike, statistic: Statistic = np.asarray) -> list[Estimate]:
-    """Quality at each rank over all images (Figure 3): N estimates, rank 0 first.
+    """Quality at each rank over all images (Figure 3): N estimates, rank 0 first; a NaN is excluded at its rank.
 
-    Args:
-        sim: (images, N).
-        quality: (images, N), or (images, N, K) with a `statistic` that makes one number of K means, such as
-            `lambda means: corpus_bleu(means)[..., 3]`. Images with a NaN at a rank are excluded there.
-        statistic: as in `bootstrap_interval`.
+    `quality` is (images, N), or (images, N, K) with a `statistic` that makes one number of K means, such as
+    `lambda means: corpus_bleu(means)[..., 3]`.
     """
     return [mean(values, statistic) for values in np.moveaxis(quality_by_rank(sim, quality), 1, 0)]
 
@@ -196,9 +186,6 @@ def partial_tau(sim: ArrayLike, quality: ArrayLike, control: ArrayLike) -> np.nd
     From three tau-b's: (t_sq - t_sc t_qc) / sqrt((1 - t_sc^2) (1 - t_qc^2)), in [-1, 1]. Candidates whose quality or
     control is NaN are left out of all three. NaN where one of the three is undefined (see `kendall_tau`; a constant
     control holds nothing fixed), and where similarity or quality follows the control exactly.
-
-    Args:
-        sim, quality, control: (images, N) each.
     """
     quality, control = np.asarray(quality, dtype=float), np.asarray(control, dtype=float)
     known = ~(np.isnan(quality) | np.isnan(control))
@@ -217,13 +204,10 @@ def extremes(values: ArrayLike, ids: Sequence, each: int = 1) -> list[tuple[str,
 
     Of few values a place can stand there more than once.
     """
-    order, n = np.lexsort((ids, -np.asarray(values, dtype=float))), len(ids)
+    places, n = np.lexsort((ids, -np.asarray(values, dtype=float))), len(ids)
     starts = {"best": 0, "median": (n - each + 1) // 2, "worst": n - each}
-    return [
-        (kind, int(order[place]))
-        for kind, start in starts.items()
-        for place in np.clip(start + np.arange(each), 0, n - 1)
-    ]
+    shown = {kind: places[np.clip(start + np.arange(each), 0, n - 1)] for kind, start in starts.items()}
+    return [(kind, int(place)) for kind, of_kind in shown.items() for place in of_kind]
 
 
 def gain(
@@ -231,18 +215,16 @@ def gain(
 ) -> Gain:
     """The best-ranked candidate against a random one (the paper's Tables 1 and 2: Ours, Baseline, Gain %).
 
+    All four are of the same resamples. The percentage is a ratio of means, worked out anew in each resample; it is NaN
+    where the baseline is 0 and says little near it. Images whose best-ranked candidate or baseline is NaN are excluded
+    from all four. With N = 1, or equal captions, the gain is 0.
+
     Args:
         sim: (images, N).
         quality: (images, N), or (images, N, K) with a `statistic` of K means, such as corpus BLEU. Of a distance such
             as WMD a negative gain is an improvement.
         baseline: (images, ...) quality to compare with, such as another method's caption; default: the mean over the
             image's candidates, which is what a random pick is worth on average.
-
-    Returns:
-        Means, difference and percentage, each with the interval over the same resamples. The percentage is a ratio
-        of means, worked out anew in each resample; it is NaN where the baseline is 0 and says little near it.
-        Images whose best-ranked candidate or baseline is NaN are excluded from all four. With N = 1, or equal
-        captions, the gain is 0.
     """
     quality = np.asarray(quality, dtype=float)
     known = ~np.isnan(quality)
@@ -252,14 +234,13 @@ def gain(
     def compared(rule: Callable) -> Estimate:
         return mean(values, lambda means: rule(*np.moveaxis(statistic(means), -1, 0)))
 
-    return Gain(
-        compared(lambda best, base: best),
-        compared(lambda best, base: base),
-        compared(lambda best, base: best - base),
-        compared(in_percent),
-    )
+    return Gain(*map(compared, RULES))
 
 
 def in_percent(best: ArrayLike, baseline: ArrayLike) -> np.ndarray:
     """By how many per cent of the baseline the best is above it; NaN where the baseline is 0."""
     return _divided(np.asarray(100 * (best - baseline)), np.asarray(baseline))
+
+
+# What the four numbers of a `Gain` are of best and baseline.
+RULES = (lambda best, _: best, lambda _, baseline: baseline, np.subtract, in_percent)

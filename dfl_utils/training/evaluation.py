@@ -65,7 +65,7 @@ def caption_scores(
         scorer: of the whole split that `examples`, images with references, are of.
         metrics: some of `quality.METRICS`; an unknown one is refused before a caption is made.
     """
-    quality.check(metrics)
+    quality.check_metrics(metrics)
     captions = game.describe(examples, num_beams=NUM_BEAMS)
     rows = [[caption] for caption in captions]
     scores = {metric: values[:, 0] for metric, values in scorer.score(examples, rows, metrics).items()}
