@@ -14,7 +14,7 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.training import alignment, census, vocabulary
 from dfl_utils.training.census import Census, Cuts
 from dfl_utils.training.vocabulary import VocabularyMap
-from dfl_utils.world import coco_captions, profile
+from dfl_utils.world import profile
 from dfl_utils.world.profile import MINI
 
 CAPTIONS = ["a giraffe eats leaves", "two giraffes and a giraffe", "a man at a computer", "A dog, and two cats."]
@@ -254,13 +254,6 @@ def test_a_share_has_the_interval_of_its_images():
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.4)
     alone = census.share(same, np.ones(1500), np.arange(1500))
     assert found.high - found.low > 1.2 * (alone.high - alone.low)
-
-
-# --- COCO's captions --------------------------------------------------------------------------------------
-def test_captions_that_are_not_there(monkeypatch):
-    monkeypatch.setattr(coco_captions, "JAR", "spice/nothing.jar")
-    with pytest.raises(OSError, match="nothing.jar does not hold COCO's captions .*install pycocoevalcap"):
-        coco_captions.load()
 
 
 # --- drawings of token ids --------------------------------------------------------------------------------

@@ -152,10 +152,6 @@ def test_written_world_has_the_real_formats(small, tmp_path):
     image = karpathy["images"][-1]
     assert image["filepath"] == "val2014" and image["filename"] == f"COCO_val2014_{image['cocoid']:012d}.png"
     assert [s["sentid"] for s in image["sentences"]] == image["sentids"] and len(image["sentids"]) == 5
-    official = json.loads((tmp_path / "coco/annotations/captions_val2014.json").read_text())
-    assert official.keys() == {"info", "licenses", "images", "annotations"} and len(official["annotations"]) == 35
-    by_id = {a["id"]: a["caption"] for a in official["annotations"]}
-    assert [by_id[i] for i in image["sentids"]] == [s["raw"] for s in image["sentences"]]
     nocaps = json.loads((tmp_path / "nocaps/nocaps_val_4500_captions.json").read_text())
     assert [i["domain"] for i in nocaps["images"]] == ["in-domain"] * 2 + ["near-domain"] * 2 + ["out-domain"] * 2
     assert len(nocaps["annotations"]) == 60 and len({a["id"] for a in nocaps["annotations"]}) == 60

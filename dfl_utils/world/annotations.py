@@ -1,12 +1,14 @@
-"""Annotation files in their published schemas: Karpathy's splits, COCO captions and NoCaps."""
+"""Annotation files in their published schemas: Karpathy's splits, COCO captions (also those of a wheel) and NoCaps."""
 
 import json
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}  # NoCaps' word -> ours
 # Karpathy moved most of COCO's validation images to training and calls them restval; the paper trains on both.
@@ -24,6 +26,24 @@ class Example:
     domain: str | None = None
 
 
+class Caption(NamedTuple):
+    """A sentence that somebody wrote of an image, as typed: case, full stops and stray spaces included."""
+
+    image_id: int
+    text: str
+
+
+def coco_captions(split: str = "train2014") -> list[Caption]:
+    """Every caption of COCO 2014 (Lin et al., 2014), as they lie in the wheel pycocoevalcap: no image, no download.
+
+    They go by subject, so a sample needs drawing: 414,113 of the 82,783 images of `train2014`, 202,654 of the 40,504
+    of `val2014`.
+    """
+    with zipfile.ZipFile(files("pycocoevalcap") / "spice/spice-1.0.jar") as jar:
+        annotations = json.loads(jar.read(f"coco/annotations/captions_{split}.json"))["annotations"]
+    return [Caption(int(row["image_id"]), row["caption"]) for row in annotations]
+
+
 def karpathy(root: Path, split: str, mend: str) -> list[Example]:
     """The images of a split of `dataset_coco.json`; places and errors as in `dfl_utils.world.data`."""
     path = first(root, ("dataset_coco.json", "karpathy/dataset_coco.json", "annotations/dataset_coco.json"), mend)
@@ -32,13 +52,10 @@ def karpathy(root: Path, split: str, mend: str) -> list[Example]:
         images = [image for image in content["images"] if image["split"] in KARPATHY[split]]
         folders = {name: first(root, (name, f"images/{name}"), mend) for name in {i["filepath"] for i in images}}
         return [
-            Example(
-                int(image["cocoid"]),
-                folders[image["filepath"]] / image["filename"],
-                _clean(sentence["raw"] for sentence in image["sentences"]),
-            )
+            Example(int(image["cocoid"]), folders[image["filepath"]] / image["filename"],
+                    _clean(sentence["raw"] for sentence in image["sentences"]))
             for image in images
-        ]
+        ]  # fmt: skip
 
 
 def nocaps(root: Path, split: str, mend: str) -> list[Example]:
@@ -62,9 +79,6 @@ def named_captions(path: Path) -> list[tuple[str, str]]:
     """File name and caption, one pair a caption, of a JSON file in COCO's caption format, Karpathy's or BLIP's.
 
     Annotations without a caption, as of boxes, are passed over where others have one; a caption may be a list of them.
-
-    Raises:
-        ValueError: none of the three, a caption of an image that the file does not list.
     """
     content = read_json(path)
     with _published_form(path, NAMED_FORMS):

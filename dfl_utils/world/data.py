@@ -31,11 +31,7 @@ SPLITS = {"coco": ("train", "val", "test"), "nocaps": (*DOMAINS.values(), "overa
 
 
 def ensure(profile: Profile) -> None:
-    """Write the profile's data if it is one that can be written; it is left alone when it is there and whole.
-
-    Raises:
-        FileNotFoundError: the data must be brought by the reader and is not there.
-    """
+    """Write the profile's data unless it is there and whole; FileNotFoundError where the reader must bring it."""
     if profile.data_writer:
         resolve_name(profile.data_writer)(profile.data_root)
     elif not any(Path(profile.dataset_root(dataset)).is_dir() for dataset in SPLITS):
@@ -43,12 +39,7 @@ def ensure(profile: Profile) -> None:
 
 
 def load(profile: Profile, dataset: str, split: str) -> list[Example]:
-    """All examples of a split, in the order of the image ids.
-
-    Args:
-        profile: says where the data lie.
-        dataset: `coco` or `nocaps`.
-        split: `train`, `val` or `test` of Karpathy's COCO; `in`, `near`, `out` or `overall` of NoCaps validation.
+    """All examples of a split of `SPLITS` (Karpathy's of COCO, domains of NoCaps validation), by their image ids.
 
     Raises:
         ValueError: an unknown dataset or split, a broken file, an image without references or that comes twice.
@@ -60,16 +51,16 @@ def load(profile: Profile, dataset: str, split: str) -> list[Example]:
     root = Path(profile.dataset_root(dataset))
     mend = f"to get the data: {profile.data_command}"
     read = annotations.karpathy if dataset == "coco" else annotations.nocaps
-    found = sorted(read(root, split, mend), key=lambda example: example.image_id)
-    if not found:
+    examples = sorted(read(root, split, mend), key=lambda example: example.image_id)
+    if not examples:
         raise ValueError(f"{root} has no images of split {split!r}; {mend}.")
-    ids = [example.image_id for example in found if example.references]
-    if len(set(ids)) < len(found):
+    ids = [example.image_id for example in examples if example.references]
+    if len(set(ids)) < len(examples):
         raise ValueError(f"{root} has an image of split {split!r} without references, or twice; {annotations.AGAIN}.")
-    lost = [example.path for example in found if not example.path.exists()]
+    lost = [example.path for example in examples if not example.path.exists()]
     if lost:
-        raise FileNotFoundError(f"{lost[0]} is missing ({len(lost)} of {len(found)} images are); {mend}.")
-    return found
+        raise FileNotFoundError(f"{lost[0]} is missing ({len(lost)} of {len(examples)} images are); {mend}.")
+    return examples
 
 
 def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Example]:
@@ -102,9 +93,7 @@ BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, EOFError, OSError, 
 def read_image(path: Path) -> Image.Image:
     """The image in RGB, fully decoded; of an animation the first frame.
 
-    Raises:
-        FileNotFoundError: it is not there.
-        OSError: it is truncated or no image, too large, or of 32-bit samples.
+    OSError where it is not there, truncated or no image, too large, or of 32-bit samples.
     """
     encoded = io.BytesIO(read_bytes(path))
     try:
@@ -129,11 +118,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     EXIF rotation is applied: COCO's own tools read the stored pixels, but browsers turned the photos for those who
     captioned them, and a captioner should see what they saw. A CMYK JPEG is taken for Adobe's inverted kind, marked or
-    not, which is Pillow's rule. What is transparent becomes white. Sixteen bits are scaled, where Pillow clips.
-
-    Raises:
-        OSError: it is truncated.
-        ValueError: samples of 32 bits, whose white nobody knows.
+    not, which is Pillow's rule. What is transparent becomes white. Sixteen bits are scaled, where Pillow clips; of 32
+    nobody knows the white (ValueError).
     """
     image.load()  # an image that is cut off fails here, not as a broken EXIF block
     with contextlib.suppress(*BROKEN_EXIF):

