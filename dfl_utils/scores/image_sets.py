@@ -115,8 +115,9 @@ def resampled_fid(sets: np.ndarray, reference: np.ndarray, drawn: np.ndarray, pa
     scores = []
     for weights in _weights(drawn, sets.shape[1]):
         mean, factor = _factor(reference, weights if paired else np.ones(len(reference)))
-        few = np.linalg.qr(factor, mode="r")  # another factor, of at most D rows
-        scores.append([_frechet(*_factor(rows, weights), mean, few) for rows in sets])
+        if len(factor) > factor.shape[1]:
+            factor = np.linalg.qr(factor, mode="r")  # another factor, of at most D rows
+        scores.append([_frechet(*_factor(rows, weights), mean, factor) for rows in sets])
     return np.array(scores)
 
 
