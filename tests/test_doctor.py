@@ -63,7 +63,6 @@ def judge(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "flaw"),
     [
-        ("config.json", None, "lacks config.json"),
         ("config.json", b"{", "has a broken file: .*config.json is not valid JSON"),
         ("model.safetensors", WEIGHTS[:-1], "lacks a whole model.safetensors"),
         ("model.safetensors", None, "lacks its safetensors weights .pickles are not loaded"),

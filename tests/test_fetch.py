@@ -274,12 +274,6 @@ def test_a_wrong_byte_of_the_hub_is_found_and_only_that_file_comes_again(server,
     assert {path for path, _ in server.log if "resolve" in path} == {f"{BASE}/model.safetensors"}
 
 
-def test_a_repository_of_pickles_is_refused(server, judge):
-    publish(server, {"config.json": b"{}", "pytorch_model.bin": b"a pickle"})
-    with pytest.raises(ValueError, match="lab/judge lacks its safetensors weights .*: name a commit that has it"):
-        fetch.run(judge[0])
-
-
 @pytest.mark.parametrize("hub", ["http://127.0.0.1:9", None])
 def test_a_hub_that_does_not_answer_is_one_sentence(server, judge, monkeypatch, hub):
     server.files = {}

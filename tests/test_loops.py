@@ -169,10 +169,6 @@ def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
         game.sample_captions([], 3)
     with pytest.raises(ValueError, match="SEED is -1"):
         game.t2i2t(examples, 2, seed=-1)
-    with pytest.raises(ValueError, match="0 < top_p <= 1"):
-        game.sample_captions(examples, 2, top_p=2.0)
-    with pytest.raises(ValueError, match="num_beams is 0: beam search needs at least one"):
-        game.describe(examples, num_beams=0)
     with pytest.raises(ValueError, match="name some of clip, dino"):
         game.reconstruct(examples[:1], [["a"]], similarities=["sbert"])
     with pytest.raises(ValueError, match="log_likelihood takes the same number.*lengths \\[1, 2\\]"):
