@@ -18,13 +18,16 @@ def main(argv: list[str] | None = None) -> int:
         0, or 1 where the build or the results failed, or 2 for bad input, after one line on stderr. A rank beside
         rank 0 that fails is no failure of the run: it says so, and the others do its part.
     """
-    arguments = parser().parse_args(argv)
+    arguments, rank = parser().parse_args(argv), 0
     try:
         rank = processes.place().rank
-    except ValueError as error:
-        return _complain(error, 2)
-    try:
-        code = _done(arguments)
+        code = arguments.command(arguments) or 0
+    except (ValueError, OSError) as error:
+        code = _complain(error, 2)
+    except chapters.BuildFailed as error:
+        code = _complain(error, 1)
+    except KeyboardInterrupt:
+        code = _complain("stopped; the same command goes on where this one was", 130)
     except Exception:
         if not rank:
             raise
@@ -33,17 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     if rank and code:
         print(f"dfl: rank {rank} stops here, and the others do its part", file=sys.stderr)
     return 0 if rank else code
-
-
-def _done(arguments: argparse.Namespace) -> int:
-    try:
-        return arguments.command(arguments) or 0
-    except (ValueError, OSError) as error:
-        return _complain(error, 2)
-    except chapters.BuildFailed as error:
-        return _complain(error, 1)
-    except KeyboardInterrupt:
-        return _complain("stopped; the same command goes on where this one was", 130)
 
 
 def parser() -> argparse.ArgumentParser:
