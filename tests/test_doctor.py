@@ -41,10 +41,12 @@ def test_urls_places_and_hashes_are_those_of_the_packages_that_read_them(monkeyp
     assert f'"{FILES["inception"].url}"' in Path(module).read_text()
     assert FILES["inception"].url.endswith(f"-{FILES['inception'].digest.removeprefix('sha256:')[:8]}.pth")
     monkeypatch.setenv("TORCH_HOME", "/t")
-    assert FILES["inception"].places(PAPER) == (Path(torch.hub.get_dir(), "checkpoints", catalogue.INCEPTION),)
+    assert FILES["inception"].places(PAPER) == (
+        Path(torch.hub.get_dir(), "checkpoints", Path(FILES["inception"].url).name),
+    )
     script = importlib.util.find_spec("pycocoevalcap.spice.get_stanford_models").origin
     text = Path(script).read_text()
-    assert "http://nlp.stanford.edu/software/{}.zip" in text and f"'{catalogue.CORENLP}'" in text
+    assert "http://nlp.stanford.edu/software/{}.zip" in text and f"'{Path(FILES['corenlp'].url).stem}'" in text
     (jar,) = FILES["corenlp"].places(PAPER)
     assert jar.parent == Path(script).with_name("lib") and jar.parent.is_dir()
     assert [Path(member).name for member in FILES["corenlp"].members][1] == jar.name
@@ -143,7 +145,9 @@ def write_data(root: Path) -> None:
     save(root / "nocaps/images/val/0.jpg")
     images = [{"id": 0, "file_name": "0.jpg", "domain": "in-domain"}]
     captions = [{"id": 0, "image_id": 0, "caption": "a dog"}]
-    (root / "nocaps" / catalogue.NOCAPS).write_text(json.dumps({"images": images, "annotations": captions}))
+    (root / "nocaps" / Path(FILES["nocaps-captions"].url).name).write_text(
+        json.dumps({"images": images, "annotations": captions})
+    )
 
 
 def save(path: Path) -> None:

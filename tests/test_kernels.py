@@ -70,10 +70,12 @@ def test_a_kernel_is_like_any_other_with_the_libraries_loaded(start, tmp_path):
 
 def test_a_kernel_is_interrupted_and_killed(start):
     manager, client = start()
-    client.execute("import time\ntime.sleep(60)", stop_on_error=False)
+    asked = client.execute("import time\ntime.sleep(60)", stop_on_error=False)
     time.sleep(0.5)
     manager.interrupt_kernel()
-    assert client.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+    while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked:
+        pass  # a slow start is asked several times whether it is ready
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
     assert said(client, "print('awake')") == "awake\n"
     process = manager.provisioner.process
     assert process.poll() is None

@@ -22,23 +22,15 @@ NEW_NETWORK = 0x40000000  # of Linux's sched.h
 
 
 # --- archives ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["../out.txt", "in/../../out.txt", "/out.txt", "..\\out.txt", "C:/out.txt"])
-def test_no_archive_writes_out_of_its_folder(tmp_path, name):
+@pytest.mark.parametrize("name", ["in/../../out.txt", "in//../../../out.txt", "in/link"])
+def test_no_archive_writes_out_of_its_folder_or_brings_a_link(tmp_path, name):
+    member = zipfile.ZipInfo(name)
+    member.external_attr = ((stat.S_IFLNK if name == "in/link" else stat.S_IFREG) | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("in/good.txt", "good")
-        archive.writestr(name, "bad")
-    with pytest.raises(ValueError, match="would leave its folder or is a link: delete it"):
-        fetch.unpack(tmp_path / "a.zip", tmp_path / "place", ["in/good.txt"])
-    assert not [path for path in tmp_path.rglob("*.txt")]
-
-
-def test_no_archive_brings_a_link(tmp_path):
-    link = zipfile.ZipInfo("in/link")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr(link, "/etc")
-    with pytest.raises(ValueError, match="would leave its folder or is a link: delete it"):
-        fetch.unpack(tmp_path / "a.zip", tmp_path / "place", ["in/"])
+        archive.writestr(member, "/etc")
+    fetch.unpack(tmp_path / "a.zip", tmp_path / "place", ["in/"])
+    (found,) = [path for path in tmp_path.rglob("*") if not path.is_dir() and path.name != "a.zip"]
+    assert found.is_relative_to(tmp_path / "place/in") and not found.is_symlink() and found.read_text() == "/etc"
 
 
 def test_no_library_reports_its_use():

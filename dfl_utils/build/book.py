@@ -32,20 +32,12 @@ MARK = ".rendered"  # in the folder of the pages: what they were rendered from
 
 
 def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: bool = False) -> Path | None:
-    """Execute every chapter that changed, publish where the scale does, and render the book.
+    """Execute every chapter that changed, publish where the scale does, render the book, and return its first page.
 
-    Every chapter's parameters are checked before the first one runs.
-
-    Args:
-        scale: `published` shows the published run, and makes anew what is not found in it; `ci` and `quick` start from
-            an empty run store; `full` and `paper` go on from the usual one, and use nothing that was published.
-        html: render the pages.
-        jobs: chapters executed at a time, in threads that share the run store. On a CPU two of one thread each do more
-            than one of two threads.
-        reuse: at any scale, take what the usual run store and the published run hold.
-
-    Returns:
-        The path of the book's first page, or None without `html`.
+    Every chapter's parameters are checked before the first one runs; `jobs` run at a time, in threads that share the
+    run store. The scale `published` shows the published run, and makes anew what is not found in it; `ci` and `quick`
+    start from an empty run store; `full` and `paper` go on from the usual one, and use nothing that was published.
+    With `reuse` any scale takes what the usual run store and the published run hold.
 
     Raises:
         ValueError: an unknown scale or parameter; numbers to publish of a tree with uncommitted changes.

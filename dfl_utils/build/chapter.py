@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -45,13 +44,7 @@ class Parameter:
 
 def pages() -> list[str]:
     """Names of the pages in `_toc.yml`, in reading order."""
-    path = provenance.ROOT / "_toc.yml"
-    return _pages(path, path.stat().st_mtime_ns)
-
-
-@cache  # asked for every parameter of every chapter
-def _pages(path: Path, changed: int) -> list[str]:
-    return list(parse_toc_yaml(path))
+    return list(parse_toc_yaml(provenance.ROOT / "_toc.yml"))
 
 
 def sources() -> dict[str, Path]:

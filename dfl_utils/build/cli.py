@@ -1,9 +1,11 @@
 """The command `dfl`: build the book, run one chapter, list parameters, check the published results."""
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from dfl_utils.build import chapter as chapters
 from dfl_utils.store import processes, provenance
@@ -16,13 +18,16 @@ def main(argv: list[str] | None = None) -> int:
         0, or 1 where the build or the results failed, or 2 for bad input, after one line on stderr. A rank beside
         rank 0 that fails is no failure of the run: it says so, and the others do its part.
     """
-    arguments = parser().parse_args(argv)
+    arguments, rank = parser().parse_args(argv), 0
     try:
         rank = processes.place().rank
-    except ValueError as error:
-        return _complain(error, 2)
-    try:
-        code = _done(arguments)
+        code = arguments.command(arguments) or 0
+    except (ValueError, OSError) as error:
+        code = _complain(error, 2)
+    except chapters.BuildFailed as error:
+        code = _complain(error, 1)
+    except KeyboardInterrupt:
+        code = _complain("stopped; the same command goes on where this one was", 130)
     except Exception:
         if not rank:
             raise
@@ -31,17 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     if rank and code:
         print(f"dfl: rank {rank} stops here, and the others do its part", file=sys.stderr)
     return 0 if rank else code
-
-
-def _done(arguments: argparse.Namespace) -> int:
-    try:
-        return arguments.command(arguments) or 0
-    except (ValueError, OSError) as error:
-        return _complain(error, 2)
-    except chapters.BuildFailed as error:
-        return _complain(error, 1)
-    except KeyboardInterrupt:
-        return _complain("stopped; the same command goes on where this one was", 130)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,13 +47,12 @@ def parser() -> argparse.ArgumentParser:
     models = argparse.ArgumentParser(add_help=False, parents=[settings])
     models.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
 
-    def add(command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        name = command.__name__.strip("_")
+    def add(name: str, command: Callable, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, parents=parents)
         sub.set_defaults(command=command)
         return sub
 
-    book = add(_book, "execute what changed and render the book")
+    book = add("book", _book, "execute what changed and render the book")
     book.add_argument(
         "--scale",
         choices=chapters.SCALES,
@@ -70,33 +63,39 @@ def parser() -> argparse.ArgumentParser:
     book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold")
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
-    run = add(_run, "execute one chapter", settings)
+    run = add("run", _run, "execute one chapter", settings)
     run.add_argument("chapter", metavar="CHAPTER", help="the notebook's name, as `dfl chapters` shows it")
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
-    add(_chapters, "list the chapters and their parameters")
-    add(_check, "say which files have changed since the commit of the published results")
-    golden = add(_golden, "compare the numbers of a build at scale ci with results/ci/exhibits.csv")
+    add("chapters", _chapters, "list the chapters and their parameters")
+    add("check", _of("build.publish"), "say which files have changed since the commit of the published results")
+    golden = add("golden", _of("build.golden"), "compare a build at scale ci with results/ci/exhibits.csv")
     golden.add_argument("--write", action="store_true", help="write that file anew in place of comparing")
-    verify = add(_verify, "recompute some published numbers from nothing, and compare")
+    verify = add("verify", _of("build.verify"), "recompute some published numbers from nothing, and compare")
     verify.add_argument("what", nargs="?", metavar="CHAPTER|EXHIBIT", help="of which; some chapters if none is named")
     verify.add_argument("--rows", type=int, default=10, metavar="N", help="how many rows that agree are shown (10)")
     verify.add_argument("--seed", type=int, metavar="S", help="draws chapters and shards (today's date)")
     verify.add_argument(
         "--minutes", type=float, default=10.0, metavar="M", help="how long it may compute, by recorded costs (10)"
     )
-    add(_data, "write the embedded world's data sets")
-    add(_quality, "measure the embedded models")
-    cost = add(_cost, "say what chapters would cost with other parameters, on this CPU or on a GPU", settings)
+    add("data", _data, "write the embedded world's data sets")
+    add("quality", _of("mini.quality_report"), "measure the embedded models")
+    text = "say what chapters would cost with other parameters, on this CPU or on a GPU"
+    cost = add("cost", _of("build.cost"), text, settings)
     cost.add_argument("exhibit", nargs="*", help="chapters or exhibits, such as table3; all if none is named")
     cost.add_argument("--scale", choices=chapters.SCALES, default="paper", help="of params/SCALE.yml (paper)")
     cost.add_argument("--gpu", metavar="NAME", help="of the table of cards (paper: H100, which was measured)")
     cost.add_argument("--here", action="store_true", help="measure how fast this machine's processor is, first")
     cost.add_argument("--price", type=float, metavar="Y", help="of an hour, in any currency; none is known here")
-    add(_doctor, "say what this machine lacks for a profile's experiment, and how to mend it", models)
-    fetch = add(_fetch, "download what it lacks: resumed after a break, sizes and hashes checked", models)
+    add("doctor", _doctor, "say what this machine lacks for a profile's experiment, and how to mend it", models)
+    fetch = add("fetch", _fetch, "download what it lacks: resumed after a break, sizes and hashes checked", models)
     fetch.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ids of models, names of files")
     fetch.add_argument("--accept", nargs="+", default=[], metavar="LICENCE", help="accept a licence that you have read")
     return top
+
+
+def _of(module: str) -> Callable[[argparse.Namespace], int | None]:
+    """A module's `main`; imported when it is called, since torch takes seconds."""
+    return lambda arguments: importlib.import_module(f"dfl_utils.{module}").main(arguments)
 
 
 def _complain(error: object, code: int) -> int:
@@ -133,24 +132,6 @@ def _chapters(arguments: argparse.Namespace) -> None:
             print(f"  {key} = {parameter.default!r}{comment}")
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from dfl_utils.build import publish
-
-    print("\n".join(publish.changed("mini")) or "nothing has changed since results/mini was made")
-
-
-def _golden(arguments: argparse.Namespace) -> int:
-    from dfl_utils.build import golden
-
-    return golden.main(arguments.write)
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from dfl_utils.build import verify
-
-    return verify.main(arguments.what, arguments.rows, arguments.seed, arguments.minutes)
-
-
 def _data(arguments: argparse.Namespace) -> None:
     from dfl_utils.world import splits
 
@@ -177,18 +158,6 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from dfl_utils.build import fetch
 
     print("\n".join(fetch.run(_profile(arguments), arguments.only, arguments.accept)))
-
-
-def _quality(arguments: argparse.Namespace) -> int | None:
-    from dfl_utils.mini import quality_report
-
-    return quality_report.main([])
-
-
-def _cost(arguments: argparse.Namespace) -> None:
-    from dfl_utils.build import cost
-
-    cost.main(arguments)
 
 
 if __name__ == "__main__":  # as torchrun starts it

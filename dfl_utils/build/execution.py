@@ -38,15 +38,11 @@ def run_chapter(
     results: Path | None = None,
     reuse: bool = False,
 ) -> Path:
-    """Execute a chapter from its source and keep the executed copy.
+    """Execute a chapter from its source, and return the path of the executed copy.
 
-    Args:
-        name: the notebook's name without its suffix.
-        parameters: values over those of the scale, or of the chapter without one.
-        scale: see `chapter.at_scale`.
-        target: path of the copy, which is returned; default `_build/run/<name>.ipynb`.
-        results: folder of the chapter's numbers; default `_build/results/run`.
-        reuse: leave a copy alone that the same files, parameters and packages made.
+    `parameters` go over those of the scale, or of the chapter without one. The copy is `target`, by default
+    `_build/run/<name>.ipynb`; `results` is the folder of the chapter's numbers, by default `_build/results/run`. With
+    `reuse` a copy is left alone that the same files, parameters and packages made.
 
     Raises:
         ValueError: unknown chapter, scale or parameter, or a value of another type, before anything runs.

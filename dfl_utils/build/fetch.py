@@ -3,12 +3,11 @@
 import hashlib
 import re
 import shutil
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx2
 from filelock import FileLock
@@ -31,10 +30,7 @@ AGAIN = "run the same command again"
 def run(profile: Profile, only: Sequence[str] = (), accept: Sequence[str] = ()) -> list[str]:
     """Fetch what is missing of a profile's models and files; gives one line for each thing that came.
 
-    Args:
-        profile: what is needed.
-        only: ids of models and names of files; none: all.
-        accept: licences that the reader accepts.
+    `only` has ids of models and names of files, and is empty for all; `accept` licences that the reader accepts.
 
     Raises:
         ValueError: an unknown name, a licence that is not accepted, or a file that is not what was published.
@@ -170,44 +166,26 @@ def _fetch_image(url: str, path: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
-    """Unpack some members of a zip as a stranger's; every member's CRC is checked.
+    """Unpack some members of a zip; `zipfile` checks their CRC, makes no links and lets none out of the folder.
 
     Files land in `folder` under the last part of their names; a member that ends in a slash is a folder, and lands
     there with all that is in it. What lies there under the same names is replaced.
-
-    Raises:
-        ValueError: a name that would leave the folder, a link, a member that is missing; no zip or a damaged one, which
-            is thrown away.
-        OSError: the disk is too small, or cannot be written.
+    ValueError: a member that is missing; no zip or a damaged one, which is thrown away.
     """
     try:
         with zipfile.ZipFile(archive) as content:
-            chosen = _members(content, archive, members)
-            needed, free = sum(info.file_size for info in chosen), shutil.disk_usage(archive.parent).free
-            if free < needed:
-                raise OSError(f"{archive} unpacks to {needed:,} bytes, and {free:,} are free: make room.")
+            chosen = [info for member in members for info in _members(content, archive, member)]
             for info in tqdm(chosen, desc=f"unpacking {archive.name}", unit="file"):
                 content.extract(info, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError):
         _throw_away(archive, str(archive))
 
 
-def _members(content: zipfile.ZipFile, archive: Path, members: Sequence[str]) -> list[zipfile.ZipInfo]:
-    """Members to unpack, named by their places below the folder; every name of the archive is checked first."""
-    files, chosen = [info for info in content.infolist() if not info.is_dir()], []
-    if harmful := [info.filename for info in files if _is_harmful(info)]:
-        raise ValueError(f"{archive} holds {harmful[0]!r}, which would leave its folder or is a link: delete it.")
-    for member in members:
-        found = [info for info in files if info.filename.startswith(member)]
-        if not found:
-            raise ValueError(f"{archive} lacks {member}: it is not the archive that was published.")
-        for info in found if not member.endswith("/") else []:
-            info.filename = Path(member).name
-        chosen += found
+def _members(content: zipfile.ZipFile, archive: Path, member: str) -> list[zipfile.ZipInfo]:
+    """A file or the files of a folder, named by their places below the folder that they are unpacked to."""
+    chosen = [info for info in content.infolist() if not info.is_dir() and info.filename.startswith(member)]
+    if not chosen:
+        raise ValueError(f"{archive} lacks {member}: it is not the archive that was published.")
+    for info in chosen if not member.endswith("/") else []:
+        info.filename = Path(member).name
     return chosen
-
-
-def _is_harmful(info: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(info.filename)
-    out = path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename
-    return out or stat.S_ISLNK(info.external_attr >> 16)

@@ -8,6 +8,7 @@ the drawings' pixels up to 3 in 1,000 were rounded to the next level, and every 
 them. The tolerances are about three times the largest difference that was seen.
 """
 
+import argparse
 import re
 from collections.abc import Iterator
 
@@ -121,14 +122,14 @@ def table(lines: pd.DataFrame, most: int | None = None) -> str:
     return lines.to_string(index=False, na_rep="", float_format="{:.6g}".format, max_rows=most)
 
 
-def main(write: bool = False) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Compare the last build at scale ci with the committed rows, and print what differs; 1 if anything does.
 
     Or `write` the build's rows in place of these. BuildFailed: no whole build of this tree; ValueError: no such file.
     """
     execution.refuse_stale("ci")
     built, path = publish.merged(execution.folder("results") / "ci")[0], provenance.ROOT / GOLDEN
-    if write:
+    if arguments.write:
         tidy.write(built, path)
         print(f"written: {GOLDEN}")
         return 0

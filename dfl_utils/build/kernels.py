@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -72,36 +73,21 @@ def serve(connection_file: str, environment: dict[str, str], folder: str) -> Non
     app.start()
 
 
-class Forked:
-    """As much of `subprocess.Popen` as the provisioner uses, of a process of the fork server."""
+class Forked(ForkServerProcess):
+    """A process of the fork server, with what the provisioner asks of a `subprocess.Popen` beside `pid` and `kill`."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, *task: object):
-        start()
-        self.process = multiprocessing.get_context("forkserver").Process(target=serve, args=task)
-        self.process.start()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
     def poll(self) -> int | None:
-        return self.process.exitcode
+        return self.exitcode
 
     def wait(self) -> int:
-        self.process.join()
-        return self.process.exitcode
+        self.join()
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
 
 
 class ForkedProvisioner(LocalProvisioner):
@@ -109,7 +95,10 @@ class ForkedProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
         connection_file = cmd[cmd.index("-f") + 1]
-        self.process = Forked(connection_file, options.get("env") or dict(os.environ), str(options.get("cwd") or "."))
+        task = (connection_file, options.get("env") or dict(os.environ), str(options.get("cwd") or "."))
+        start()
+        self.process = Forked(target=serve, args=task)
+        self.process.start()
         self.pid = self.pgid = self.process.pid  # it leads a group of its own
         return self.connection_info
 

@@ -138,3 +138,8 @@ def changed(profile: str) -> list[str]:
         return [f"Commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]
     names = provenance.git("diff", "--name-only", commit, "--", *SOURCES).splitlines()
     return [f"results/{profile}: {name} has changed since {commit[:12]}" for name in names]
+
+
+def main(arguments: object = None) -> None:
+    """`dfl check`: print what has changed."""
+    print("\n".join(changed("mini")) or "nothing has changed since results/mini was made")

@@ -5,6 +5,7 @@ that they are made from, in a run store of their own, and compared. The rows tha
 with the published ones. So every statistic of a row is done again, and the models' work behind it for some images.
 """
 
+import argparse
 import hashlib
 import json
 import re
@@ -24,29 +25,23 @@ from dfl_utils.store.published_run import PublishedRun, kind_of
 from dfl_utils.store.store import canonical
 from dfl_utils.training.finetuned import FINETUNING, WEIGHTS
 
-MINUTES = 10.0
 OVERHEAD = 40.0  # seconds that a chapter takes beside its models' work, about
 CHAPTERS = 3  # at most, where none is named
-ROWS = 10
 TIMES = ("step-seconds",)  # kinds of shard that hold a day's measurements
 TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
 
 
-def main(what: str | None = None, rows: int = ROWS, seed: int | None = None, minutes: float = MINUTES) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Verify a chapter, an exhibit or some chapters, print what was found, and say by 0 or 1 whether all of it agrees.
 
     All rows of a chapter are compared; those that do not agree are shown, and some that do.
-
-    Args:
-        rows: how many of those that agree are shown.
-        seed: draws chapters, shards, and the rows that are shown; None: the day's.
-        minutes: how long the recomputing may take, by the costs that were recorded when the shards were made.
 
     Raises:
         ValueError: an unknown name, numbers out of range, no published run.
         BuildFailed: a chapter failed, or asks for other shards than were published.
     """
-    seed = date.today().toordinal() if seed is None else seed
+    what, rows, minutes = arguments.what, arguments.rows, arguments.minutes
+    seed = date.today().toordinal() if arguments.seed is None else arguments.seed
     if rows < 1 or not 0 < minutes < float("inf") or seed < 0:
         raise ValueError(f"--rows {rows}, --minutes {minutes:g}, --seed {seed}: give a row, some time, a seed from 0.")
     stamp = publish.stamp("mini")

@@ -5,7 +5,6 @@ shows something is the probe's word. The guidance of the generator is chosen on 
 reported on.
 """
 
-import argparse
 import json
 import random
 import re
@@ -229,9 +228,8 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     return report
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, write the file, print a line a row; takes no arguments yet."""
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+def main(arguments: object = None) -> None:
+    """Measure, write the file, print a line a row; takes no arguments."""
     report = measure(profiles.load("mini"))
     made_by = {name: provenance.checkpoint_hash(MINI / name) for name in MODELS}
     text = json.dumps({"rows": report, "checkpoints": made_by}, indent=1)
