@@ -19,7 +19,6 @@ from dfl_utils.training.evaluation import Trials
 
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}
-ANSWERS = ("yes", "no", "not visible")  # of `paper.same_direction`
 VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `judged`
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
 
@@ -111,12 +110,6 @@ def compared(made: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame({"table": known.exhibit.str.removeprefix("table"), "": known.method.str.removesuffix(" gain")})
     shown = shown.assign(of=places(known), metric=known.metric, n=known.n)
     return shown.join(judged(known, (VERDICT[0], *VERDICT[2:4], "same direction?", VERDICT[4])))
-
-
-def tally(shown: pd.DataFrame) -> dict[str, int]:
-    """What a page says of `compared`: how many go the paper's way, and how many would have been visible here."""
-    counts = {f"same {answer}".replace(" ", "_"): (shown["same direction?"] == answer).sum() for answer in ANSWERS}
-    return counts | {"num_gains": len(shown), "seen_yes": (shown["visible here?"] == "yes").sum()}
 
 
 # --- Examples: what the first training of each method says and draws of some images.

@@ -37,10 +37,11 @@ def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) ->
 
 
 def say_verdicts(name: str, verdicts: pd.Series) -> None:
-    """Give the page how many verdicts there are, `NAME-cells`, and how many are yes and no, `NAME-yes`, `NAME-no`."""
+    """Give the page how many verdicts there are, `NAME-cells`, and of each how many: `NAME-yes`, `NAME-not-visible`."""
     verdicts = verdicts[verdicts != ""]
-    numbers = {verdict: int((verdicts == verdict).sum()) for verdict in ("yes", "no")}
-    say(**{f"{name}-{what}": number for what, number in (numbers | {"cells": len(verdicts)}).items()})
+    say(**{f"{name}-cells": len(verdicts)})
+    for verdict in ("yes", "no", "better", "worse", "not visible"):
+        say(**{f"{name}-{verdict.replace(' ', '-')}": (verdicts == verdict).sum()})
 
 
 def _written(estimate: Estimate, digits: int, sign: str, unit: str) -> str:

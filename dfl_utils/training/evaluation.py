@@ -173,7 +173,7 @@ class Trials:
         reference_set: see `Scorer`.
         examples: images that are captioned; the first `num_drawn` have a reference drawn, too.
         metrics: of captions, beside BLEU.
-        num_inference_steps, seed: of the drawings.
+        seed: of the drawings.
         num_resamples: for intervals of FID and KID.
 
     Attributes:
@@ -188,7 +188,6 @@ class Trials:
         *,
         num_drawn: int,
         metrics: Sequence[str],
-        num_inference_steps: int,
         seed: int = 0,
         num_resamples: int = image_sets.NUM_RESAMPLES,
     ):
@@ -198,7 +197,6 @@ class Trials:
         self.metrics, self.seed, self.num_resamples = metrics, seed, num_resamples
         self.scorer = Scorer(finetuner.profile, finetuner.store, reference_set)
         self.profiles: dict[str, Sequence[Profile]] = {}
-        self._options = {"num_inference_steps": num_inference_steps, "progress": False, "judges": finetuner}
         self._said, self._drawn = {}, {}
         self._counted = np.full(len(examples), True)
 
@@ -227,7 +225,8 @@ class Trials:
         return self._drawn[method]
 
     def _games(self, method: str) -> list[Game]:
-        return [Game(profile, self.finetuner.store, **self._options) for profile in self.profiles[method]]
+        options = {"progress": False, "judges": self.finetuner}
+        return [Game(profile, self.finetuner.store, **options) for profile in self.profiles[method]]
 
     def values(self, method: str, metric: str) -> np.ndarray:
         """`(trainings, images)` scores; counts for BLEU and features for FID and KID have a third axis."""
