@@ -1,6 +1,7 @@
-"""Drawings of prompts that are given as token ids: what the generator draws of mapped captions."""
+"""Drawings of prompts that are given as token ids: what the generator draws of mapped captions, and what models see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -8,13 +9,25 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from dfl_utils.game import judges
 from dfl_utils.game.drawings import Images
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import blocks
 from dfl_utils.store.store import Job, Kind
+from dfl_utils.world.data import Example
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model sees in pictures, a row each."""
+
+    seen: np.ndarray
+
 
 TOKEN_IMAGES = Kind("token-images", Images, travels=False)
 SHOWN = Kind("shown-token-images", Images)
+SEEN = {"probe": Kind("probe-labels", Seen), "clip": Kind("clip-embeddings", Seen)}
+EXPERIMENTS = {name: Kind(name) for name in ("unknown-token", "one-hot", "soft-prompt")}
 
 
 def prompt_ids(tokenizer, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -30,10 +43,8 @@ def prompt_ids(tokenizer, rows: Sequence[Sequence[int]]) -> Tensor:
             f"A prompt has {longest} tokens, and the generator reads {length} with start-of-text and end-of-text: "
             "leave it out or shorten it."
         )
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    for line, row in zip(ids, rows, strict=True):
-        line[: len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *row, tokenizer.eos_token_id])
-    return ids
+    whole = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
+    return tokenizer.pad({"input_ids": whole}, padding="max_length", max_length=length, return_tensors="pt").input_ids
 
 
 def draw(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> np.ndarray:
@@ -94,6 +105,70 @@ def key(workshop: Workshop, rows: Sequence[Sequence[int]], seeds: Sequence[int])
         tokens=[list(map(int, row)) for row in rows],
         seeds=list(seeds),
     )
+
+
+class Retold:
+    """Captions told to the generator in several ways, all drawn from the same noise; equal prompts are drawn once.
+
+    Args:
+        workshop: see `draw`.
+        examples: the captions' images.
+        prompts: way -> token ids of each caption.
+        seeds: of the noise, one a caption.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        examples: Sequence[Example],
+        prompts: Mapping[str, Sequence[Sequence[int]]],
+        seeds: Sequence[int],
+    ):
+        pairs = {way: list(zip(map(tuple, rows), seeds, strict=True)) for way, rows in prompts.items()}
+        places = {pair: k for k, pair in enumerate(dict.fromkeys(sum(pairs.values(), [])))}
+        self._places = {way: [places[pair] for pair in part] for way, part in pairs.items()}
+        self._asked = workshop, *map(list, zip(*places, strict=True))
+        self._workshop, self._examples, self.number = workshop, examples, len(places)
+
+    def seen(self, role: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What a model sees in the originals, and in the drawings of each way, `(captions, D)`.
+
+        Args:
+            role: `probe`, whose logits are given, or `clip`, whose unit embeddings are.
+        """
+        shop = self._workshop
+        made_by, side = shop.made_by(role), shop.profile.image_size
+
+        def look(pictures: np.ndarray) -> tuple[Seen, int]:
+            see = shop.referee.logits if role == "probe" else shop.encoder(role).embed
+            return Seen(see(pictures)), len(pictures)
+
+        def get(inputs: dict, pictures: Callable[[], np.ndarray]) -> np.ndarray:
+            return shop.store.get(SEEN[role], made_by | inputs, lambda: look(pictures())).seen
+
+        originals = get(shop.images_key(self._examples), lambda: judges.squares(self._examples, side))
+        drawn = get({"drawings": key(*self._asked)}, lambda: draw(*self._asked))
+        return originals, {way: drawn[places] for way, places in self._places.items()}
+
+    def show(self, way: str, count: int) -> np.ndarray:
+        """The first drawings of a way, `(count, H, W, 3)` uint8."""
+        return show(*self._asked, self._places[way][:count])
+
+
+def experiment(
+    workshop: Workshop, name: str, run: Callable[[], dict[str, Tensor]], examples: Sequence[Example] = (), **inputs
+) -> dict[str, np.ndarray]:
+    """Tensors of a small experiment on prompts of the generator, from the store or made now.
+
+    Args:
+        name: of `EXPERIMENTS`; whoever changes what `run` gives raises the version.
+        examples: images that the captioner reads in it.
+        inputs: all else that it depends on, beside the generator.
+    """
+    if examples:
+        inputs |= workshop.images_key(examples) | {"reader": workshop.made_by("captioner")}
+    asked = workshop.made_by("generator") | inputs
+    return workshop.store.get(EXPERIMENTS[name], asked, lambda: ({n: t.numpy() for n, t in run().items()}, 1))
 
 
 @torch.no_grad()
