@@ -120,7 +120,9 @@ def latents(world, kind):
 
 
 def retold(world, kind):
-    return token_drawings.Retold(game(world, kind).workshop, world.examples(), {"own": [[1]]}, [world.seed])
+    return token_drawings.Retold(
+        game(world, kind).workshop, world.examples(), {"own": [[len(world.candidate)]]}, [world.seed]
+    )
 
 
 def experiment(name, examples=()):
@@ -163,11 +165,11 @@ KEYS = {
     "pixel-similarity": (lambda w, k: judges.pixels(drawings(w, k)[0]), DRAWN | {"image"}),
     "labels": (lambda w, k: judges.labels(drawings(w, k)[0]), DRAWN | {"image", "probe"}),
     "token-images": (
-        lambda w, k: token_drawings.draw(game(w, k).workshop, [[len(w.candidate)]], [w.seed]),
+        lambda w, k: retold(w, k).draw(),
         DRAWN,
     ),
     "shown-token-images": (
-        lambda w, k: token_drawings.show(game(w, k).workshop, [[len(w.candidate)]], [w.seed], [0]),
+        lambda w, k: retold(w, k).show("own", 1),
         DRAWN,
     ),
     "probe-labels": (lambda w, k: retold(w, k).seen("probe"), {"image", "probe"}),

@@ -181,6 +181,11 @@ def row(
     return dict(zip(COLUMNS, (exhibit, *part, method, x, metric, *numbers), strict=True))
 
 
+def rows(exhibit: str, part: tuple[str, str], estimates: Mapping[tuple, Estimate]) -> list[dict]:
+    """A `row` for each estimate, by (method, metric) or (method, metric, x)."""
+    return [row(exhibit, part, *of[:2], estimate, *of[2:]) for of, estimate in estimates.items()]
+
+
 def written(estimate: Estimate, digits: int = 1, sign: str = "", missing: str = "") -> str:
     """`value (low to high)`; `missing` for NaN, and never a minus before zero.
 
