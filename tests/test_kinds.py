@@ -118,6 +118,18 @@ def latents(world, kind):
     pairs.latents(game(world, kind).workshop, SimpleNamespace(vae=None), world.examples())
 
 
+def retold(world, kind):
+    return token_drawings.Retold(
+        game(world, kind).workshop, world.examples(), {"own": [[len(world.candidate)]]}, [world.seed]
+    )
+
+
+def experiment(name, examples=()):
+    return lambda world, kind: token_drawings.experiment(
+        game(world, kind).workshop, name, dict, examples, sentence=world.candidate
+    )
+
+
 def cost_of(ask):
     return lambda world, kind: ask(StepCost(finetuner(world, kind), batch_size=1), world)
 
@@ -152,12 +164,20 @@ KEYS = {
     "pixel-similarity": (lambda w, k: judges.pixels(drawings(w, k)[0]), DRAWN | {"image"}),
     "labels": (lambda w, k: judges.labels(drawings(w, k)[0]), DRAWN | {"image", "probe"}),
     "token-images": (
-        lambda w, k: token_drawings.draw(game(w, k).workshop, [[len(w.candidate)]], [w.seed]),
+        lambda w, k: retold(w, k).draw(),
         DRAWN,
     ),
     "shown-token-images": (
-        lambda w, k: token_drawings.show(game(w, k).workshop, [[len(w.candidate)]], [w.seed], [0]),
+        lambda w, k: retold(w, k).show("own", 1),
         DRAWN,
+    ),
+    "probe-labels": (lambda w, k: retold(w, k).seen("probe"), {"image", "probe"}),
+    "clip-embeddings": (lambda w, k: retold(w, k).seen("clip"), {"image", "clip"}),
+    "unknown-token": (experiment("unknown-token"), {"generator", "candidate"}),
+    "one-hot": (experiment("one-hot"), {"generator", "candidate"}),
+    "soft-prompt": (
+        lambda w, k: experiment("soft-prompt", w.examples())(w, k),
+        {"generator", "candidate", "captioner", "vocab", "image"},
     ),
     "latents": (latents, {"generator", "image", "size"}),
     "vocabulary-map": (lambda w, k: finetuner(w, k).vocabulary_map, {"captioner", "vocab", "generator", "caption"}),

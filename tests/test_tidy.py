@@ -173,7 +173,7 @@ def test_a_gain_is_set_beside_the_papers_and_not_stated_over_a_level_that_may_be
     gains = {("a", "CIDEr"): clear, ("b", "CIDEr"): unclear, ("c", "FID"): clear, ("d", "CIDEr"): clear}
     levels = {"a": (50, 55), "b": (50, 55), "c": (50, 55), "d": (50, np.nan)}
     table = tidy.beside_paper(gains, ["pair", "score"], lambda pair, score: levels[pair])
-    assert table["ours"].tolist() == ["4 to 5"] * 4 and table["paper"].tolist() == ["50 to 55"] * 3 + [""]
+    assert table["ours"].tolist() == ["4.000 to 5.000"] * 4 and table["paper"].tolist() == ["50 to 55"] * 3 + [""]
     assert table["gain, %"].tolist() == [change, "not stated", Estimate(-25.0, -40.0, -10.0, 9), change]
     assert table["same direction?"].tolist() == ["yes", "", "yes", ""]  # ours and the paper's FID grew
     assert table["visible at our n?"].tolist() == ["no", "", "no", ""]

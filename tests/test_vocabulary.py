@@ -262,18 +262,19 @@ def test_own_tokens_draw_what_the_caption_draws(tmp_path, clip):
     shop = Workshop(models, RunStore(tmp_path), progress=False)
     texts, seeds = ["a red dog", "a blue cup next to a cat"], [5, 6]
     rows = clip(texts, add_special_tokens=False).input_ids
-    images = token_drawings.draw(shop, rows, seeds)
-    assert images.shape == (2, 64, 64, 3) and images.dtype == np.uint8
-    assert np.array_equal(images, shop.generator.draw(texts, seeds))
+    retold = token_drawings.Retold(shop, [], {"own": rows, "other": [rows[0], [320]]}, seeds)
+    images = retold.draw()
+    assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8  # what both ways tell is drawn once
+    assert np.array_equal(images[:2], shop.generator.draw(texts, seeds))
+    assert np.array_equal(retold.show("other", 2), images[[0, 2]])
     again = Workshop(models, RunStore(tmp_path), progress=False)
-    assert np.array_equal(token_drawings.draw(again, rows, seeds), images)
-    assert "generator" not in vars(again)  # nothing was loaded
+    assert np.array_equal(
+        token_drawings.Retold(again, [], {"own": rows, "other": [rows[0], [320]]}, seeds).draw(), images
+    )
+    assert "generator" not in again._loaded  # nothing was loaded
 
 
-def test_prompts_that_cannot_be_drawn(tmp_path, clip):
-    shop = Workshop(profile.load("mini"), RunStore(tmp_path), progress=False)
-    with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
-        token_drawings.draw(shop, [[1], [2]], [0])
+def test_prompts_that_cannot_be_drawn(clip):
     with pytest.raises(ValueError, match="A prompt has 31 tokens, and the generator reads 32"):
         token_drawings.prompt_ids(clip, [[1], [2] * 31])
     assert token_drawings.prompt_ids(clip, [[1, 2], []])[:, :4].tolist() == [

@@ -6,11 +6,12 @@ On the page `num_images=300` is {glue:text}`num-images`, and the table `tab-one`
 ```
 """
 
+import base64
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from dfl_utils.exhibits import paper, tidy
@@ -77,6 +78,15 @@ def show(
     blocks = [tidy.markdown(place, *item, digits) for place, item in zip(places, tables.items(), strict=True)]
     glue(name.replace("-", "_"), Markdown("\n".join(blocks)), display=False)
     return None
+
+
+def browse(frame: pd.DataFrame, name: str, rows: int = 300) -> HTML:
+    """The first rows of a long table in a box that scrolls, and a link to all of it as the CSV `name`."""
+    packed = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    link = f'<a download="{name}" href="data:text/csv;base64,{packed}">{name}</a>'
+    body = frame.head(rows).to_html(index=False, border=0)
+    box = f'<div style="max-height:22rem;overflow:auto">{body}</div>'
+    return HTML(f"{box}<p>{link}, {len(frame):,} tokens</p>")
 
 
 def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:

@@ -99,7 +99,7 @@ def score_curves(
             Methods of `NAMES` have colours of their own, others the next free one; a legend names them as they are.
         metrics: one panel each, in this order; the axis of a distance is reversed.
         xlabel: what `x` is, with its unit.
-        columns: panels beside each other.
+        columns: panels beside each other, at most.
         reverse: `x` falls from left to right.
 
     Raises:
@@ -110,6 +110,7 @@ def score_curves(
     if lost:
         raise ValueError(f"frame has no row of metric {lost[0]!r}: leave it out of metrics, or compute it first.")
     looks = _looks(list(dict.fromkeys(frame.method)))
+    columns = min(columns, len(metrics))
     lines = -(-len(metrics) // columns)
     with plt.rc_context(_style()):
         figure, axes = plt.subplots(

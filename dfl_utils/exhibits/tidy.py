@@ -180,6 +180,11 @@ def row(
     return dict(zip(COLUMNS, (exhibit, *part, method, x, metric, *numbers), strict=True))
 
 
+def rows(exhibit: str, part: tuple[str, str], estimates: Mapping[tuple, Estimate]) -> list[dict]:
+    """A `row` for each estimate, by (method, metric) or (method, metric, x)."""
+    return [row(exhibit, part, *of[:2], estimate, *of[2:]) for of, estimate in estimates.items()]
+
+
 def written(estimate: Estimate, digits: int = 1, sign: str = "", missing: str = "") -> str:
     """`value (low to high)`; `missing` for NaN, and never a minus before zero.
 
@@ -257,11 +262,11 @@ def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | N
     absolute, change = improved(gain.absolute, metric), improved(gain.percent, metric)
     stated = gain.measurable
     return {
-        "ours": f"{gain.baseline.value:.4g} to {gain.best.value:.4g}",
+        "ours": f"{gain.baseline.value:#.4g} to {gain.best.value:#.4g}",
         "better by": f"{absolute.value:.3g} ({absolute.low:.3g} to {absolute.high:.3g})",
         "gain, %": change if stated else "not stated",
         "n": gain.best.n,
-        "paper": "" if np.isnan(theirs) else f"{base:g} to {best:g}",
+        "paper": "" if np.isnan(theirs) else f"{base} to {best}",
         "paper, %": theirs,
         "same direction?": paper.same_direction(change.low, change.high, theirs) if stated else "",
         "visible at our n?": intervals.would_show(theirs, change) if stated else "",

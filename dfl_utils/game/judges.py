@@ -1,5 +1,6 @@
 """Judges of drawings beside CLIP and DINO, how like original and drawing are: by pixels, by the probe's labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ from dfl_utils.models.workshop import read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import Block
 from dfl_utils.store.store import Job, Kind
+from dfl_utils.world.data import Example
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,14 @@ class Logits:
 PIXELS, LABELS = Kind("pixel-similarity", Similarities), Kind("labels", Logits)
 
 
+def squares(examples: Sequence[Example], side: int) -> np.ndarray:
+    """The originals cut to a drawing's shape, `(images, side, side, 3)` uint8."""
+    return np.stack([np.asarray(ImageOps.fit(image, (side, side))) for image in read(examples)])
+
+
 def originals(drawings: Drawings, images: slice = slice(None)) -> np.ndarray:
-    """The originals cut to a drawing's shape, `(images, 1, H, W, 3)` uint8."""
-    side = drawings.workshop.profile.image_size
-    squares = [ImageOps.fit(image, (side, side)) for image in read(drawings.examples[images])]
-    return np.stack([np.asarray(image) for image in squares])[:, None]
+    """Those of drawings, `(images, 1, H, W, 3)` uint8."""
+    return squares(drawings.examples[images], drawings.workshop.profile.image_size)[:, None]
 
 
 def pixels(drawings: Drawings) -> np.ndarray:

@@ -193,7 +193,8 @@ class Generator:
         ]
         return np.concatenate(parts)
 
-    def _draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    def _draw(self, captions: Sequence[str], seeds: Sequence[int], **prompt: object) -> np.ndarray:
+        """Of captions, or of a `prompt` in the pipeline's own words; errors name the captions."""
         # On the CPU, so that a seed draws the same noise on every device.
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, **LITERAL}
@@ -201,7 +202,8 @@ class Generator:
         if isinstance(self.pipeline, StableDiffusionPipeline):
             options["latents"] = self._noise(streams)
         taken = inspect.signature(self.pipeline.__call__).parameters
-        drawn = self.pipeline(list(captions), **{name: options[name] for name in options if name in taken})
+        prompt = prompt or {"prompt": list(captions)}
+        drawn = self.pipeline(**prompt, **{name: options[name] for name in options if name in taken})
         blackened = np.flatnonzero(getattr(drawn, "nsfw_content_detected", None) or [])
         if len(blackened):
             raise ValueError(

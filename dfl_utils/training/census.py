@@ -10,7 +10,7 @@ from functools import cache, cached_property, partial
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
@@ -52,21 +52,13 @@ class Census:
     """Both cuts of the same captions, and what they say, each answer a small shard.
 
     Captions are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or `votes` are looked at.
-
-    Raises:
-        ValueError: no captions.
+    ValueError where there are none.
     """
 
-    def __init__(
-        self,
-        store: RunStore,
-        captioner_tokenizer: PreTrainedTokenizerBase,
-        generator_tokenizer: PreTrainedTokenizerBase,
-        captions: Sequence[str],
-    ):
+    def __init__(self, store: RunStore, captioner: Tokenizer, generator: Tokenizer, captions: Sequence[str]):
         if not captions:
             raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
-        self._store, self._pair, self._number = store, (captioner_tokenizer, generator_tokenizer), len(captions)
+        self._store, self._pair, self._number = store, (captioner, generator), len(captions)
         self._key = _key(*self._pair, captions)
         self._blocks = [captions[k : k + BLOCK] for k in range(0, len(captions), BLOCK)]
         for block in self._blocks:  # the cost of the census, whether it is read or not
@@ -142,7 +134,13 @@ class Census:
         return np.unpackbits(bits, count=self._number).astype(bool)
 
     def _numbers(self, what: str, make: Callable[[], np.ndarray], asked: object = None) -> np.ndarray:
-        return self._kept(what, lambda: _narrow(make()), asked).astype(np.int64)
+        """Whole numbers of 0 or more, kept in the fewest bytes."""
+
+        def narrow():
+            values = make()
+            return values.astype(np.min_scalar_type(values.max(initial=0)))
+
+        return self._kept(what, narrow, asked).astype(np.int64)
 
     def _kept(self, what: str, make: Callable[[], np.ndarray], asked: object) -> np.ndarray:
         key = self._key | {"what": what, "asked": asked}
@@ -168,14 +166,10 @@ def equal_sets(first: Cuts, second: Cuts) -> np.ndarray:
 
 
 def learn(
-    store: RunStore,
-    captioner_tokenizer: PreTrainedTokenizerBase,
-    generator_tokenizer: PreTrainedTokenizerBase,
-    captions: Sequence[str] = (),
-    **options,
+    store: RunStore, captioner: Tokenizer, generator: Tokenizer, captions: Sequence[str] = (), **options
 ) -> VocabularyMap:
     """`VocabularyMap.make` of the captions' census, with the same options, by way of the store."""
-    pair = captioner_tokenizer, generator_tokenizer
+    pair = captioner, generator
 
     def make():
         votes = Census(store, *pair, captions).votes if captions else Votes()
@@ -220,24 +214,14 @@ def _of(values: np.ndarray) -> str:
     return hashlib.sha256(f"{values.dtype} {values.shape}".encode() + values.tobytes()).hexdigest()
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Whole numbers of 0 or more in the fewest bytes."""
-    return values.astype(np.min_scalar_type(values.max(initial=0)))
-
-
 def _cut(captioner, generator, captions: Sequence[str]) -> tuple[dict, int]:
     ours, theirs = alignment.spans(captioner, captions), alignment.spans(generator, captions)
     content = {}
     for side, cut in (("captioner", ours), ("generator", theirs)):
         content |= {f"{side} ids": cut.ids.astype(np.int32), f"{side} counts": cut.counts.astype(np.int32)}
-    votes = vars(alignment.align(ours, theirs))
-    return content | {name: _rows(counter) for name, counter in votes.items()}, len(captions)
-
-
-def _rows(counter: Counter) -> np.ndarray:
-    """A counter as rows of its key and its number."""
-    rows = [[*(key if isinstance(key, tuple) else (key,)), number] for key, number in counter.items()]
-    return np.array(rows, dtype=np.int32).reshape(len(rows), -1)
+    for name, counter in vars(alignment.align(ours, theirs)).items():  # rows of a key and its number
+        content[name] = np.column_stack([list(counter), list(counter.values())]).astype(np.int32)
+    return content, len(captions)
 
 
 def _votes(content: dict[str, np.ndarray]) -> Votes:
@@ -249,7 +233,7 @@ def _votes(content: dict[str, np.ndarray]) -> Votes:
 
 
 @cache
-def _recipe(tokenizer: PreTrainedTokenizerBase) -> str:
+def _recipe(tokenizer: Tokenizer) -> str:
     """SHA-256 of how a tokenizer cuts: what it was told of padding and length does not count here."""
     recipe = json.loads(alignment.backend(tokenizer).to_str()) | {"truncation": None, "padding": None}
     return _digest(json.dumps(recipe, sort_keys=True))
