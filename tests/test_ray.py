@@ -104,13 +104,13 @@ def test_a_worker_was_killed_and_nothing_is_lost_or_counted_twice(filled, exampl
     root, found = filled
     # The one that died may have finished another shard before; the one that it had in hand is of somebody else.
     victim = int((root / "victim").read_text())
-    (again,) = (part for part in found if victim in part.image_ids)
-    assert int((root / "died").read_text()) != again.pid
-    ids = [image_id for part in found for image_id in part.image_ids]
+    (again,) = (part for part in found if victim in part["ids"])
+    assert int((root / "died").read_text()) != again["pid"]
+    ids = [image_id for part in found for image_id in part["ids"]]
     assert ids == [example.image_id for example in examples]
     store, counted = RunStore(root), []
     for part in found:
-        key = {"ids": list(part.image_ids)}
+        key = {"ids": [int(image_id) for image_id in part["ids"]]}
         counted += store.get(Kind("test-count"), key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
     assert counted == ids and store.spent["test-count"].calls == len(ids)
     assert not list(root.glob("*.partial"))

@@ -4,7 +4,7 @@ Work is kept in shards of some images and candidates (`blocks`), so a killed run
 larger one starts from a smaller, and a second loads no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -146,15 +146,11 @@ class Game:
         blip.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]
-        jobs = []
-        for block in blocks.cut(len(examples), num_candidates):
-            part, drawn = examples[block.images], block.of(streams)
-            key = self.workshop.captioner_key() | options | {"streams": drawn} | self.workshop.images_key(part)
-            jobs.append(Job(CAPTIONS, key, partial(self._sample, part, drawn, options)))
-        contents = self.workshop.fill(jobs, "captions")
+        key, make = self.workshop.captioner_key() | options, partial(self._sample, options)
+        contents = self._fill(CAPTIONS, key, examples, make, "captions", streams=streams)
         return blocks.join_texts([content.captions for content in contents], num_candidates)
 
-    def _sample(self, examples: Sequence[Example], streams: list, options: dict) -> tuple[Sentences, int]:
+    def _sample(self, options: dict, examples: Sequence[Example], streams: list) -> tuple[Sentences, int]:
         texts = sum(self.captioner.sample(read(examples), streams, **options), [])
         return Sentences(texts), len(texts)
 
@@ -166,14 +162,11 @@ class Game:
         """
         _check(examples)
         _check_beams(num_beams)
-        jobs = []
-        for block in blocks.cut(len(examples)):
-            part = examples[block.images]
-            key = self.workshop.captioner_key() | {"num_beams": num_beams} | self.workshop.images_key(part)
-            jobs.append(Job(DESCRIPTIONS, key, partial(self._describe, part, num_beams)))
-        return [text for content in self.workshop.fill(jobs, "descriptions") for text in content.captions]
+        key = self.workshop.captioner_key() | {"num_beams": num_beams}
+        contents = self._fill(DESCRIPTIONS, key, examples, partial(self._describe, num_beams), "descriptions")
+        return [text for content in contents for text in content.captions]
 
-    def _describe(self, examples: Sequence[Example], num_beams: int) -> tuple[Sentences, int]:
+    def _describe(self, num_beams: int, examples: Sequence[Example]) -> tuple[Sentences, int]:
         return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
 
     def log_likelihood(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
@@ -183,16 +176,12 @@ class Game:
             examples: originals.
             captions: the same number N >= 1 for each.
         """
-        count, jobs = _check_captions("log_likelihood", examples, captions), []
-        for block in blocks.cut(len(examples), count):
-            part, texts = examples[block.images], block.of(captions)
-            key = self.workshop.captioner_key() | {"captions": texts} | self.workshop.images_key(part)
-            jobs.append(Job(LIKELIHOOD, key, partial(self._weigh, part, texts)))
-        contents = self.workshop.fill(jobs, "likelihood")
+        count, key = _check_captions("log_likelihood", examples, captions), self.workshop.captioner_key()
+        contents = self._fill(LIKELIHOOD, key, examples, self._weigh, "likelihood", captions=captions)
         return blocks.join([content.log_likelihood for content in contents], count)
 
-    def _weigh(self, examples: Sequence[Example], texts: list[list[str]]) -> tuple[Likelihoods, int]:
-        return Likelihoods(self.captioner.log_likelihood(read(examples), texts)), sum(map(len, texts))
+    def _weigh(self, examples: Sequence[Example], captions: list[list[str]]) -> tuple[Likelihoods, int]:
+        return Likelihoods(self.captioner.log_likelihood(read(examples), captions)), sum(map(len, captions))
 
     def reconstruct(
         self,
@@ -265,15 +254,23 @@ class Game:
     def original_features(self, examples: Sequence[Example]) -> np.ndarray:
         """The same of the originals: `(images, D)` float32."""
         _check(examples)
-        jobs = []
-        for block in blocks.cut(len(examples)):
-            part = examples[block.images]
-            key = self.workshop.extractor_key() | self.workshop.images_key(part)
-            jobs.append(Job(ORIGINAL_FEATURES, key, partial(self._measure, part)))
-        return np.concatenate([content.features for content in self.workshop.fill(jobs, "features")])
+        key = self.workshop.extractor_key()
+        contents = self._fill(ORIGINAL_FEATURES, key, examples, self._measure, "features")
+        return np.concatenate([content.features for content in contents])
 
     def _measure(self, examples: Sequence[Example]) -> tuple[Features, int]:
         return Features(self.extractor.features(read(examples))), len(examples)
+
+    def _fill(self, kind: Kind, key: dict, examples: Sequence[Example], make: Callable, what: str, **rows) -> list:
+        """The shards of images, or of images and candidates: `make` gets a block's images and its part of the `rows`.
+
+        What each shard holds depends on `key`, its images and its part of the rows, each a list of N an image.
+        """
+        jobs = []
+        for block in blocks.cut(len(examples), *{len(values[0]) for values in rows.values()}):
+            part, inputs = examples[block.images], {name: block.of(values) for name, values in rows.items()}
+            jobs.append(Job(kind, key | inputs | self.workshop.images_key(part), partial(make, part, **inputs)))
+        return self.workshop.fill(jobs, what)
 
 
 def _check(examples: Sequence[Example], num_candidates: int = 1, seed: int = 0) -> None:

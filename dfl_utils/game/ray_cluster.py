@@ -7,7 +7,6 @@ same call in the process that asked finds them all and loads no model.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is starte
 Play = Callable[[Sequence[int]], Any]
 
 
-@dataclass(frozen=True)
-class Filled:
-    """What came of one shard of ids.
-
-    Attributes:
-        image_ids: the ids.
-        node: the Ray node on which they were worked on at last.
-        pid: the actor's process.
-    """
-
-    image_ids: tuple[int, ...]
-    node: str
-    pid: int
-
-
 def fill(
     prepare: Callable[[], Play],
     image_ids: Sequence[int],
@@ -39,7 +23,7 @@ def fill(
     workers: int | tuple[int, int] = 2,
     num_gpus: float = 0,
     num_cpus: float = 1,
-) -> list[Filled]:
+) -> list[dict[str, Any]]:
     """Have actors make the shards of images.
 
     Args:
@@ -50,7 +34,8 @@ def fill(
         num_gpus, num_cpus: of one actor.
 
     Returns:
-        One `Filled` a shard, in the order of the ids: each once, however many actors died over it.
+        Of each shard, in the order of the ids and once however many actors died over it: its `ids`, and the Ray `node`
+        and the process `pid` that worked on it at last.
 
     Raises:
         ImportError: Ray is not installed.
@@ -84,11 +69,9 @@ def fill(
         )
         .take_all()
     )
-    found = {int(row["shard"]): Filled(tuple(map(int, row["ids"])), row["node"], int(row["pid"])) for row in done}
-    lost = [row["shard"] for row in rows if row["shard"] not in found]
-    if lost or len(done) != len(rows):
-        raise RuntimeError(f"Ray brought back {len(done)} of {len(rows)} shards, without {lost}: run it again.")
-    return [found[row["shard"]] for row in rows]
+    if sorted(row["shard"] for row in done) != list(range(len(rows))):
+        raise RuntimeError(f"Ray brought back {len(done)} shards for {len(rows)}: run it again.")
+    return sorted(done, key=lambda row: row["shard"])
 
 
 class Actor:

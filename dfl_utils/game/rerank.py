@@ -5,18 +5,17 @@ not on any order. Everything made is kept in the run store, so that a call that 
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dfl_utils.game import own_input
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
-from dfl_utils.game.own_input import Picture
 from dfl_utils.game.scorer import JUDGES, Scorer
 from dfl_utils.models import generator as generators
 from dfl_utils.models.similarity import ENCODERS
@@ -24,31 +23,40 @@ from dfl_utils.scores import ranking
 from dfl_utils.store import blocks
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
-from dfl_utils.world.data import Example
-from dfl_utils.world.folders import content_id
+from dfl_utils.world import profile as profiles
+from dfl_utils.world.data import Example, to_rgb
+from dfl_utils.world.folders import content_id, is_text
 from dfl_utils.world.profile import Profile
 
 _log = logging.getLogger(__name__)
 
+Picture = Path | str | Image.Image
+WHAT = {str: "captions", Picture: "files or Pillow images"}  # a list may hold
+
 READERS = tuple(name for name in JUDGES if name != "cider")  # CIDEr weighs words by a whole set of references
 
 
-@dataclass(frozen=True)
-class RankedCaption:
-    """A candidate caption of an image.
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A candidate of an image or a text.
 
     Attributes:
-        caption: the text.
-        similarity: cosine of the image and what the generator draws from the caption, in [-1, 1].
-        rank: place among the image's candidates; 0 is the most similar.
-        candidate: place in the list that was given.
+        similarity: with what it is ranked for; higher is more similar.
+        rank: place among the candidates; 0 is the most similar.
+        candidate: place in the list that was passed, or number of the drawing.
     """
 
-    caption: str
     similarity: float
     rank: int
     candidate: int
     _load: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCaption(Ranked):
+    """A candidate caption; its similarity is the cosine of the image and what the generator draws from it."""
+
+    caption: str
 
     @property
     def image_hat(self) -> Image.Image:
@@ -56,26 +64,15 @@ class RankedCaption:
         return self._load()
 
 
-@dataclass(frozen=True)
-class RankedImage:
-    """A candidate image of a text.
-
-    Attributes:
-        caption_hat: what the captioner reads in the image.
-        similarity: of text and reading, by the judge that was asked; higher is more similar.
-        rank: place among the text's candidates; 0 is the most similar.
-        candidate: place in the list that was given, or number of the drawing.
-    """
+@dataclass(frozen=True, kw_only=True)
+class RankedImage(Ranked):
+    """A candidate image; its similarity is that of the text and what the captioner reads in it, by the judge."""
 
     caption_hat: str
-    similarity: float
-    rank: int
-    candidate: int
-    _load: Callable[[], Image.Image] = field(repr=False, compare=False)
 
     @property
     def image(self) -> Image.Image:
-        """The image: the one that was given, or the drawing from the store."""
+        """The image: the one that was passed, or the drawing from the store."""
         return self._load()
 
 
@@ -115,13 +112,13 @@ def rerank_captions(
             profile or model, a negative seed.
         FileNotFoundError, OSError: an image or a model that is not there or broken. All before anything is drawn.
     """
-    own_input.check_options(similarity, ENCODERS, seed, num_candidates)
-    own_input.check_list("images", images, Picture)
+    _check_options(similarity, ENCODERS, seed, num_candidates)
+    _check_list("images", images, Picture)
     roles = ["generator", similarity, *(["captioner"] if captions is None else [])]
-    game = own_input.game(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    game = _game(profile, captioner, generator, num_inference_steps, store, progress, roles)
     if captions is not None:
-        own_input.check_lists("captions", captions, str, len(images))
-    examples = [own_input.example(image, game.store) for image in images]
+        _check_lists("captions", captions, str, len(images))
+    examples = [on_disk(image, game.store) for image in images]
     if captions is None:
         captions = [game.sample_captions([example], num_candidates, seed=seed)[0] for example in examples]
     cut = generators.truncated(game.profile, [text for row in captions for text in row])
@@ -131,12 +128,14 @@ def rerank_captions(
     texts = [sorted(set(row)) for row in captions]
     seeds = [[_seed(seed, e.image_id, text) for text in row] for e, row in zip(examples, texts, strict=True)]
     drawings = _one_by_one(game, examples, texts, seeds)
-    found = []
-    for k, (row, sims) in enumerate(zip(captions, _similarities(drawings, similarity), strict=True)):
+    cosines = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
+    ranked = []
+    for k, row in enumerate(captions):
         places = [texts[k].index(text) for text in row]
-        entries = [(text, partial(_drawing, drawings, k, n)) for text, n in zip(row, places, strict=True)]
-        found.append(_ranked(RankedCaption, entries, sims[places]))
-    return found
+        loaders = [partial(_drawing, drawings, k, n) for n in places]
+        entries = [{"caption": text, "_load": load} for text, load in zip(row, loaders, strict=True)]
+        ranked.append(_ranked(RankedCaption, entries, np.array(cosines[k])[places]))
+    return ranked
 
 
 def rerank_images(
@@ -170,34 +169,29 @@ def rerank_images(
     Raises:
         ValueError, TypeError, FileNotFoundError, OSError: as `rerank_captions`, before any model works.
     """
-    own_input.check_options(similarity, READERS, seed, num_candidates, num_beams)
-    own_input.check_list("captions", captions, str)
+    _check_options(similarity, READERS, seed, num_candidates, num_beams)
+    _check_list("captions", captions, str)
     if images is not None:
-        own_input.check_lists("images", images, Picture, len(captions))
+        _check_lists("images", images, Picture, len(captions))
     roles = ["captioner", *(["clip"] if similarity == "clip" else []), *(["generator"] if images is None else [])]
-    game = own_input.game(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    game = _game(profile, captioner, generator, num_inference_steps, store, progress, roles)
     if images is None:
         readings, loaders = _drawn(game, captions, num_candidates, num_beams, seed)
     else:
         readings, loaders = _given(game, images, num_beams)
     scorer = Scorer(game.profile, game.store, [Example(0, Path(), ("no reference weighs here",))])
-    found = []
+    ranked = []
     for caption, row, loads in zip(captions, readings, loaders, strict=True):
         sims = scorer.similarity([caption], [row], [similarity])[similarity][0]
-        found.append(_ranked(RankedImage, list(zip(row, loads, strict=True)), sims))
-    return found
+        entries = [{"caption_hat": text, "_load": load} for text, load in zip(row, loads, strict=True)]
+        ranked.append(_ranked(RankedImage, entries, sims))
+    return ranked
 
 
 def _one_by_one(game: Game, examples: Sequence[Example], captions: list[list[str]], seeds: list[list[int]]) -> Drawings:
     """Drawings of which each has a shard of its own: more candidates cost their own drawings, and fewer none."""
     cut = [blocks.Block(slice(k, k + 1), slice(n, n + 1)) for k, row in enumerate(captions) for n in range(len(row))]
     return Drawings(game.workshop, examples, captions, seeds, cut)
-
-
-def _similarities(drawings: Drawings, name: str) -> list[np.ndarray]:
-    """Cosine of each drawing with its original: one array `(N,)` an image."""
-    parts = drawings.compare_blocks([name])[name]
-    return [np.array(row) for row in _by_image(drawings, [part[0] for part in parts])]
 
 
 def _by_image(drawings: Drawings, parts: list) -> list[list]:
@@ -220,7 +214,7 @@ def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int, seed
 def _given(game: Game, images: Sequence[Sequence[Picture]], num_beams: int) -> tuple[list, list]:
     """Readings of the images of each text, and what loads the images."""
     readings, loaders = [], []
-    examples = [[own_input.example(image, game.store) for image in row] for row in images]  # all, before any is read
+    examples = [[on_disk(image, game.store) for image in row] for row in images]  # all, before any is read
     for row in examples:
         distinct = {e.image_id: e for e in sorted(row, key=lambda e: e.image_id)}
         said = dict(zip(distinct, game.describe(list(distinct.values()), num_beams), strict=True))
@@ -229,12 +223,11 @@ def _given(game: Game, images: Sequence[Sequence[Picture]], num_beams: int) -> t
     return readings, loaders
 
 
-def _ranked(kind: type, entries: list[tuple], sims: np.ndarray) -> list:
-    places = ranking.ranks(sims[None])[0]
-    rows = [
-        kind(text, float(sim), int(rank), n, load)
-        for n, ((text, load), sim, rank) in enumerate(zip(entries, sims, places, strict=True))
-    ]
+def _ranked(kind: type, entries: list[dict], sims: np.ndarray) -> list:
+    """The candidates, the most similar first; of equally similar ones, the first in the list that was passed."""
+    ranked = zip(entries, sims, ranking.ranks(sims[None])[0], strict=True)
+    rows = [kind(**entry, similarity=float(sim), rank=int(rank), candidate=n)
+            for n, (entry, sim, rank) in enumerate(ranked)]  # fmt: skip
     return sorted(rows, key=lambda row: row.rank)
 
 
@@ -244,3 +237,64 @@ def _drawing(drawings: Drawings, k: int, n: int) -> Image.Image:
 
 def _seed(seed: int, image_id: int, text: str) -> int:
     return blocks.drawing_seed(blocks.NOISE, seed, image_id, content_id(text.encode()))
+
+
+def on_disk(image: Picture, store: RunStore) -> Example:
+    """An image on disk, named by its pixels; one that is in memory is kept beside the store's shards."""
+    pixels = to_rgb(image) if isinstance(image, Image.Image) else data.read_image(Path(image))
+    image_id = content_id(str(pixels.size).encode() + pixels.tobytes())
+    if not isinstance(image, Image.Image):
+        return Example(image_id, Path(image), ())
+    path = store.root / "originals" / f"{image_id:013x}.png"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        pixels.save(part, "PNG")
+        part.replace(path)
+    return Example(image_id, path, ())
+
+
+def _game(profile, captioner, generator, steps, store, progress, roles: Sequence[str]) -> Game:
+    """The game of the profile with those models in place of its own; those of `roles` are there."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
+    models = profile if isinstance(profile, Profile) else profiles.load(profile)
+    if captioner is not None:
+        named = captioner in models.captioners
+        models = models.pair(captioner=captioner) if named else replace(models, captioner=str(captioner))
+    if generator is not None:
+        models = models.with_generator(generator)
+    for role in roles:
+        models.locate(getattr(models, role))
+    store = store if isinstance(store, RunStore) else RunStore(store)
+    return Game(models, store, num_inference_steps=steps, progress=progress)
+
+
+def _check_options(similarity: str, known: Iterable[str], seed: int, *counts: int) -> None:
+    blocks.check_seed(seed)
+    if similarity not in known:
+        raise ValueError(f"similarity is {similarity!r}: choose one of {', '.join(known)}.")
+    if min(counts) < 1:
+        raise ValueError(f"num_candidates or num_beams is {min(counts)}: give at least 1 of each.")
+
+
+def _check_list(name: str, values: object, kind: type) -> None:
+    if isinstance(values, kind | str) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} is of type {type(values).__name__}: give a list of {WHAT[kind]}.")
+    if not values:
+        raise ValueError(f"{name} is empty: give a list of {WHAT[kind]}.")
+    for k, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}[{k}] is of type {type(value).__name__}: {name} is a list of {WHAT[kind]}.")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{name}[{k}] is blank: write something, or leave it out.")
+        if isinstance(value, str) and not is_text(value):
+            raise ValueError(f"{name}[{k}] holds half a character, which no text of UTF-8 has: write it anew.")
+
+
+def _check_lists(name: str, rows: object, kind: type, count: int) -> None:
+    if isinstance(rows, kind | str) or not isinstance(rows, Sequence) or len(rows) != count:
+        found = f"{len(rows)} entries" if isinstance(rows, list | tuple) else f"type {type(rows).__name__}"
+        raise ValueError(f"{name} has {found} for {count} to rank for: give a list of {WHAT[kind]} for each.")
+    for k, row in enumerate(rows):
+        _check_list(f"{name}[{k}]", row, kind)

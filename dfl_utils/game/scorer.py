@@ -232,15 +232,14 @@ class Scorer:
 
         return np.concatenate([one(references[block.images]) for block in blocks.cut(len(references))])
 
-    def _key(self, metric: str) -> dict:
-        return self._made_by(metric) | ({"reference_set": self._reference_set} if metric == "CIDEr" else {})
-
     @cached_property
     def _reference_set(self) -> str:
         return _digest(self.reference_set)
 
-    def _made_by(self, metric: str) -> dict:
+    def _key(self, metric: str) -> dict:
         key = {"metric": metric, "packages": {name: provenance.release(name) for name in PACKAGES[metric]}}
+        if metric == "CIDEr":
+            key["reference_set"] = self._reference_set
         if metric == "SBERT":
             provenance.register("sbert", get_model_path())
             key["device"] = self.profile.device

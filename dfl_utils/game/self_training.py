@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from dfl_utils.game.loops import Game
-from dfl_utils.models import similarity
 from dfl_utils.scores import ranking
 from dfl_utils.store import blocks
 from dfl_utils.world.data import Example
@@ -46,12 +45,10 @@ def winners(
         At most B examples, in order; see `retold`.
 
     Raises:
-        ValueError: before any work, an unknown pick or judge, no images, fewer than one candidate, a negative seed.
+        ValueError: before any work, an unknown pick, no images, fewer than one candidate, a negative seed.
     """
     if pick not in PICKS:
         raise ValueError(f"pick is {pick!r}: choose one of {', '.join(PICKS)}.")
-    if judge not in similarity.ENCODERS:
-        raise ValueError(f"judge is {judge!r}: choose one of {', '.join(similarity.ENCODERS)}.")
     if pick == "random":
         rows = game.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
         chosen = [blocks.pick(seed, example.image_id, row) for example, row in zip(examples, rows, strict=True)]

@@ -70,17 +70,14 @@ def checkpoint_hash(folder: Path) -> str:
     return files_hash(folder, leave_out=NEVER_READ)
 
 
-def register(name: str, folder: str | Path, how: str = "loaded", revision: str | None = None) -> None:
+def register(name: str, folder: str | Path, revision: str | None = None) -> None:
     """Note that this process uses a checkpoint, for the stamp of its results.
 
     Args:
         name: the model's role, such as `generator`.
         folder: its directory, or a hub id, which may still have to be downloaded.
-        how: "loaded" or "trained".
         revision: commit of a hub id.
     """
-    if how not in ("loaded", "trained"):
-        raise ValueError(f"A checkpoint is registered as 'loaded' or 'trained', not {how!r}.")
     local = Path(folder).resolve()
     path, sha256 = str(folder), None
     if local.is_dir():
@@ -90,7 +87,7 @@ def register(name: str, folder: str | Path, how: str = "loaded", revision: str |
     before = used.get(name)
     if before and before["path"] != path:  # two captioners, say: the stamp names them all
         used[f"{name} {Path(before['path']).name}"] = before
-    used[name] = {"path": path, "sha256": sha256, "how": how} | ({"revision": revision} if revision else {})
+    used[name] = {"path": path, "sha256": sha256} | ({"revision": revision} if revision else {})
 
 
 def checkpoints() -> dict[str, dict]:
