@@ -55,7 +55,7 @@ MODELS = {
     for model in (
         Model("Salesforce/blip-image-captioning-base", "bsd-3-clause", 990_000_000),
         Model("Salesforce/blip-image-captioning-large", "bsd-3-clause", 1_879_014_680),
-        Model("Salesforce/blip2-opt-2.7b", "mit", 15_500_000_000),
+        Model("Salesforce/blip2-opt-2.7b-coco", "mit", 15_500_000_000),
         # U-Net, VAE and text encoder as public listings of v1-5, which has the same parts; no safety checker.
         Model("CompVis/stable-diffusion-v1-4", "creativeml-openrail-m", 4_265_076_690, accept=True),
         # The model's card names no licence; OpenAI published CLIP's code and weights under MIT.
