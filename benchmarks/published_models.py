@@ -119,7 +119,7 @@ SHAPES = {
         repeated=TIED_BERT,
     ),
     # Two shards of 10.0 and 5.5 GB.
-    "blip2": Published("Salesforce/blip2-opt-2.7b", _blip2, 3_744_761_856, repeated=TIED_OPT),
+    "blip2": Published("Salesforce/blip2-opt-2.7b-coco", _blip2, 3_744_761_856, repeated=TIED_OPT),
     # Bytes of Stable Diffusion's parts are those of v1-5, which has the same shapes; not seen for v1-4.
     "text_encoder": Published(SD, lambda: CLIPTextModel(CLIPTextConfig(**CLIP_TEXT)), 123_060_480, bytes=492_265_874),
     "unet": Published(SD, lambda: UNet2DConditionModel(**UNET), 859_520_964, bytes=3_438_167_540),

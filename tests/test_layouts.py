@@ -193,7 +193,11 @@ def cut_off(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-IDS = {"dino": "facebook/dino-vitb8", "blip2": "Salesforce/blip2-opt-2.7b", "clip": "openai/clip-vit-large-patch14"}
+IDS = {
+    "dino": "facebook/dino-vitb8",
+    "blip2": "Salesforce/blip2-opt-2.7b-coco",
+    "clip": "openai/clip-vit-large-patch14",
+}
 IDS |= {"stable-diffusion": "CompVis/stable-diffusion-v1-4", "tiny_decoder": "madebyollin/taesd"}
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 

@@ -133,16 +133,18 @@ class Game:
         num_candidates: int = 10,
         *,
         top_p: float = 0.9,
-        top_k: int = 0,
+        top_k: int | None = None,
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[list[str]]:
-        """N sampled captions an image. Same arguments as `Captioner.sample`; `seed` starts every stream.
+        """N sampled captions an image. Arguments as of `Captioner.sample`, `top_k=None` is the profile's; `seed` starts
+        every stream.
 
         Raises:
             ValueError: no images, fewer than one candidate, a negative seed or impossible sampling.
         """
         _check(examples, num_candidates, seed)
+        top_k = self.profile.top_k if top_k is None else top_k
         blip.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]

@@ -154,16 +154,18 @@ class Scorer:
     def clip_score(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """CLIPScore (Hessel et al., 2021) of image and candidate, without references: `(images, N)` in [0, 2.5].
 
-        2.5 max(cosine, 0). Their prompt "A photo depicts" is left out: our CLIP never saw it, and the paper names none.
+        2.5 max(cosine, 0), of captions behind the profile's `clip_score_prefix`. The small CLIP never saw one.
         """
         quality.check(captions, [["-"]] * len(examples))
         key = self._key("CLIP-text") | self._workshop.images_key(examples)
         key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
+        prefix = self.profile.clip_score_prefix
+        key |= {"prefix": prefix} if prefix else {}
 
         def make(part: list[list[str]]) -> tuple[np.ndarray, int]:
             cuts = (examples[block.images] for block in blocks.cut(len(examples)))
             originals = np.concatenate([self._workshop.originals("clip", cut) for cut in cuts])
-            vectors = self._clip_text([text for row in part for text in row])
+            vectors = self._clip_text([prefix + text for row in part for text in row])
             cosines = np.einsum("ind,id->in", vectors.reshape(len(part), -1, vectors.shape[-1]), originals)
             return CLIPSCORE_WEIGHT * np.maximum(cosines, 0), cosines.size
 

@@ -44,7 +44,11 @@ class Captioner:
         processor: its processor (Pillow back end in every profile).
         prompt: text that the captions continue, cut from the output.
         start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
+        repetition_penalty: of `generate`; 1: the checkpoint's own.
+        limits_count_prompt: whether `min_words` and `max_words` count the prompt's tokens too.
     """
+
+    repetition_penalty, limits_count_prompt = 1.0, False
 
     model_class: type[PreTrainedModel]
 
@@ -173,13 +177,19 @@ class Captioner:
             prompt_ids,
             eos_token_id=self.end_token_id,
             pad_token_id=self.pad_token_id,
-            do_sample=False,
-            min_new_tokens=self.min_words,
-            max_new_tokens=self.max_words,
-            **ONE_SENTENCE,
+            **self._limits(prompt_ids.shape[1] if self.limits_count_prompt else 0),
             **options,
         )
         return self._texts(ids)
+
+    def _limits(self, counted: int) -> dict[str, object]:
+        """What `generate` is told of every caption; `counted` tokens of a prompt are part of the lengths."""
+        return ONE_SENTENCE | {
+            "do_sample": False,
+            "min_new_tokens": max(self.min_words - counted, 0),
+            "max_new_tokens": max(self.max_words - counted, 1),
+            **({"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}),
+        }
 
     def _texts(self, ids: Tensor) -> list[str]:
         """Sentences as people write them, with single spaces and none before an ending such as that of "man's"."""

@@ -23,7 +23,9 @@ def load(profile: Profile) -> Captioner:
     checkpoint.inference_dtype(profile)
     kind = _choose(profile)
     model, _ = checkpoint.load(kind.model_class, profile, "captioner")
-    return kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
+    made = kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
+    made.repetition_penalty, made.limits_count_prompt = profile.repetition_penalty, profile.limits_count_prompt
+    return made
 
 
 def processor(profile: Profile):

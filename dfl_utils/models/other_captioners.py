@@ -23,7 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as PROMPTED
 
-from dfl_utils.models.blip import ONE_SENTENCE, Captioner, RefuseNaN
+from dfl_utils.models.blip import Captioner, RefuseNaN
 
 OWN_CODE = {"trust_remote_code": False}  # said aloud, or the library asks at the keyboard
 
@@ -175,10 +175,7 @@ class PromptedCaptioner(Captioner):
         ids = self.model.generate(
             input_ids=given,
             **inputs,
-            do_sample=False,
-            min_new_tokens=self.min_words,
-            max_new_tokens=self.max_words,
-            **ONE_SENTENCE,
+            **self._limits(0),
             **options,
         )
         width = 0 if given is None else given.shape[1]

@@ -36,7 +36,7 @@ ASKED = {
 JUDGING = ("clip", "dino", "dino_size", "probe", "inception", "image_size", "device")
 # What a profile says of a model's inference, in its keys only where it is not this: so the mini profile's keys stay.
 USUAL = {
-    "captioner": {"dtype": "float32"},
+    "captioner": {"dtype": "float32", "repetition_penalty": 1.0, "limits_count_prompt": False},
     "generator": {"dtype": "float32", "scheduler": "DDPMScheduler"},
 }
 

@@ -49,12 +49,15 @@ class Finetuned:
 
 
 class Finetuner(Workshop):
-    """Runs recipes on one profile's pair and one set of examples, training images with captions, through the store."""
+    """Runs recipes on one profile's pair and one set of examples, training images with captions, through the store.
+
+    Captions are read as `pairs.cleaned` leaves them, by the losses and by the vocabulary map.
+    """
 
     def __init__(self, profile: Profile, store: RunStore, examples: Sequence[Example], *, progress: bool = True):
         super().__init__(profile, store, progress=progress)
         self._like: Finetuner | None = None
-        self.examples = list(examples)
+        self.examples = [pairs.cleaned(example) for example in examples]
         self.captions = [text for example in self.examples for text in example.references]
         digest = hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
         self.examples_key = self.images_key(self.examples) | {"captions": digest}

@@ -1,5 +1,6 @@
 """Image-caption pairs for the finetuning: checked before any work, latents made once, batches fixed by the step."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,9 +34,22 @@ class Latents:
 LATENTS = Kind("latents", Latents, travels=False)
 
 
+PUNCTUATION = re.compile(r'[.!"()*#:;~]')
+MOST_WORDS = 30
+
+
+def cleaned(example: Example) -> Example:
+    """An example with its captions as BLIP was finetuned on them (salesforce/BLIP, `pre_caption`): in lower case,
+    without some punctuation, at most 30 words; one of which nothing is left is dropped."""
+    texts = (" ".join(PUNCTUATION.sub(" ", text.lower()).split()[:MOST_WORDS]) for text in example.references)
+    return replace(example, references=tuple(filter(None, texts)))
+
+
 def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> Tensor:
     """What the generator sees of images, `(images, C, h, w)`: scaled means of the autoencoder's posterior.
 
+    Of an image that is not square its middle is seen, as the references of FID are. The paper does not say whether the
+    posterior is sampled or its mean taken; the mean makes a step depend on its seed alone.
     Nothing that is trained changes them, so they are made once and kept in the store.
     """
     size, jobs = workshop.profile.image_size, []
@@ -51,7 +65,7 @@ def _encode(pipeline: StableDiffusionPipeline, examples: Sequence[Example], size
     vae, means = pipeline.vae, []
     processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
     for start in range(0, len(examples), ENCODE_BATCH):
-        pixels = processor.preprocess(read(examples[start : start + ENCODE_BATCH]), size, size)
+        pixels = processor.preprocess(read(examples[start : start + ENCODE_BATCH]), size, size, resize_mode="crop")
         pixels = pixels.to(vae.device, vae.dtype, memory_format=torch.channels_last)
         means.append(vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
     return Latents(torch.cat(means).contiguous().float().cpu().numpy()), len(examples)

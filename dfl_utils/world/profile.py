@@ -33,8 +33,12 @@ class Profile:
     num_inference_steps: int = 50  # of DDPM
     scheduler: str | None = "DDPMScheduler"  # diffusers' class for Stable Diffusion; None: the one saved with it
     top_p: float = 0.9  # nucleus mass that captions are sampled at, where a chapter does not set it
+    top_k: int = 0  # likeliest tokens that captions are sampled from; 0: all
+    repetition_penalty: float = 1.0  # as `generate` has it; 1: none
     min_words: int = 5  # of a caption, in tokens as `generate` counts
     max_words: int = 30
+    limits_count_prompt: bool = False  # whether the two limits above are of prompt and caption together
+    clip_score_prefix: str = ""  # which CLIPScore puts before a caption (Hessel et al., 2021: "A photo depicts")
     device: str = "cpu"
     dtype: str = "float32"  # that captioner and generator infer in; training and judges stay float32
     offline: bool = True  # never open a connection; models are folders
@@ -168,7 +172,7 @@ REVISIONS = {
     # the hub's own SFconvertbot offered the same weights as safetensors, and DINO's is such a one, since merged.
     "Salesforce/blip-image-captioning-base": "9cfcdbcaccbcadb2b53b36d4b50042c4eeaa0c25",
     "Salesforce/blip-image-captioning-large": "353689b859fcf0523410b1806dace5fb46ecdf41",
-    "Salesforce/blip2-opt-2.7b": "51572668da0eb669e01a189dc22abe6088589a24",
+    "Salesforce/blip2-opt-2.7b-coco": "b73fb748045e06eb59d3cd69f1a35a182c19256b",
     "facebook/dino-vitb8": "6bd5b7757e4224b035fe579f31fb816985e18e35",
     "amused/amused-512": "956bebbe1117ce50227a4d4bfed6dedb43990258",
 }
@@ -207,6 +211,7 @@ PROFILES = {
         clip="openai/clip-vit-large-patch14",
         dino="facebook/dino-vitb8",
         probe=None,
+        clip_score_prefix="A photo depicts ",
         device="cuda",
         dtype="float16",
         offline=False,
@@ -218,7 +223,8 @@ PROFILES = {
         captioners={
             "blip-base": ("Salesforce/blip-image-captioning-base", PROMPTS["blip"]),
             "blip-large": ("Salesforce/blip-image-captioning-large", PROMPTS["blip"]),
-            "blip2": ("Salesforce/blip2-opt-2.7b", PROMPTS["blip2"]),
+            # The one that was finetuned on COCO, as Tables 3 and 8 need it (LAVIS: CIDEr 145.8 on COCO's test split).
+            "blip2": ("Salesforce/blip2-opt-2.7b-coco", PROMPTS["blip2"]),
         },
         generators={
             "stable-diffusion": ("CompVis/stable-diffusion-v1-4", 50, 7.5),
@@ -229,6 +235,16 @@ PROFILES = {
         word_vectors=MODELS / "glove-wiki-gigaword-200.gz",  # Appendix A.1
     ),
 }
+
+
+# How captions are decoded: as the paper's text says (Section 4: nucleus 0.9; 3 beams), or as the demonstration in
+# salesforce/BLIP does (models/blip.py, `generate`), where its version of transformers also left top_k at 50.
+DECODINGS = {
+    "paper": {},
+    "blip-repo": {
+        "top_k": 50, "repetition_penalty": 1.1, "min_words": 5, "max_words": 20, "limits_count_prompt": True
+    },
+}  # fmt: skip
 
 
 def configured(name: str, **overrides: object) -> Profile:
