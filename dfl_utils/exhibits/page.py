@@ -14,6 +14,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from dfl_utils.exhibits import paper, tidy
+from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store.store import RunStore
 
@@ -37,10 +38,10 @@ def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) ->
 
 
 def say_verdicts(name: str, verdicts: pd.Series) -> None:
-    """Give the page how many verdicts there are, `NAME-cells`, and how many are yes and no, `NAME-yes`, `NAME-no`."""
-    verdicts = verdicts[verdicts != ""]
-    numbers = {verdict: int((verdicts == verdict).sum()) for verdict in ("yes", "no")}
-    say(**{f"{name}-{what}": number for what, number in (numbers | {"cells": len(verdicts)}).items()})
+    """Give the page how many verdicts there are, `NAME-cells`, and of each: `NAME-yes`, `NAME-no`, `NAME-not-visible`."""
+    numbers = {verdict: int((verdicts == verdict).sum()) for verdict in ("yes", "no", "not visible")}
+    say(**{f"{name}-{verdict.replace(' ', '-')}": number for verdict, number in numbers.items()})
+    say(**{f"{name}-cells": sum(numbers.values())})
 
 
 def _written(estimate: Estimate, digits: int, sign: str, unit: str) -> str:
@@ -81,6 +82,24 @@ def show(
 def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:
     """Rows of `tidy.row` with the paper's numbers; those without a value of ours are left out."""
     return paper.fill(pd.DataFrame(rows, columns=tidy.COLUMNS).dropna(subset="value"))
+
+
+def compare(name: str, rows: pd.DataFrame, caption: str, *, count: str, digits: int = 1, visible: bool = False) -> None:
+    """Show rows beside the paper's, as `paper.compare` does, and say how many go its way: see `say_verdicts`.
+
+    Args:
+        name, caption, digits: see `show`.
+        rows: of improvements, with the column `paper`.
+        count: the verdicts' name.
+        visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`.
+    """
+    beside = paper.compare(rows, digits)
+    say_verdicts(count, beside["same direction?"])
+    if visible:
+        pairs = zip(rows.paper, tidy.estimates(rows), strict=True)
+        beside["visible at our n?"] = [intervals.would_show(*pair) for pair in pairs]
+        say(**{f"{count}-visible": int((beside["visible at our n?"] == "yes").sum())})
+    show(name, beside, caption, digits=digits)
 
 
 def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict]) -> None:

@@ -263,3 +263,24 @@ def gain(
 def in_percent(best: ArrayLike, baseline: ArrayLike) -> np.ndarray:
     """By how many per cent of the baseline the best is above it; NaN where the baseline is 0."""
     return _divided(np.asarray(100 * (best - baseline)), np.asarray(baseline))
+
+
+@dataclass(frozen=True)
+class ByImage:
+    """A score of each candidate, asked what ranking is worth as `image_sets.SetCurves` are of a whole set.
+
+    `values` and `statistic` are the `quality` and `statistic` of `rank_curve`; `sim` is (images, N).
+    """
+
+    values: np.ndarray
+    statistic: Statistic = np.asarray
+
+    def by_rank(self, sim: ArrayLike) -> list[Estimate]:
+        return rank_curve(sim, self.values, self.statistic)
+
+    def trend(self, sim: ArrayLike) -> Estimate:
+        """Of one score a candidate: corpus BLEU has none within an image."""
+        return rank_correlation(sim, self.values)
+
+    def gain(self, sim: ArrayLike) -> Gain:
+        return gain(sim, self.values, statistic=self.statistic)
