@@ -76,14 +76,6 @@ def test_score_curves_rise_to_the_right_and_leave_gains_out(swept):
         plots.score_curves(swept, ["KID", "FID"], "candidates")
 
 
-def test_smoothing_by_hand():
-    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 2), [1.5, 4, 3])
-    np.testing.assert_allclose(plots.smooth([1, 2, 6, 0], 1), [1, 2, 6, 0])
-    for window in (0, 5):
-        with pytest.raises(ValueError, match="window"):
-            plots.smooth([1, 2, 6, 0], window)
-
-
 def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
     runs = {"both": [{"caption_loss": [1, 3, 5]}, {"caption_loss": [3, 5, 7]}], "other": [{"generation_loss": [2.0]}]}
     figure = plots.loss_curves(runs, window=2)

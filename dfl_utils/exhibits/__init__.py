@@ -3,6 +3,6 @@
 `exhibits.say` and `exhibits.show` are what a chapter calls, and `exhibits.save` at its end.
 """
 
-from dfl_utils.exhibits.page import beside_paper, browse, save, say, say_verdicts, show
+from dfl_utils.exhibits.page import beside_paper, browse, compare, save, say, say_verdicts, show
 
-__all__ = ["beside_paper", "browse", "save", "say", "say_verdicts", "show"]
+__all__ = ["beside_paper", "browse", "compare", "save", "say", "say_verdicts", "show"]

@@ -15,6 +15,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from dfl_utils.exhibits import paper, tidy
+from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store.store import RunStore
 
@@ -92,6 +93,24 @@ def browse(frame: pd.DataFrame, name: str, rows: int = 300) -> HTML:
 def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:
     """Rows of `tidy.row` with the paper's numbers; those without a value of ours are left out."""
     return paper.fill(pd.DataFrame(rows, columns=tidy.COLUMNS).dropna(subset="value"))
+
+
+def compare(name: str, rows: pd.DataFrame, caption: str, *, count: str, digits: int = 1, visible: bool = False) -> None:
+    """Show rows beside the paper's, as `paper.compare` does, and say how many go its way: see `say_verdicts`.
+
+    Args:
+        name, caption, digits: see `show`.
+        rows: of improvements, with the column `paper`.
+        count: the verdicts' name.
+        visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`.
+    """
+    beside = paper.compare(rows, digits)
+    say_verdicts(count, beside["same direction?"])
+    if visible:
+        pairs = zip(rows.paper, tidy.estimates(rows), strict=True)
+        beside["visible at our n?"] = [intervals.would_show(*pair) for pair in pairs]
+        say(**{f"{count}-visible": int((beside["visible at our n?"] == "yes").sum())})
+    show(name, beside, caption, digits=digits)
 
 
 def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict]) -> None:

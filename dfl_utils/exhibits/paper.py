@@ -21,8 +21,6 @@ HIGHER_IS_BETTER = {
 @cache
 def _everything() -> pd.DataFrame:
     files = sorted(FOLDER.glob("*.csv"))
-    if not files:
-        raise FileNotFoundError(f"No CSV lies in {FOLDER}; restore the folder from git.")
     numeric = {name: [""] for name in ("x", "value", "low", "high", "n", "paper")}
     read = [pd.read_csv(f, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=numeric) for f in files]
     return pd.concat(read, ignore_index=True)
@@ -113,11 +111,6 @@ def same_direction(low: float, high: float, published: float) -> str:
 
 def fill(ours: pd.DataFrame) -> pd.DataFrame:
     """Our exhibit rows with the column `paper` filled from `data/paper/`, NaN where the paper has no number."""
-    missing = [name for name in (*KEY, "value", "low", "high", "n") if name not in ours.columns]
-    if missing:
-        raise ValueError(f"Our exhibit rows lack the column {missing[0]}; pass them as `tidy.validate` returns them.")
-    if ours.empty:
-        raise ValueError("There are no exhibit rows to set beside the paper's; pass at least one.")
     ours = ours.astype(dict.fromkeys(TEXT, object)).fillna(dict.fromkeys(TEXT, "")).reset_index(drop=True)
     return ours.assign(paper=[_find(**row) for row in ours[KEY].to_dict("records")])
 

@@ -4,45 +4,38 @@ Every figure has a white face (it is framed in the dark theme), units on its axe
 chapter's cell metadata, says what it shows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
+from dfl_utils.game.loops import Readings, Reconstructions
 from dfl_utils.scores.ranking import Estimate
+from dfl_utils.world.data import read_image
 
-# 4.5:1 on white and of different lightness; markers and dashes tell them apart without colour vision.
-COLOURS = {
-    "clip": "#0b6fb8",
-    "dino": "#c2410c",
-    "sbert": "#0f766e",
-    "cider": "#7c3aed",
-    "wmd": "#713f12",
-    "clipscore": "#be185d",
-    "likelihood": "#3f6212",
-    "beam": "#18181b",
-    "random": "#52525b",
+# Colour, marker and what a legend says. 4.5:1 on white and of different lightness; markers and dashes tell them apart
+# without colour vision.
+LOOKS = {
+    "clip": ("#0b6fb8", "o", "ranked by CLIP"),
+    "dino": ("#c2410c", "s", "ranked by DINO"),
+    "sbert": ("#0f766e", "^", "ranked by SBERT"),
+    "cider": ("#7c3aed", "D", "ranked by CIDEr"),
+    "wmd": ("#713f12", "v", "ranked by WMD"),
+    "clipscore": ("#be185d", "P", "ranked by CLIPScore"),
+    "likelihood": ("#3f6212", "X", "ranked by likelihood"),
+    "beam": ("#18181b", "*", "beam search"),
+    "random": ("#52525b", "d", "random pick"),
 }
-MARKERS = {
-    **{"clip": "o", "dino": "s", "sbert": "^", "cider": "D", "wmd": "v"},
-    **{"clipscore": "P", "likelihood": "X", "beam": "*", "random": "d"},
-}
-NAMES = {
-    "clip": "ranked by CLIP",
-    "dino": "ranked by DINO",
-    "sbert": "ranked by SBERT",
-    "cider": "ranked by CIDEr",
-    "wmd": "ranked by WMD",
-    "clipscore": "ranked by CLIPScore",
-    "likelihood": "ranked by likelihood",
-    "beam": "beam search",
-    "random": "random pick",
-}
+COLOURS = {name: colour for name, (colour, *_) in LOOKS.items()}
+NAMES = {name: words for name, (*_, words) in LOOKS.items()}
 DASHES = ("--", ":", "-.")  # of level lines, in their order
 AXES = {
     "CIDEr": "CIDEr (x 100)",
@@ -125,9 +118,7 @@ def score_curves(
             axis.set(xlabel=xlabel, ylabel=AXES.get(metric, metric))
             if not paper.HIGHER_IS_BETTER.get(metric, True):
                 axis.invert_yaxis()
-        named = {
-            label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
+        named = _legend(axes.flat)
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
     plt.close(figure)
     return figure
@@ -135,15 +126,17 @@ def score_curves(
 
 def _looks(methods: Sequence[str]) -> dict[str, dict]:
     """Colour, marker and legend name of each method, known ones first; others take what these leave, in order."""
-    known = [name for name in COLOURS if name in methods]
-    unknown = [name for name in methods if name not in COLOURS]
-    free = [name for name in COLOURS if name not in known] or list(COLOURS)
-    looks = {name: (name, NAMES[name]) for name in known}
-    looks |= {name: (free[k % len(free)], name) for k, name in enumerate(unknown)}
-    return {
-        name: {"color": COLOURS[stand_in], "marker": MARKERS[stand_in], "label": label}
-        for name, (stand_in, label) in looks.items()
-    }
+    known = [name for name in LOOKS if name in methods]
+    unknown = [name for name in methods if name not in LOOKS]
+    free = cycle([name for name in LOOKS if name not in known] or LOOKS)
+    names = {name: LOOKS[name] for name in known}
+    names |= {name: (*LOOKS[next(free)][:2], name) for name in unknown}
+    return {name: dict(zip(("color", "marker", "label"), look, strict=True)) for name, look in names.items()}
+
+
+def _legend(axes: Iterable[plt.Axes]) -> dict[str, Artist]:
+    """Label -> line, each label once."""
+    return {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
 
 
 def _panel(axis: plt.Axes, rows: pd.DataFrame, looks: dict[str, dict]) -> None:
@@ -174,17 +167,21 @@ def interval_points(
     *,
     origin: float | None = None,
     published: bool = False,
-) -> Figure:
-    """Horizontal points with intervals.
+) -> Figure | None:
+    """Horizontal points with intervals; nothing of nothing.
 
     Args:
-        table: columns `label`, `group`, `value`, `low`, `high`; one row a label and group, groups side by side. Or
-            (label, group) -> estimate.
+        table: columns `label`, `group`, `value`, `low`, `high`; one row a label and group, groups side by side. Rows
+            of gains need neither: their metric and what gains are these. Or (label, group) -> estimate.
         xlabel: what the numbers are, with their unit.
         origin: where a thin line stands for no change, such as 0 of gains.
         published: draw the column `paper` too, as a hollow diamond, where it has a number.
     """
+    if not len(table):
+        return None
     table = table if isinstance(table, pd.DataFrame) else _points(table)
+    if "label" not in table:
+        table = table.assign(label=table.metric, group=table.method.str.removesuffix(" gain"))
     labels, groups = list(dict.fromkeys(table.label)), list(dict.fromkeys(table.group))
     looks, step = _looks(groups), min(0.22, 0.8 / len(groups))
     with plt.rc_context(_style()):
@@ -205,7 +202,7 @@ def interval_points(
         axis.set_yticks(range(len(labels)), labels)
         axis.invert_yaxis()
         axis.set_xlabel(xlabel)
-        named = {label: line for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        named = _legend([axis])
         named |= {"the paper's": named.pop("the paper's")} if "the paper's" in named else {}  # last
         if len(named) > 1:
             axis.legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
@@ -244,11 +241,11 @@ def stacked_bars(values: pd.Series, xlabel: str) -> Figure:
     return figure
 
 
-def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:
+def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:
     """A grid of images, each with a short text below.
 
     Args:
-        rows: R lists of images `(H, W, 3)` uint8; shorter rows leave cells empty.
+        rows: R lists of images, of PIL or `(H, W, 3)` uint8; shorter rows leave cells empty.
         titles: R lists of texts, wrapped at about 22 characters.
         size: inches a picture.
     """
@@ -276,10 +273,31 @@ def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]
     return figure
 
 
-def _wrap(text: str, width: int = 20, lines: int = 7) -> str:
-    import textwrap
+def games(
+    run: Reconstructions | Readings,
+    shown: Iterable[tuple[int, str, Sequence[tuple[int, str]]]],
+    across: int = 1,
+    size: float = 1.5,
+) -> Figure:
+    """A `gallery` of games: of each the original with a text, and some of its candidates' drawings with theirs.
 
-    wrapped = [piece for part in text.split("\n") for piece in textwrap.wrap(part, width)]
+    Args:
+        run: the games, of either loop.
+        shown: (place of the image, text, [(candidate, text), ...]).
+        across: games in a row.
+        size: see `gallery`.
+    """
+    pictures, titles = [], []
+    for k, title, picks in shown:
+        drawings = run.load_images(k)
+        pictures.append([read_image(run.examples[k].path), *(drawings[candidate] for candidate, _ in picks)])
+        titles.append([title, *(text for _, text in picks)])
+    starts = range(0, len(titles), across)
+    return gallery(*([sum(of[k : k + across], []) for k in starts] for of in (pictures, titles)), size)
+
+
+def _wrap(text: str, width: int = 20, lines: int = 7) -> str:
+    wrapped = [piece for part in text.split("\n") for piece in wrap(part, width)]
     return "\n".join(wrapped[:lines] + (["..."] if len(wrapped) > lines else []))
 
 
@@ -292,18 +310,6 @@ UNITS = {
     "text_reconstruction_loss": "nats a token",
 }
 LOSS_DASHES = ("-", "--", "-.", ":")
-
-
-def smooth(curve: ArrayLike, window: int) -> np.ndarray:
-    """Running mean over `window` steps, `(steps - window + 1,)`; value k is of steps k to k + window - 1.
-
-    Raises:
-        ValueError: a window that is no number of the curve's steps.
-    """
-    curve = np.asarray(curve, dtype=float)
-    if not 1 <= window <= len(curve):
-        raise ValueError(f"window is {window}: choose 1 to {len(curve)}, the steps of the curve.")
-    return np.convolve(curve, np.full(window, 1 / window), mode="valid")
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], window: int) -> Figure:
@@ -321,17 +327,16 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], window: i
             axis.axis("off")
         for axis, loss in zip(axes.flat, losses, strict=False):
             for (label, seeds), colour, dash in zip(runs.items(), COLOURS.values(), LOSS_DASHES * 3, strict=False):
-                known = [np.asarray(run[loss]) for run in seeds if loss in run]
+                known = [run[loss] for run in seeds if loss in run]
                 if not known:
                     continue
-                width = min(window, len(known[0]))
-                smoothed = np.stack([smooth(curve, width) for curve in known])
-                steps = np.arange(width, len(known[0]) + 1)
-                axis.plot(steps, smoothed.mean(axis=0), color=colour, linestyle=dash, linewidth=1.3, label=label)
-                axis.fill_between(steps, smoothed.min(axis=0), smoothed.max(axis=0), color=colour, alpha=0.18, lw=0)
+                smoothed = pd.DataFrame(known).T.rolling(min(window, len(known[0]))).mean().dropna()
+                steps, seeds_mean = smoothed.index + 1, smoothed.mean(axis=1)
+                axis.plot(steps, seeds_mean, color=colour, linestyle=dash, linewidth=1.3, label=label)
+                axis.fill_between(steps, smoothed.min(axis=1), smoothed.max(axis=1), color=colour, alpha=0.18, lw=0)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             axis.set(xlabel="optimiser step", ylabel=f"{loss}\n({UNITS.get(loss, 'loss')})")
-        named = {t: line for axis in axes.flat for line, t in zip(*axis.get_legend_handles_labels(), strict=True)}
+        named = _legend(axes.flat)
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
     plt.close(figure)
     return figure

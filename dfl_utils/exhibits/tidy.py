@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
 from dfl_utils.scores import intervals
-from dfl_utils.scores.ranking import Estimate, Gain, in_percent
+from dfl_utils.scores.image_sets import SetCurves
+from dfl_utils.scores.ranking import ByImage, Estimate, Gain, in_percent
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 
@@ -99,10 +101,8 @@ def save(chapter: str, frame: pd.DataFrame, cost: dict) -> Path:
     Returns:
         Path of the CSV, `<folder()>/<chapter>.csv`; a JSON of the same name lies beside it.
     """
-    if not {"seconds", "model_calls"} <= set(cost) or min(cost["seconds"], cost["model_calls"]) < 0:
-        raise ValueError(f"The cost of chapter {chapter} is {{'seconds': ..., 'model_calls': ...}}, not {cost}.")
     path = folder() / f"{chapter}.csv"
-    _write_csv(validate(frame), path)
+    write(frame, path)
     record = {
         "chapter": chapter,
         "cost": cost | {"seconds": round(cost["seconds"], 1), "model_calls": int(cost["model_calls"])},
@@ -117,8 +117,15 @@ def save(chapter: str, frame: pd.DataFrame, cost: dict) -> Path:
 
 def write(frame: pd.DataFrame, path: Path) -> None:
     """Rows sorted, floats with six digits, so that a second run changes few lines."""
+    frame = validate(frame)
+    ordered = frame.assign(
+        exhibit=pd.Categorical(frame.exhibit, EXHIBITS),
+        dataset=pd.Categorical(frame.dataset, ["", *DATASETS]),
+        split=pd.Categorical(frame.split, ["", *SPLITS]),
+        n=frame.n.astype(int),
+    ).sort_values(KEY)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_csv(validate(frame), path)
+    _replace(path, ordered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -126,16 +133,6 @@ def read(path: Path) -> pd.DataFrame:
     texts = dict.fromkeys(set(COLUMNS) - set(NUMBERS), str)
     empty = {name: [""] for name in NUMBERS}
     return validate(pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=empty))
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    ordered = frame.assign(
-        exhibit=pd.Categorical(frame.exhibit, EXHIBITS),
-        dataset=pd.Categorical(frame.dataset, ["", *DATASETS]),
-        split=pd.Categorical(frame.split, ["", *SPLITS]),
-        n=frame.n.astype(int),
-    ).sort_values(KEY)
-    _replace(path, ordered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def write_json(record: dict, path: Path) -> None:
@@ -278,6 +275,78 @@ def improved(change: Estimate, metric: str) -> Estimate:
     return Estimate(*paper.improvement(change.value, change.low, change.high, metric), change.n, change.excluded)
 
 
+# What ranking is worth: a judge's similarities (images, N) by its name, and scores by that of their metric.
+Measures = Mapping[str, ByImage | SetCurves]
+Judges = Mapping[str, ArrayLike]
+
+
+def trends(measures: Measures, judges: Judges) -> dict[tuple[str, str], Estimate]:
+    """(metric, judge) -> Kendall's tau, positive is better; none where nothing has an order."""
+    return _improvements(measures, judges, lambda measure, sim: measure.trend(sim))
+
+
+def gains(measures: Measures, judges: Judges) -> dict[tuple[str, str], Estimate]:
+    """(metric, judge) -> gain of the best-ranked over a random pick in per cent; none over a level of zero."""
+    return _improvements(measures, judges, lambda measure, sim: measure.gain(sim).percent)
+
+
+def _improvements(measures: Measures, judges: Judges, ask: Callable) -> dict[tuple[str, str], Estimate]:
+    pairs = {(metric, judge): (measures[metric], sim) for judge, sim in judges.items() for metric in measures}
+    all_of = {of: improved(ask(*pair), of[0]) for of, pair in pairs.items()}
+    return {of: e for of, e in all_of.items() if not np.isnan(e.value)}
+
+
+def judged(
+    exhibit: str, part: tuple[str, str], estimates: Mapping[tuple[str, str], Estimate], method: str = "{}"
+) -> list[dict]:
+    """`rows` of (metric, name) -> estimate; `method` says what is made of the name, such as "{} gain"."""
+    return rows(exhibit, part, {(method.format(name), metric): e for (metric, name), e in estimates.items()})
+
+
+def by_rank(exhibit: str, part: tuple[str, str], measures: Measures, judges: Judges) -> list[dict]:
+    """Rows of a line a judge and metric, `x` = rank, and of the level of a random pick (Figures 3 and 4)."""
+    lines = [
+        row(exhibit, part, judge, metric, e, x)
+        for metric, measure in measures.items()
+        for judge, sim in judges.items()
+        for x, e in enumerate(measure.by_rank(sim))
+    ]
+    any_sim = next(iter(judges.values()))
+    levels = {(metric, "random"): measure.gain(any_sim).baseline for metric, measure in measures.items()}
+    return lines + judged(exhibit, part, levels)
+
+
+def best_ranked(
+    exhibit: str, part: tuple[str, str], measures: Measures, judges: Judges, *, clear: bool = False
+) -> list[dict]:
+    """Rows of the best-ranked and of a random pick, and of the gain in per cent (Tables 1 and 2).
+
+    `clear` leaves out gains over a level that may be zero.
+    """
+    estimates = {}
+    for metric, measure in measures.items():
+        for judge, sim in judges.items():
+            worth = measure.gain(sim)
+            estimates |= {(metric, judge): worth.best, (metric, "random"): worth.baseline}
+            if worth.measurable or not clear:
+                estimates[metric, f"{judge} gain"] = improved(worth.percent, metric)
+    return judged(exhibit, part, estimates)
+
+
+def with_papers(ours: pd.DataFrame, digits: Mapping[str, int] = DIGITS) -> pd.DataFrame:
+    """Our rows of one exhibit, and the paper's, whose methods are called `paper: METHOD`, ready to be pivoted.
+
+    Splits and metrics sort as on every page; the column `cell` is a text with its interval, by a metric's decimals.
+    """
+    decimals = ours.metric.map(digits).fillna(1).where(~ours.method.str.endswith(" gain"), 1).astype(int)
+    ours = ours.assign(cell=list(map(written, estimates(ours), decimals)))
+    theirs = paper.table(ours.exhibit.iloc[0])
+    theirs = theirs.assign(method="paper: " + theirs.method, value=theirs.paper, cell=theirs.paper.astype(str))
+    both = pd.concat([ours, theirs], ignore_index=True)
+    both = both.assign(split=pd.Categorical(both.split, SPLITS), metric=pd.Categorical(both.metric, METRICS))
+    return both.sort_values(["split", "metric"], kind="stable")
+
+
 def spent(store: RunStore) -> dict:
     """What the shards that a chapter asked for cost when they were first made, see `store.Spent`.
 
@@ -285,13 +354,12 @@ def spent(store: RunStore) -> dict:
         `seconds` and `model_calls` of all, and `kinds`: kind -> [calls, seconds], of those that took any.
     """
     kinds = {
-        name: [kind.calls - kind.inner_calls, max(0.0, round(kind.seconds - kind.inner_seconds, 1))]
+        name: (kind.calls - kind.inner_calls, kind.seconds - kind.inner_seconds)
         for name, kind in sorted(store.spent.items())
     }
-    seconds = sum(kind.seconds - kind.inner_seconds for kind in store.spent.values())
-    calls = sum(calls for calls, _ in kinds.values())
+    rounded = {name: [calls, max(0.0, round(seconds, 1))] for name, (calls, seconds) in kinds.items()}
     return {
-        "seconds": seconds,
-        "model_calls": calls,
-        "kinds": {name: both for name, both in kinds.items() if any(both)},
+        "seconds": sum(seconds for _, seconds in kinds.values()),
+        "model_calls": sum(calls for calls, _ in kinds.values()),
+        "kinds": {name: both for name, both in rounded.items() if any(both)},
     }

@@ -244,3 +244,24 @@ def in_percent(best: ArrayLike, baseline: ArrayLike) -> np.ndarray:
 
 # What the four numbers of a `Gain` are of best and baseline.
 RULES = (lambda best, _: best, lambda _, baseline: baseline, np.subtract, in_percent)
+
+
+@dataclass(frozen=True)
+class ByImage:
+    """A score of each candidate, asked what ranking is worth as `image_sets.SetCurves` are of a whole set.
+
+    `values` and `statistic` are the `quality` and `statistic` of `rank_curve`; `sim` is (images, N).
+    """
+
+    values: np.ndarray
+    statistic: Statistic = np.asarray
+
+    def by_rank(self, sim: ArrayLike) -> list[Estimate]:
+        return rank_curve(sim, self.values, self.statistic)
+
+    def trend(self, sim: ArrayLike) -> Estimate:
+        """Of one score a candidate: corpus BLEU has none within an image."""
+        return rank_correlation(sim, self.values)
+
+    def gain(self, sim: ArrayLike) -> Gain:
+        return gain(sim, self.values, statistic=self.statistic)
