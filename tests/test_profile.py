@@ -49,6 +49,19 @@ def test_one_parameter_names_a_profile_and_its_changes(tmp_path):
     assert changed.dataset_root("nocaps") == tmp_path / "nocaps"
 
 
+def test_a_way_is_a_set_of_fields_and_what_is_named_beside_it_goes_before():
+    paper, authors = profile.configured("paper"), profile.configured("paper, way=authors, max_words=25")
+    assert (paper.repetition_penalty, paper.clip_projected, paper.squeeze) == (1, True, None)
+    assert (authors.repetition_penalty, authors.min_words, authors.max_words) == (1.1, 5, 25)
+    assert authors.limits_count_prompt and authors.scheduler is None and authors.squeeze == 384
+    assert authors.clip == "openai/clip-vit-base-patch32" and not authors.clip_projected
+    mini = profile.configured("mini", way="authors")
+    assert mini.clip == profile.configured("mini").clip and mini.sbert_pooling == "mean" and mini.squeeze is None
+    assert profile.configured("paper, way=blip-repo").top_k == 50
+    with pytest.raises(ValueError, match="Unknown way 'theirs': choose one of paper, blip-repo, authors"):
+        profile.configured("mini, way=theirs")
+
+
 def test_a_path_is_meant_from_where_the_command_was_typed(tmp_path, monkeypatch):
     (tmp_path / "typed" / "mine").mkdir(parents=True)
     (tmp_path / "book" / "other").mkdir(parents=True)

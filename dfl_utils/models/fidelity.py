@@ -78,8 +78,8 @@ def _count_categories(labels: Sequence[str]) -> int:
 class Extractor:
     """The probe, or torch-fidelity's Inception; see `load`."""
 
-    def __init__(self, model, image_size: int, device: str = "cpu"):
-        self.model, self.image_size, self.device = model, image_size, device
+    def __init__(self, model, image_size: int, device: str = "cpu", squeeze: int | None = None):
+        self.model, self.image_size, self.device, self.squeeze = model, image_size, device, squeeze
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
@@ -87,16 +87,20 @@ class Extractor:
 
         Args:
             images: uint8 `(B, H, W, 3)` of the profile's image size, or Pillow images, which are brought to it as
-                torch-fidelity's `samples_resize_and_crop` does: shorter side, then centre.
+                torch-fidelity's `samples_resize_and_crop` does: shorter side, then centre. A profile that says
+                `squeeze` has all of them squeezed to that many pixels a side, bicubic and whatever their shape.
 
         Raises:
             ValueError: no images, or an array of another shape or type.
         """
-        if not isinstance(images, np.ndarray):
+        if self.squeeze:
+            images = _squeezed(images, self.squeeze)
+        elif not isinstance(images, np.ndarray):
             images = np.stack([_square(image, self.image_size) for image in images]) if images else np.empty(0)
-        if images.dtype != np.uint8 or images.shape[1:] != (self.image_size, self.image_size, 3) or not len(images):
+        side = self.squeeze or self.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or not len(images):
             raise ValueError(
-                f"images must be a uint8 array (B, {self.image_size}, {self.image_size}, 3) with B >= 1, "
+                f"images must be a uint8 array (B, {side}, {side}, 3) with B >= 1, "
                 f"not {images.dtype} {images.shape}; pass Pillow images to have them resized."
             )
         parts = []
@@ -112,6 +116,12 @@ def _square(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def _squeezed(images: np.ndarray | Sequence[Image.Image], side: int) -> np.ndarray:
+    whole = (image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images)
+    resized = [image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for image in whole]
+    return np.stack([np.asarray(image) for image in resized])
+
+
 def role(profile: Profile) -> str:
     """Which extractor a profile measures with: its `probe` where it has one, else `inception`."""
     return "inception" if profile.probe is None else "probe"
@@ -124,10 +134,10 @@ def load(profile: Profile) -> Extractor:
         FileNotFoundError, ValueError: as `weights`; a probe's folder that is not whole.
     """
     if role(profile) == "probe":
-        return Extractor(Referee.load(profile), profile.image_size, profile.device)
+        return Extractor(Referee.load(profile), profile.image_size, profile.device, profile.squeeze)
     options = {"feature_extractor_weights_path": weights(profile), "verbose": False}
     model = create_feature_extractor(*INCEPTION, cuda=False, **options)
-    return Extractor(model.to(profile.device), profile.image_size, profile.device)
+    return Extractor(model.to(profile.device), profile.image_size, profile.device, profile.squeeze)
 
 
 def weights(profile: Profile) -> str:

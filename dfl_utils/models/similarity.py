@@ -40,8 +40,12 @@ class ImageEncoder:
         return checkpoint.require_finite(torch.cat(parts).numpy(), "The embedding of an image", self.model.name_or_path)
 
 
-def _clip_features(model: CLIPModel, pixels: Tensor) -> Tensor:
-    return model.get_image_features(pixel_values=pixels).pooler_output  # after the visual projection
+def _projected(model: CLIPModel, pixels: Tensor) -> Tensor:
+    return model.get_image_features(pixel_values=pixels).pooler_output
+
+
+def _not_projected(model: CLIPModel, pixels: Tensor) -> Tensor:
+    return model.vision_model(pixel_values=pixels).pooler_output
 
 
 def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
@@ -49,11 +53,11 @@ def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
 
 
 def load_clip(profile: Profile) -> ImageEncoder:
-    """CLIP's projected image embedding; of an image that is not square, of its middle."""
+    """CLIP's image embedding, projected unless the profile says not; of an image that is not square, of its middle."""
     model, _ = checkpoint.load(CLIPModel, profile, "clip")
     side = model.config.vision_config.image_size
     processor = _processor(profile, profile.clip, do_center_crop=True, crop_size={"height": side, "width": side})
-    return ImageEncoder(model, processor, _clip_features)
+    return ImageEncoder(model, processor, _projected if profile.clip_projected else _not_projected)
 
 
 def load_dino(profile: Profile) -> ImageEncoder:

