@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -118,18 +117,23 @@ def machine(gpus=(("NVIDIA A10", 23 * 2**30),), cuda=True, free=10**12, writable
     )
 
 
+SMALL = {"captioner": "blip-base", "tiny_decoder": "taesd"}  # the embedded model of a role, if not of its name
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The paper's profile with all that it needs: each model a small whole folder, data of a few images."""
-    for model in catalogue.MODELS:
-        shutil.copytree(profile.MINI / "dino", tmp_path / "models" / model)
+    """The paper's profile with all that it needs: each model a small one of its kind, data of a few images."""
+    for role, model in catalogue.named(PAPER):
+        small = "amused" if "amused" in model else SMALL.get(role, "stable-diffusion" if role == "generator" else role)
+        shutil.copytree(profile.MINI / small, tmp_path / "models" / model, copy_function=os.symlink)
     monkeypatch.setattr(doctor, "snapshot", lambda model: None)
     write_data(tmp_path)
     for name in ("vectors", "inception"):
         (tmp_path / name).write_bytes(b"1")
     counts = {"coco-train": 1, "coco-val": 2, "nocaps-images": 1}
     small = [replace(file, count=counts.get(file.name), bytes=1 if file.bytes else None) for file in catalogue.FILES]
-    monkeypatch.setattr(catalogue, "files", lambda asked: [file for file in small if file.name != "corenlp"])
+    some = [file for file in small if file.name != "corenlp"]
+    monkeypatch.setattr(catalogue, "files", lambda asked, purpose="book": some if purpose == "book" else [])
     fields = {"inception": str(tmp_path / "inception"), "word_vectors": tmp_path / "vectors"}
     fields |= {"data_root": tmp_path, "models_root": tmp_path / "models", "coco_root": None, "nocaps_root": None}
     return profile.configured("paper", **fields)
@@ -179,6 +183,68 @@ def test_nothing_is_missing_where_everything_is_there(here):
 def test_gaps_of_the_machine(here, facts, gap):
     (line,) = gaps(here, **facts)
     assert line.startswith("GAP  ") and gap in line
+
+
+def test_what_a_run_refuses_of_its_settings_is_a_gap(here):
+    said = gaps(replace(here, dtype="float17", device="mps", scheduler="Euler"))
+    assert [line.partition("  ")[2] for line in said] == [
+        "Profile 'paper' wants the device 'mps', which is not here - mend: run it where there is one, set device=cpu "
+        "with dtype=float32, or choose the profile mini",
+        "dtype is 'float17' - mend: choose one of float32, bfloat16, float16",
+        "scheduler is 'Euler', which is none of diffusers - mend: give one such as DDPMScheduler",
+    ]
+    (line,) = gaps(replace(here, scheduler="AmusedScheduler"))
+    assert "AmusedScheduler is no sampler of Stable Diffusion - mend: take one such as DDPM" in line
+    (line,) = gaps(replace(here, num_inference_steps=1000))
+    assert "num_inference_steps is 1000, and DDPMScheduler draws in at most 999" in line
+
+
+def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "sd-2"}')
+    clip, dino = str(profile.MINI / "clip"), str(profile.MINI / "dino")
+    changed = {"captioner": clip, "generator": clip, "clip": dino, "dino": clip, "probe": dino, "tiny_decoder": dino}
+    for line, gap in zip(
+        gaps(replace(here, **changed)),
+        [
+            "clip is no captioner that the game can play with: its model_type is clip - mend: give a checkpoint of",
+            "clip is a single model, no pipeline of diffusers - mend: give one such as Stable Diffusion",
+            "dino is a vit ViTModel, and no clip, which the clip is to be - mend: give another folder",
+            "and no vit, which the dino is to be - mend: give another folder",
+            "and no ForImageClassification, which the probe is to be - mend",
+            "and no AutoencoderTiny, which the tiny_decoder is to be - mend",
+        ],
+        strict=True,
+    ):
+        assert gap in line
+    first, second = gaps(replace(here, captioner=str(tmp_path / "adapter"), generator=f"{clip}/config.json"))
+    assert "adapter is an adapter of sd-2, not a model - mend: merge it into that first" in first
+    assert "is a single file, and a model is a folder - mend: open a pipeline's" in second
+
+
+def test_half_precision_is_for_gpus(here):
+    (line,) = gaps(replace(here, device="cpu"))
+    assert line == "GAP  dtype is float16, which is for GPUs - mend: set dtype='float32' with device='cpu'"
+
+
+def test_reranking_needs_three_models_and_a_smaller_gpu(here, tmp_path):
+    bare = replace(here, data_root=tmp_path / "none", word_vectors=tmp_path / "none", dino="lab/dino")
+    found = doctor.examine(bare, machine(gpus=[("T4", 15 * 2**30)]), "rerank")
+    assert all(finding.ok for finding in found)
+    assert sum(finding.what.startswith("model ") for finding in found) == 3
+
+
+@pytest.mark.parametrize("counts", [(648, 2938, 914), (417, 2670, 1413)])
+def test_nocaps_is_in_its_published_domains(here, counts):
+    file = here.data_root / "nocaps" / Path(FILES["nocaps-captions"].url).name
+    domains = [
+        f"{name}-domain" for name, count in zip(("in", "near", "out"), counts, strict=True) for _ in range(count)
+    ]
+    images = [{"id": k, "file_name": "0.jpg", "domain": domain} for k, domain in enumerate(domains)]
+    captions = [{"id": k, "image_id": k, "caption": "a dog"} for k in range(len(domains))]
+    file.write_text(json.dumps({"images": images, "annotations": captions}))
+    said = "417 in, 2,670 near, 1,413 out of the domains, and NoCaps has 648 in, 2,938 near, 914 out - mend: delete"
+    assert [said in line for line in gaps(here)] == ([] if counts[0] == 648 else [True])
 
 
 @pytest.mark.parametrize(
@@ -238,9 +304,3 @@ def test_gpus_are_read_off_nvidia_smi(tmp_path, monkeypatch):
     assert (tmp_path / "nvidia-smi.said").read_text().split()[-2:] == ["-i", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert doctor.Machine().gpus() == []
-
-
-def test_the_doctor_leaves_torch_alone():
-    code = "import sys; from dfl_utils.build import doctor; from dfl_utils.world import profile\n"
-    code += "[doctor.examine(profile.configured(name)) for name in profile.PROFILES]; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

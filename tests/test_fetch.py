@@ -82,7 +82,7 @@ def server(monkeypatch):
 def alone(tmp_path, monkeypatch):
     """A profile that needs nothing yet, whose downloads go to the test's folder."""
     monkeypatch.setattr(doctor, "snapshot", lambda model: None)
-    monkeypatch.setattr(catalogue, "files", lambda asked: [])
+    monkeypatch.setattr(catalogue, "files", lambda asked, purpose="book": [])
     return replace(profile.load("mini"), offline=False, data_root=tmp_path, models_root=tmp_path / "models")
 
 
@@ -98,7 +98,7 @@ def vectors(server, alone, tmp_path, monkeypatch):
 
     def need(**changes):
         file = File("vectors", "", f"{server.url}/vectors", lambda asked: (place,), len(CONTENT), digest)
-        monkeypatch.setattr(catalogue, "files", lambda asked: [replace(file, **changes)])
+        monkeypatch.setattr(catalogue, "files", lambda asked, purpose="book": [replace(file, **changes)])
         return place
 
     return need
@@ -192,7 +192,7 @@ def data(server, alone, tmp_path, monkeypatch):
         File("nocaps-captions", "", f"{server.url}/nocaps.json", lambda asked: (captions,)),
         File("nocaps-images", "", "", lambda asked: (images,), count=3),
     ]
-    monkeypatch.setattr(catalogue, "files", lambda asked: files)
+    monkeypatch.setattr(catalogue, "files", lambda asked, purpose="book": files)
     return alone
 
 

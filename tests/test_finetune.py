@@ -15,7 +15,7 @@ from dfl_utils.models import workshop
 from dfl_utils.training import micro_batches
 from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
 from dfl_utils.training.finetuned import load_decoder, load_pipeline
-from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
+from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
 from dfl_utils.training.pairs import Pairs
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
@@ -46,7 +46,7 @@ class House:
         captioner, pipeline = copy.deepcopy(self.captioner), SimpleNamespace(**self.pipeline.components)
         pipeline.unet = copy.deepcopy(pipeline.unet)
         decoder = self.decoder if recipe.decoder == "tiny" else None
-        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy}
+        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy, "way": recipe.way}
         pair = TalkingPair(captioner, pipeline, self.map, recipe.losses, **options)
         lessons = {"batch_size": recipe.batch_size, "seed": recipe.seed}
         pairs = Pairs(captioner, pipeline, self.examples, self.latents, **lessons)
@@ -61,10 +61,10 @@ def blip():
 QUICK = Recipe(steps=4, batch_size=2, decoder="tiny", economy=Economy(threshold=1e-6), lr=1e-3)
 
 
-@pytest.fixture(scope="module")
-def whole(blip, tmp_path_factory):
-    """A run that nobody disturbed, and the weights of its pair before."""
-    run = blip.start(tmp_path_factory.mktemp("whole"), QUICK)
+@pytest.fixture(scope="module", params=WAYS)
+def whole(blip, tmp_path_factory, request):
+    """A run of each way that nobody disturbed, and the weights of its pair before."""
+    run = blip.start(tmp_path_factory.mktemp("whole"), replace(QUICK, way=request.param))
     before = {name: value.clone() for name, value in run.pair.state_dict().items()}
     return run.run(), before
 
@@ -84,27 +84,42 @@ def test_only_the_trained_weights_move_and_every_loss_is_kept(whole):
     assert moved == {name for name, value in after.items() if value.data_ptr() in trained}
     assert len(moved) == 6 + 4
     assert list(run.curves) == list(LOSSES) and run.step == 4
-    assert all(curve.shape == (4,) and (curve > 0).all() for curve in run.curves.values())
+    for name, curve in run.curves.items():
+        known = [name in run.recipe.turn(step) for step in range(4)]
+        assert np.array_equal(curve > 0, known) and np.array_equal(np.isnan(curve), np.logical_not(known))
+
+
+def test_turns_change_with_every_step():
+    joint, turns = Recipe(), Recipe(way="alternating")
+    assert joint.turn(0) == joint.turn(1) == LOSSES
+    assert turns.turn(0) == turns.turn(2) == ("generation_loss", "text_reconstruction_loss")
+    assert turns.turn(1) == turns.turn(3) == ("caption_loss", "image_reconstruction_loss")
+    assert "way" not in joint.key() and turns.key() == joint.key() | {"way": "alternating"}
 
 
 # --- resume -----------------------------------------------------------------------------------------------
 def test_a_run_in_two_parts_is_the_run_in_one(blip, whole, tmp_path):
-    half = blip.start(tmp_path, QUICK).run(until=3)
+    recipe = whole[0].recipe
+    half = blip.start(tmp_path, recipe).run(until=3)
     assert half.step == 3 and not same(half, whole[0])
-    second = blip.start(tmp_path, QUICK)
+    second = blip.start(tmp_path, recipe)
     assert second.step == 3 and same(second, half)
     assert same(second.run(), whole[0])
-    assert blip.start(tmp_path, QUICK).step == 4  # and a finished one is there, too
+    assert blip.start(tmp_path, recipe).step == 4  # and a finished one is there, too
 
 
 # --- micro-batches ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("connect", ["softmax", "gumbel"])
-def test_a_step_in_micro_batches_has_the_losses_and_the_gradient_of_the_whole(blip, tmp_path, connect):
+@pytest.mark.parametrize(
+    ("step", "options"), [(0, {}), (0, {"connect": "gumbel"}), (0, {"way": "alternating"}), (1, {"way": "alternating"})]
+)
+def test_a_step_in_micro_batches_has_the_losses_and_the_gradient_of_the_whole(blip, tmp_path, step, options):
     """To what floats leave of a sum in another order; captions and noise are the same."""
-    recipe = Recipe(steps=1, batch_size=4, decoder="tiny", connect=connect)
+    recipe = Recipe(steps=2, batch_size=4, decoder="tiny", **options)
     whole, parts = (blip.start(tmp_path / str(n), replace(recipe, micro_batches=n)) for n in (1, 3))
+    whole.step = parts.step = step
     losses = whole._learn(), parts._learn()
-    for name in LOSSES:
+    assert tuple(losses[0]) == tuple(losses[1]) == recipe.turn(step)
+    for name in losses[0]:
         torch.testing.assert_close(losses[1][name], losses[0][name].detach(), atol=1e-5, rtol=1e-4)
     for name, weight in whole.parameters.items():
         largest = weight.grad.abs().max().item()
@@ -124,7 +139,7 @@ class Toy(nn.Module):
         self.unet.attn2.to_q = nn.Linear(1, 1, bias=False)
         self.losses = losses
 
-    def forward(self, step):
+    def forward(self, step, turn):
         return {"caption_loss": self.losses(self.model.query_tokens, step)}
 
 
@@ -155,7 +170,7 @@ def test_a_step_is_adamws_on_a_gradient_of_norm_one_at_most(tmp_path):
 
 def test_losses_are_summed_with_equal_weights(tmp_path):
     class Two(Toy):
-        def forward(self, step):
+        def forward(self, step, turn):
             return {"caption_loss": self.losses(self.model.query_tokens, 0), "generation_loss": torch.tensor(7.0)}
 
     recipe = Recipe(losses=("caption_loss", "generation_loss"), train=("captioner",), steps=3, lr=0.1)
@@ -244,6 +259,8 @@ def test_a_damaged_state_is_named(tmp_path, damage):
         ({"steps": 0}, "steps 0, .*start at 1"),
         ({"lr": math.nan}, "lr nan: .*lr lies between 0 and 1"),
         ({"connect": "argmax"}, "connect is 'argmax': choose one of softmax, gumbel"),
+        ({"way": "by turns"}, "way is 'by turns': choose one of joint, alternating"),
+        ({"way": "alternating", "losses": LOSSES[1:]}, "losses leaves out caption_loss: name all four, or take the"),
     ],
 )
 def test_a_wrong_recipe_is_refused(wrong, told):

@@ -83,6 +83,14 @@ def test_a_kernel_is_interrupted_and_killed(start):
     assert process.wait() == -signal.SIGKILL
 
 
+def test_sockets_lie_in_a_short_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a" / ("b" * 70)))
+    assert kernels.socket_folder() == "/tmp"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match="TMPDIR has .* characters, too many .* set it to a folder of at most 70"):
+        kernels.socket_folder()
+
+
 def test_nothing_is_forked_beside_a_gpu_or_where_a_reader_says_so(monkeypatch):
     monkeypatch.delenv("DFL_FORK", raising=False)
     monkeypatch.setattr(kernels, "GPUS", ("/dev/no-such-gpu",))

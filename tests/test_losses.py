@@ -16,7 +16,7 @@ from dfl_utils.models import captioner as captioners
 from dfl_utils.models import workshop
 from dfl_utils.training import connection, finetune
 from dfl_utils.training.finetuned import load_pipeline
-from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
+from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair, one_step_image, previous_latents
 from dfl_utils.training.pairs import Pairs, image_tokens
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile, scenes, splits
@@ -52,9 +52,20 @@ class Setting:
         pairs = Pairs(self.captioner, self.pipeline, examples, latents)
         chosen = [replace(e, references=(text,)) for e, text in zip(examples, self.captions, strict=True)]
         self.batch = replace(pairs.make(chosen, latents, seed=0), timesteps=torch.tensor(TIMESTEPS))
+        # Each row's as `DDPMScheduler.step` draws it from the stream that the row's number seeds.
+        drawn = [torch.randn(1, *latents.shape[1:], generator=torch.manual_seed(row)) for row in range(4)]
+        self.batch = replace(self.batch, step_noise=torch.cat(drawn))
         self.pair = self.make()
-        with torch.no_grad():
-            self.found = {name: loss.item() for name, loss in self.pair(self.batch).items()}
+        self.of = {way: self.turns(way) for way in WAYS}
+        self.found = self.of["joint"]
+
+    @torch.no_grad()
+    def turns(self, way):
+        """Every loss of a way, each in its turn."""
+        pair, turns = self.make(way=way), WAYS[way]
+        each = [pair(self.batch, turn) for turn in turns]
+        assert [tuple(losses) for losses in each] == list(turns)
+        return {name: loss.item() for losses in each for name, loss in losses.items()}
 
     def make(self, names=LOSSES, **options):
         return TalkingPair(self.captioner, self.pipeline, self.map, names, **options)
@@ -84,7 +95,7 @@ class Setting:
         return said, tokens
 
     def cross_entropy(self, images):
-        """Mean over all tokens of all captions, in nats."""
+        """Mean over all tokens of all captions, in nats, of images `(1, 3, S, S)` each."""
         costs = []
         for row, pixel_values in enumerate(images):
             for told, token in zip(*self.steps(row, pixel_values), strict=True):
@@ -105,11 +116,16 @@ def blip():
     return prepared("blip-base")
 
 
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+
 # --- each loss by a slow way of its own -------------------------------------------------------------------
 @torch.no_grad()
 def test_the_caption_loss_is_the_cross_entropy_of_a_call_a_token(setting):
     by_hand = setting.cross_entropy(setting.batch.pixel_values.split(1))
-    assert setting.found[CAPTION] == pytest.approx(by_hand, rel=1e-4)
+    assert [found[CAPTION] for found in setting.of.values()] == pytest.approx([by_hand] * 2, rel=1e-4)
 
 
 @torch.no_grad()
@@ -130,26 +146,31 @@ def test_the_image_reconstruction_loss_without_any_product(setting):
         prompt = encoder(ids).last_hidden_state
         hook.remove()
         errors.append(setting.squared_error(row, setting.predicted(row, prompt)))
-    assert setting.found[IMAGE_RECONSTRUCTION] == pytest.approx(np.mean(errors), rel=1e-4)
+    found = [losses[IMAGE_RECONSTRUCTION] for losses in setting.of.values()]
+    assert found == pytest.approx([np.mean(errors)] * 2, rel=1e-4)
 
 
 @torch.no_grad()
 def test_the_generation_loss_is_one_call_of_the_unet_a_pair(setting):
     by_hand = [setting.squared_error(row, setting.predicted_from_caption(row)) for row in range(4)]
-    assert setting.found[GENERATION] == pytest.approx(np.mean(by_hand), rel=1e-4)
+    found = [losses[GENERATION] for losses in setting.of.values()]
+    assert found == pytest.approx([np.mean(by_hand)] * 2, rel=1e-4)
 
 
 @torch.no_grad()
-def test_the_text_reconstruction_loss_through_the_schedulers_own_step(setting):
+def test_the_text_reconstruction_loss_through_the_schedulers_own_step(setting, way):
+    """Of the one-step image that a step estimates from the noisy latents, or of where a step from clean ones ends."""
     vae, processor = setting.pipeline.vae, setting.captioner.processor.image_processor
     mean, std = (np.reshape(value, (3, 1, 1)) for value in (processor.image_mean, processor.image_std))
     images = []
     for row, timestep in enumerate(TIMESTEPS):
         predicted = setting.predicted_from_caption(row)
-        clean = setting.pipeline.scheduler.step(predicted, timestep, setting.noisy(row)).pred_original_sample
-        drawn = vae.decode(clean / vae.config.scaling_factor).sample.numpy() * 0.5 + 0.5
+        start = setting.noisy(row) if way == "joint" else setting.batch.latents[row : row + 1]
+        step = setting.pipeline.scheduler.step(predicted, timestep, start, generator=torch.manual_seed(row))
+        read = step.pred_original_sample if way == "joint" else step.prev_sample
+        drawn = vae.decode(read / vae.config.scaling_factor).sample.numpy() * 0.5 + 0.5
         images.append(torch.from_numpy((drawn - mean) / std).float())
-    assert setting.found[TEXT_RECONSTRUCTION] == pytest.approx(setting.cross_entropy(images), rel=2e-4)
+    assert setting.of[way][TEXT_RECONSTRUCTION] == pytest.approx(setting.cross_entropy(images), rel=2e-4)
 
 
 @torch.no_grad()
@@ -161,8 +182,8 @@ def test_a_loss_alone_is_the_same_as_among_the_four(setting, name):
 
 # --- who learns from what ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_reaches_the_weights_that_appendix_h_says(setting, name):
-    pair = setting.make((name,))
+def test_a_loss_reaches_the_weights_that_appendix_h_says(setting, name, way):
+    pair = setting.make((name,), way=way)
     trained = finetune.unfreeze(pair)
     pair(setting.batch)[name].backward()
     reached = {part for part, weight in trained.items() if weight.grad is not None}
@@ -175,11 +196,14 @@ def test_a_loss_reaches_the_weights_that_appendix_h_says(setting, name):
     pair.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("name", [IMAGE_RECONSTRUCTION, TEXT_RECONSTRUCTION])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [(IMAGE_RECONSTRUCTION, "joint"), (TEXT_RECONSTRUCTION, "joint"), (TEXT_RECONSTRUCTION, "alternating")],
+)
 @pytest.mark.parametrize("role", ["captioner", "generator"])
-def test_the_gradient_of_a_reconstruction_is_its_slope(blip, name, role):
+def test_the_gradient_of_a_reconstruction_is_its_slope(blip, name, way, role):
     """Central differences in float64, along the gradient itself."""
-    pair = copy.deepcopy(blip.make((name,))).double()
+    pair = copy.deepcopy(blip.make((name,), way=way)).double()
     trained = list(finetune.unfreeze(pair, (role,)).values())
     batch = blip.batch.rows(slice(1, 2))
     batch = replace(
@@ -187,6 +211,7 @@ def test_the_gradient_of_a_reconstruction_is_its_slope(blip, name, role):
         pixel_values=batch.pixel_values.double(),
         latents=batch.latents.double(),
         noise=batch.noise.double(),
+        step_noise=batch.step_noise.double(),
     )
     gradient = torch.autograd.grad(pair(batch)[name], trained)
     norm = torch.cat([part.flatten() for part in gradient]).norm()
@@ -199,6 +224,51 @@ def test_the_gradient_of_a_reconstruction_is_its_slope(blip, name, role):
 
     ahead, behind = moved(1e-4), moved(-2e-4)
     assert (ahead - behind) / 2e-4 == pytest.approx(norm.item(), rel=1e-4)
+
+
+# --- the step of the way `alternating` -----------------------------------------------------------------------
+FIVE = (0, 1, 120, 480, 999)
+
+
+def weights_by_hand():
+    """Of the one-step estimate in a DDPM step, at `FIVE`: betas rise linearly in their roots from 0.00085 to 0.012."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    kept = [np.prod(1 - betas[: t + 1]) for t in FIVE]
+    before = [np.prod(1 - betas[:t]) for t in FIVE]
+    return [b**0.5 * betas[t] / (1 - k) for t, k, b in zip(FIVE, kept, before, strict=True)]
+
+
+@torch.no_grad()
+def test_the_step_is_the_schedulers_own(blip):
+    scheduler, latents = blip.pipeline.scheduler, blip.batch.latents[:1]
+    predicted = blip.batch.noise[:1]
+    for timestep in FIVE:
+        noise = torch.randn(latents.shape, generator=torch.manual_seed(3))
+        found = previous_latents(scheduler, latents, torch.tensor([timestep]), predicted, noise)
+        wanted = scheduler.step(predicted, timestep, latents, generator=torch.manual_seed(3)).prev_sample
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_arrives_at_the_queries_has_the_weight_of_the_estimate_in_the_step(blip):
+    """The gradient of one and the same image gradient: nearly all is lost on its way through the step."""
+    weights = weights_by_hand()
+    assert weights[0] == pytest.approx(1) and weights == sorted(weights, reverse=True)
+    assert weights[1] == pytest.approx(0.501, abs=0.001) and weights[-1] == pytest.approx(0.00083, abs=1e-5)
+    pair, batch = blip.make(), blip.batch.rows(slice(0, 1))
+    trained = list(finetune.unfreeze(pair, ("generator",)).values())
+    prompt = pair.text_encoder(batch.prompt_ids).last_hidden_state.detach()
+    for timestep, weight in zip(FIVE, weights, strict=True):
+        steps = torch.tensor([timestep])
+        noisy = pair.scheduler.add_noise(batch.latents, batch.noise, steps)
+        predicted = pair.unet(noisy, steps, prompt).sample
+        read = [
+            one_step_image(pair.scheduler, noisy, steps, predicted),
+            previous_latents(pair.scheduler, batch.latents, steps, predicted, batch.step_noise),
+        ]
+        sums = [(latents * batch.noise).sum() for latents in read]  # the gradient at the latents is the noise
+        joint, alternating = (torch.autograd.grad(one, trained, retain_graph=True) for one in sums)
+        for own, other in zip(joint, alternating, strict=True):
+            torch.testing.assert_close(other, weight * own, rtol=2e-3, atol=1e-3 * weight * own.abs().max().item())
 
 
 # --- economies --------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_a_rank_that_never_comes_is_not_waited_for_forever(at, monkeypatch):
 
 # --- two ranks of torchrun --------------------------------------------------------------------------------
 RECIPE = Recipe(steps=3, batch_size=4, lr=1e-2, decoder="tiny", connect="gumbel", micro_batches=3)
-LOST = Recipe(steps=3, batch_size=2, lr=1e-2, decoder="tiny", micro_batches=2, seed=7)
+LOST = Recipe(steps=3, batch_size=2, lr=1e-2, decoder="tiny", micro_batches=2, seed=7, way="alternating")
 ALONE = [Recipe(("caption_loss",), ("captioner",), steps=1, batch_size=2, seed=seed) for seed in range(2)]
 
 

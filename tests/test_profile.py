@@ -31,9 +31,11 @@ def test_environment_variables_name_the_roots(tmp_path):
 
 
 def test_the_paper_is_only_loaded_where_a_gpu_is_and_looked_at_everywhere(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="Profile 'paper' needs a CUDA GPU and none is visible"):
-        profile.load("paper")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert profile.load("paper").device == "cuda"
+    for device in ("cuda:1", "gpu", "meta"):
+        with pytest.raises(ValueError, match=f"wants the device '{device}', which is not here: run it where there is"):
+            profile.load("paper", device=device)
     assert profile.configured("paper").name == "paper"
 
 

@@ -124,6 +124,10 @@ def test_a_corner_without_its_noun_is_a_place():
         ("traffic light", "stoplight", True),
         ("xyzzy", "xyzzy", True),
         ("dog", "puppy", False),  # a kind of dog is no synonym
+        ("surfer", "surf", True),  # by their stems, as in SPICE
+        ("parked", "park", True),
+        ("abetted", "abet", True),  # from the list of odd forms
+        ("glass", "glas", False),  # what ends in ss has no other stem
     ],
 )
 def test_synonyms(first, second, same):
@@ -142,6 +146,14 @@ def test_references_that_say_the_same_count_once():
     # A bike and a bicycle are one thing to find, the dog is another: recall 1/2, not 1/3.
     np.testing.assert_allclose(spice_like([["a dog"]], [["a bike", "a bicycle", "a dog"]]), [[100 * 2 / 3]])
     np.testing.assert_allclose(spice_like([["a bike and a bicycle"]], [["a bike", "a dog"]]), [[100 * 2 / 3]])
+
+
+def test_like_objects_are_joined_before_what_is_said_of_them():
+    facts = tuples("a man rides a red bike") | tuples("a man rides a crimson bicycle")
+    joined = sorted([sorted(place.words) for place in fact] for fact in scene_graphs.graph(facts))
+    bikes = ["bicycle", "bike"]
+    assert joined == [[bikes], [bikes, ["crimson", "red"]], [["man"]], [["man"], ["ride"], bikes]]
+    np.testing.assert_allclose(spice_like([["a red bike"]], [["a man rides a red bike", "a bicycle"]]), [[200 * 2 / 6]])
 
 
 def test_nothing_said_scores_nothing():

@@ -21,8 +21,12 @@ from dfl_utils.world.profile import Profile
 # are the same weights for other software.
 ALLOW = ("*.json", "*.txt", "*.safetensors")
 IGNORE = ("*.fp16.*", "*.fp16-*", "*non_ema*", "safety_checker/*", "onnx/*", "training/*", "assets/*", "taesd_*")
-# The paper's card is an A10 of 24 GB, of which its driver counts 22 GiB and some (not verified here).
-GPU_MEMORY = 22 * 2**30
+# What a GPU needs for a purpose. The paper's card is an A10 of 24 GB, of which its driver counts 22 GiB and some (not
+# verified here); reranking holds three models of 7 GiB together (`data/gpu/benchmarks.csv`), four drawings included.
+GPU_MEMORY = {"book": 22 * 2**30, "rerank": 8 * 2**30}
+ROLES = {"book": ("captioner", "generator", "clip", "dino", "probe", "tiny_decoder")}
+ROLES["rerank"] = ROLES["book"][:3]
+NOCAPS = {"in": 648, "near": 2938, "out": 914}  # images of validation by domain (https://nocaps.org)
 
 
 @dataclass(frozen=True)
@@ -100,26 +104,29 @@ MODELS = {
 FILES = tuple(map(_file, _rows("files.csv")))
 
 
-def models(profile: Profile) -> list[Model]:
-    """The hub's models that a profile may load: its own and those of its pairs, each once; not its local folders.
+def models(profile: Profile, purpose: str = "book") -> list[Model]:
+    """The hub's models that a profile may load for a purpose, each once; not its local folders.
 
     An offline profile has none: all of its names are folders.
     """
     if profile.offline:
         return []
-    ids = [name for name in named(profile) if not is_folder(name)]
+    ids = dict.fromkeys(name for _, name in named(profile, purpose) if not is_folder(name))
     return [replace(MODELS.get(name, Model(name)), revision=profile.revisions.get(name)) for name in ids]
 
 
-def named(profile: Profile) -> list[str]:
-    """Every model that a profile names, folder or hub id: its own and those of its pairs, each once."""
-    own = [profile.captioner, profile.generator, profile.clip, profile.dino, profile.probe, profile.tiny_decoder]
-    pairs = [model for model, *_ in (*profile.captioners.values(), *profile.generators.values())]
-    return list(dict.fromkeys(name for name in (*own, *pairs) if name))
+def named(profile: Profile, purpose: str = "book") -> list[tuple[str, str]]:
+    """Role and name, folder or hub id, of each model that a profile's purpose may load: for the book its pairs' too."""
+    own = [(role, getattr(profile, role)) for role in ROLES[purpose]]
+    pairs = [("captioner", model) for model, _ in profile.captioners.values()]
+    pairs += [("generator", model) for model, *_ in profile.generators.values()]
+    return list(dict.fromkeys((role, name) for role, name in own + pairs * (purpose == "book") if name))
 
 
-def files(profile: Profile) -> list[File]:
-    """The files from the web that a profile reads."""
+def files(profile: Profile, purpose: str = "book") -> list[File]:
+    """The files from the web that a profile reads: none for reranking what is one's own."""
+    if purpose == "rerank":
+        return []
     brought = profile.data_writer is None
     read = {
         "coco": brought,

@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     models = argparse.ArgumentParser(add_help=False, parents=[settings])
+    text = "what is asked for: all of the book (default), or ranking what is one's own"
+    models.add_argument("--for", dest="purpose", choices=("book", "rerank"), default="book", help=text)
     models.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
 
     def add(name: str, command: Callable, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -147,7 +149,7 @@ def _profile(arguments: argparse.Namespace):
 def _doctor(arguments: argparse.Namespace) -> int:
     from dfl_utils.build import doctor
 
-    findings = doctor.examine(_profile(arguments))
+    findings = doctor.examine(_profile(arguments), purpose=arguments.purpose)
     print("\n".join(map(str, findings)))
     gaps = sum(not finding.ok for finding in findings)
     print(f"{gaps} gap{'s' * (gaps != 1)}" if gaps else "nothing is missing")
@@ -157,7 +159,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _fetch(arguments: argparse.Namespace) -> None:
     from dfl_utils.build import fetch
 
-    print("\n".join(fetch.run(_profile(arguments), arguments.only, arguments.accept)))
+    print("\n".join(fetch.run(_profile(arguments), arguments.only, arguments.accept, arguments.purpose)))
 
 
 if __name__ == "__main__":  # as torchrun starts it

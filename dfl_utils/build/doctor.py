@@ -1,16 +1,18 @@
 """`dfl doctor`: whether this machine could run a profile's experiment, and for each gap the step that mends it.
 
-It reads folders, headers and sizes, takes seconds, downloads nothing, opens no connection and imports no torch.
+It reads folders, headers and sizes, and asks a run's own checks; takes seconds, downloads nothing, opens no connection
+and reads no weights.
 """
 
 import importlib.metadata
 import os
+import re
 import shlex
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -20,8 +22,8 @@ from dfl_utils.build import catalogue
 from dfl_utils.build.catalogue import File, Model
 from dfl_utils.store.store import default_root
 from dfl_utils.world import data
-from dfl_utils.world.annotations import read_json
-from dfl_utils.world.profile import PROFILES, Profile
+from dfl_utils.world.annotations import Example, read_json
+from dfl_utils.world.profile import PROFILES, Profile, check_device
 
 GIB = 2**30
 GPU_MEND = "run on a machine with such a GPU, or choose the profile 'mini'"
@@ -87,9 +89,13 @@ def flaw(profile: Profile, wanted: Model | File) -> str | None:
     if isinstance(wanted, File):
         found = wanted.found(profile)
         return _file_flaw(found, wanted) if found else "is missing"
-    mirror = place(profile, wanted)
-    found = mirror if mirror.is_dir() else snapshot(wanted)
+    found = _folder(profile, wanted)
     return model_flaw(found) if found else "is missing"
+
+
+def _folder(profile: Profile, model: Model) -> Path | None:
+    mirror = place(profile, model)
+    return mirror if mirror.is_dir() else snapshot(model)
 
 
 def _file_flaw(found: Path, file: File) -> str | None:
@@ -172,18 +178,30 @@ def _finding(what: str, lacking: str | None, mend: str) -> Finding:
     return Finding(f"{what} {lacking}", mend) if lacking else Finding(what)
 
 
-def examine(profile: Profile, machine: Machine | None = None) -> list[Finding]:
-    """Everything that a profile's experiment needs of this machine, gaps and all."""
+def _asked(what: str, check: Callable[..., object], *arguments) -> Finding:
+    """What a run's own check says: its sentence ends with the mend."""
+    try:
+        check(*arguments)
+    except (ValueError, OSError) as error:
+        what, mend = re.fullmatch(r"(.*?)(?:[:;] ([^:;]*?))?\.?", " ".join(str(error).split())).groups()
+        return Finding(what, mend or "give another")
+    return Finding(what)
+
+
+def examine(profile: Profile, machine: Machine | None = None, purpose: str = "book") -> list[Finding]:
+    """Everything that a purpose of `catalogue.ROLES` needs of this machine, the profile being such; gaps and all."""
     machine = machine or Machine()
-    return [
-        *_gpu(profile, machine),
-        *_folders(profile),
-        *_models(profile),
-        *_files(profile),
-        *_data(profile),
-        *room(profile, missing(profile), machine),
+    found = [
+        *_gpu(profile, machine, catalogue.GPU_MEMORY[purpose]),
+        *_settings(profile),
+        *_folders(profile, purpose),
+        *_models(profile, purpose),
+        *_files(profile, purpose),
+        *(_data(profile) if purpose == "book" else ()),
+        *room(profile, missing(profile, purpose), machine),
         *_store(machine),
     ]
+    return list(dict.fromkeys(found))
 
 
 def command(profile: Profile) -> str:
@@ -196,10 +214,11 @@ def command(profile: Profile) -> str:
     return shlex.join(words)
 
 
-def _gpu(profile: Profile, machine: Machine) -> Iterator[Finding]:
+def _gpu(profile: Profile, machine: Machine, needed: int) -> Iterator[Finding]:
     if not profile.device.startswith("cuda"):
+        yield _asked(f"device {profile.device}", check_device, profile)
         return
-    needed, found = catalogue.GPU_MEMORY, machine.gpus()
+    found = machine.gpus()
     largest = max((memory for _, memory in found), default=0)
     said = f"the largest GPU has {largest / GIB:.0f} GiB of {needed / GIB:.0f} GiB"
     yield Finding(said if found else "no GPU is visible to nvidia-smi", GPU_MEND if largest < needed else "")
@@ -208,28 +227,48 @@ def _gpu(profile: Profile, machine: Machine) -> Iterator[Finding]:
         yield Finding("torch is a build for the CPU", mend)
 
 
-def _folders(profile: Profile) -> Iterator[Finding]:
+def _settings(profile: Profile) -> Iterator[Finding]:
+    from dfl_utils.models import checkpoint, generator  # torch takes seconds, and `dfl fetch` does without
+
+    yield _asked(f"dtype {profile.dtype}", checkpoint.inference_dtype, profile)
+    yield _asked(f"scheduler {profile.scheduler}", generator.scheduler_class, profile.scheduler)
+
+
+def _kind(what: str, profile: Profile, folder: Path, roles: Iterable[str]) -> Iterator[Finding]:
+    """Whether a folder holds a model of the kind that each role asks for."""
+    from dfl_utils.models import workshop
+
+    for role in roles:
+        yield _asked(what, workshop.check, replace(profile, **{role: str(folder)}), role)
+
+
+def _folders(profile: Profile, purpose: str) -> Iterator[Finding]:
     """Models that are named by a folder."""
-    for name in catalogue.named(profile):
+    for role, name in catalogue.named(profile, purpose):
         if profile.offline or catalogue.is_folder(name):
-            folder = Path(name) if Path(name).is_dir() else place(profile, Model(name))
+            found = _asked(f"model {name}", profile.locate, name)
+            folder = Path(profile.locate(name)) if found.ok else Path(name)
             lacking = model_flaw(folder) if folder.is_dir() else "is missing"
-            yield _finding(f"model {name}", lacking, "restore it from git, or name another folder")
+            if found.ok and lacking:
+                yield _finding(found.what, lacking, "restore it from git, or name another folder")
+            else:
+                yield from [found] if not found.ok else _kind(found.what, profile, folder, [role])
 
 
-def _models(profile: Profile) -> Iterator[Finding]:
+def _models(profile: Profile, purpose: str) -> Iterator[Finding]:
     """Models that are named by an id of the hub, and licences that fetching them asks to accept."""
-    for model in catalogue.models(profile):
+    for model in catalogue.models(profile, purpose):
         lacking, mend = flaw(profile, model), f"{command(profile)} --only {model.id}"
-        commit = f" at {model.revision[:7]}" if model.revision else ""
-        yield _finding(f"model {model.id}{commit}", lacking, mend)
+        what = f"model {model.id}{f' at {model.revision[:7]}' if model.revision else ''}"
+        roles = [role for role, name in catalogue.named(profile, purpose) if name == model.id]
+        yield from [_finding(what, lacking, mend)] if lacking else _kind(what, profile, _folder(profile, model), roles)
         if lacking and model.accept:
             accept = f"read it at {model.page}, then {mend} --accept {model.licence}"
             yield Finding(f"licence {model.licence} of {model.id} asks to be accepted", accept)
 
 
-def _files(profile: Profile) -> Iterator[Finding]:
-    for file in catalogue.files(profile):
+def _files(profile: Profile, purpose: str) -> Iterator[Finding]:
+    for file in catalogue.files(profile, purpose):
         lacking, where = flaw(profile, file), file.found(profile) or place(profile, file)
         yield _finding(file.name, lacking and f"{lacking}: {where}", f"{command(profile)} --only {file.name}")
 
@@ -247,12 +286,23 @@ def _data(profile: Profile) -> Iterator[Finding]:
 
 def _data_set(profile: Profile, dataset: str, splits: Sequence[str]) -> Finding:
     try:
-        counts = {split: len(data.load(profile, dataset, split)) for split in splits}
+        found = {split: data.load(profile, dataset, split) for split in splits}
+        counts = {split: len(examples) for split, examples in found.items()}
+        if dataset == "nocaps" and profile.data_writer is None:
+            _check_domains(found["overall"], profile.dataset_root(dataset))
         return Finding(f"{dataset}: {', '.join(f'{count:,} images of {split}' for split, count in counts.items())}")
     except (ValueError, OSError) as error:
         what, _, _ = str(error).partition(f"; to get the data: {profile.data_command}")
         mend = profile.data_command if profile.data_writer else command(profile)
         return Finding(f"{dataset}: {what}", f"delete the file or folder that it names, then {mend}")
+
+
+def _check_domains(examples: Sequence[Example], root: Path) -> None:
+    """ValueError where all of NoCaps' images are there, and not in its domains: such a file circulates."""
+    counts = Counter(example.domain for example in examples)
+    found, wanted = (", ".join(f"{c[name]:,} {name}" for name in catalogue.NOCAPS) for c in (counts, catalogue.NOCAPS))
+    if len(examples) == sum(catalogue.NOCAPS.values()) and found != wanted:
+        raise ValueError(f"the captions in {root} have {found} of the domains, and NoCaps has {wanted}")
 
 
 def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> Iterator[Finding]:
@@ -268,9 +318,9 @@ def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> 
         yield Finding(f"{to_come}, {count / 1e9:.1f} GB are free", DISK_MEND if count < needed[disk] else "")
 
 
-def missing(profile: Profile) -> list[Model | File]:
+def missing(profile: Profile, purpose: str = "book") -> list[Model | File]:
     """What of the published files is not there, or not whole."""
-    needed = [*catalogue.models(profile), *catalogue.files(profile)]
+    needed = [*catalogue.models(profile, purpose), *catalogue.files(profile, purpose)]
     return [one for one in needed if flaw(profile, one)]
 
 

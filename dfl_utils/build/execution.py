@@ -152,7 +152,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
     variables |= {"DFL_FROM": str(Path.cwd()), "DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
     variables |= {"DFL_LEDGER": str(results / f"{source.stem}.shards")}
     try:
-        with tempfile.TemporaryDirectory(prefix="dfl-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="dfl-", dir=kernels.socket_folder()) as sockets:
             return papermill.execute_notebook(
                 _clean(source),
                 None,

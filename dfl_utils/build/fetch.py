@@ -27,16 +27,17 @@ HEADERS = {"Accept-Encoding": "identity", "User-Agent": "dfl-utils"}  # a compre
 AGAIN = "run the same command again"
 
 
-def run(profile: Profile, only: Sequence[str] = (), accept: Sequence[str] = ()) -> list[str]:
+def run(profile: Profile, only: Sequence[str] = (), accept: Sequence[str] = (), purpose: str = "book") -> list[str]:
     """Fetch what is missing of a profile's models and files; gives one line for each thing that came.
 
-    `only` has ids of models and names of files, and is empty for all; `accept` licences that the reader accepts.
+    `only` has ids of models and names of files, and is empty for all that the purpose (of `catalogue.ROLES`) needs;
+    `accept` licences that the reader accepts.
 
     Raises:
         ValueError: an unknown name, a licence that is not accepted, or a file that is not what was published.
         OSError: too small a disk, said before anything is fetched; a server that does not answer; another call at work.
     """
-    wanted = _wanted(profile, only)
+    wanted = _wanted(profile, only, purpose)
     _check_licences(wanted, accept)
     for disk in doctor.room(profile, wanted, doctor.Machine()):
         if not disk.ok:
@@ -49,13 +50,13 @@ def run(profile: Profile, only: Sequence[str] = (), accept: Sequence[str] = ()) 
         return [f"{one.name}: {_fetch(profile, one)}" for one in wanted]
 
 
-def _wanted(profile: Profile, only: Sequence[str]) -> list[Model | File]:
+def _wanted(profile: Profile, only: Sequence[str], purpose: str) -> list[Model | File]:
     """What is missing, of all or of what is named."""
-    known = [one.name for one in (*catalogue.models(profile), *catalogue.files(profile))]
+    known = [one.name for one in (*catalogue.models(profile, purpose), *catalogue.files(profile, purpose))]
     if unknown := [name for name in only if name not in known]:
         needed = ", ".join(known) or "nothing"
         raise ValueError(f"The profile {profile.name!r} needs no {unknown[0]!r}: it needs {needed}.")
-    return [one for one in doctor.missing(profile) if not only or one.name in only]
+    return [one for one in doctor.missing(profile, purpose) if not only or one.name in only]
 
 
 def _check_licences(wanted: Sequence[Model | File], accept: Sequence[str]) -> None:

@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ NAME = "dfl-forked"  # of the entry point in pyproject.toml
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
 PRELOADED = ["dfl_utils.build.preload"]
+LONGEST = 70  # bytes: what follows takes 32, and macOS lets a socket's name have 103
 COLLECTION = (700, 10, 10)  # when Python collects garbage, as it is by default
 
 
@@ -47,7 +49,27 @@ def start() -> None:
     """Let the server import while the caller gets ready; without this it starts with the first kernel."""
     if available():
         multiprocessing.set_forkserver_preload(PRELOADED)
+        before, tempfile.tempdir = tempfile.tempdir, socket_folder()
+        try:
+            util.get_temp_dir()  # it stays that of this process, whose server puts its socket there
+        finally:
+            tempfile.tempdir = before
         forkserver.ensure_running()
+
+
+def socket_folder() -> str:
+    """Where sockets are made, of whose names the system takes a hundred characters: the temporary folder, or /tmp.
+
+    ValueError: both are too long, or cannot be written.
+    """
+    usual = tempfile.gettempdir()
+    for place in (usual, "/tmp"):
+        if len(os.fsencode(place)) <= LONGEST and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise ValueError(
+        f"TMPDIR has {len(usual)} characters, too many for the sockets of a kernel, and /tmp cannot be written: set it "
+        f"to a folder of at most {LONGEST}."
+    )
 
 
 def stop() -> None:

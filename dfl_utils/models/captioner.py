@@ -21,7 +21,7 @@ def load(profile: Profile) -> Captioner:
             `dtype` that the device cannot do.
     """
     checkpoint.inference_dtype(profile)
-    kind = _choose(profile)
+    kind = choose(profile)
     model, _ = checkpoint.load(kind.model_class, profile, "captioner")
     made = kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
     made.repetition_penalty, made.limits_count_prompt = profile.repetition_penalty, profile.limits_count_prompt
@@ -30,13 +30,14 @@ def load(profile: Profile) -> Captioner:
 
 def processor(profile: Profile):
     """What `load` reads beside the model, once for all checkpoints that hold the same: the captioner's processor."""
-    kind, (folder, place) = _choose(profile), checkpoint.source(profile, profile.captioner)
+    kind, (folder, place) = choose(profile), checkpoint.source(profile, profile.captioner)
     return checkpoint.shared(kind.__name__, folder, lambda: kind.load_processor(folder, **place))
 
 
-def _choose(profile: Profile) -> type[Captioner]:
+def choose(profile: Profile) -> type[Captioner]:
+    """The class that serves the profile's captioner; ValueError where its configuration is of none."""
     folder, place = checkpoint.source(profile, profile.captioner)
-    with checkpoint.opening(folder, "captioner", place["revision"]):
+    with checkpoint.explain(folder, place["revision"]):
         config, _ = PreTrainedConfig.get_config_dict(folder, **place)
     for name in config.get("architectures") or []:
         if OTHER_TASK.search(name):

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dfl_utils.store import provenance
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 SPARE_ROWS = 64  # OPT's table is padded to a multiple of 64; BLIP was published with two unnamed tokens
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KINDS = {"clip": "clip", "dino": "vit", "probe": "ForImageClassification", "tiny_decoder": "AutoencoderTiny"}
 SHARD = r"(-\d+-of-\d+)?"
 WEIGHTS = re.compile(rf"(model|diffusion_pytorch_model){SHARD}(\.fp16)?{SHARD}\.safetensors")
 
@@ -37,7 +38,7 @@ def source(profile: Profile, model: str) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def opening(folder: str, role: str, revision: str | None = None) -> Iterator[None]:
-    """Note a checkpoint's use for the stamp, and say in one sentence what is wrong with its files.
+    """Note a checkpoint's use for the stamp, and `explain` what is wrong with its files.
 
     Args:
         folder: in the Hugging Face layout, or a hub id.
@@ -45,11 +46,22 @@ def opening(folder: str, role: str, revision: str | None = None) -> Iterator[Non
         revision: commit of a hub id.
 
     Raises:
+        FileNotFoundError, ValueError: as `explain`.
+    """
+    with explain(folder, revision):
+        provenance.register(role, folder, revision=revision)
+        yield
+
+
+@contextmanager
+def explain(folder: str, revision: str | None = None) -> Iterator[None]:
+    """Say in one sentence what is wrong with a checkpoint's files.
+
+    Raises:
         FileNotFoundError: weights or another file cannot be had; weights that are pickles count as none.
         ValueError: weights that are damaged, or do not fit their configuration.
     """
     try:
-        provenance.register(role, folder, revision=revision)
         yield
     except SafetensorError as error:
         raise ValueError(f"The weights of {folder} are damaged or half-written ({error}); {_mend(folder)}.") from error
@@ -97,6 +109,8 @@ def load(model_class: type[PreTrainedModel], profile: Profile, role: str, **opti
         FileNotFoundError, ValueError: as `opening` and `read`.
     """
     folder, place = source(profile, getattr(profile, role))
+    if role in KINDS:
+        check_kind(folder, role, KINDS[role], **place)
     dtype = inference_dtype(profile) if role == "captioner" else torch.float32
     return read(model_class, folder, role, dtype=dtype, **place, **options).to(profile.device), folder
 
@@ -112,6 +126,20 @@ def read(model_class: type[PreTrainedModel], folder: str, role: str, **options: 
         kind = model_class.__name__
         _log.warning("%s of the weights of %s are unused by a %s, such as %s", len(unused), folder, kind, unused[0])
     return model.eval().requires_grad_(False)
+
+
+def check_kind(folder: str, role: str, wanted: str, **place: Any) -> None:
+    """ValueError where a checkpoint's configuration names another kind of model than a `wanted` one.
+
+    That is its `model_type`; of a model with a task of its own the end of its class's name, such as
+    `ForImageClassification`; of diffusers its class.
+    """
+    with explain(folder, place.get("revision")):
+        config, _ = PreTrainedConfig.get_config_dict(folder, **place)
+    names = [config.get("model_type") or "", config.get("_class_name") or "", *(config.get("architectures") or [])]
+    if wanted not in names and not (wanted.startswith("For") and any(name.endswith(wanted) for name in names)):
+        found = " ".join(filter(None, names)) or "nameless model"
+        raise ValueError(f"{folder} is a {found}, and no {wanted}, which the {role} is to be: give another folder.")
 
 
 def check_vocabulary(folder: str, tokenizer_size: int, embedding_size: int) -> None:

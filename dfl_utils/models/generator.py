@@ -3,8 +3,9 @@
 import copy
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -88,7 +89,9 @@ def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
 
 def _pipeline_class(folder: str, place: dict) -> type[DiffusionPipeline]:
     """The class of diffusers that a checkpoint names; ValueError where it draws no images of texts."""
-    with checkpoint.opening(folder, "generator", place["revision"]):
+    if (Path(folder) / "config.json").is_file() and not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} is a single model, no pipeline of diffusers: give one such as Stable Diffusion.")
+    with checkpoint.explain(folder, place["revision"]):
         name = DiffusionPipeline.load_config(folder, **place).get("_class_name", "")
     if isinstance(name, list):  # [module of the checkpoint, class]
         raise ValueError(f"{folder} is drawn by code that lies in it, which is never run: give another pipeline.")
@@ -127,18 +130,38 @@ def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch
         if tokenizer is not None and encoder is not None:
             checkpoint.check_vocabulary(folder, len(tokenizer), encoder.get_input_embeddings().num_embeddings)
     if stable_diffusion:
-        # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
-        settings = {"clip_sample": False, "steps_offset": 1} if scheduler else {}
-        steps = scheduler or type(pipeline.scheduler)
-        steps = steps if dtype == torch.float32 else in_float32(steps)
-        pipeline.scheduler = steps.from_config(pipeline.scheduler.config, **settings)
-        if not hasattr(pipeline.scheduler, "init_noise_sigma"):
-            raise ValueError(f"{steps.__name__} is no sampler of Stable Diffusion: take one such as DDPMScheduler.")
+        pipeline.scheduler = _sampler(scheduler, pipeline.scheduler.config, dtype)
     elif isinstance(pipeline.scheduler, AmusedScheduler):
         pipeline.scheduler = SeededAmusedScheduler.from_config(pipeline.scheduler.config)
     for name in CONVOLUTIONAL & pipeline.components.keys():
         pipeline.components[name].to(memory_format=torch.channels_last)
     return pipeline
+
+
+def _sampler(scheduler: type[SchedulerMixin] | None, saved: Mapping, dtype: torch.dtype) -> SchedulerMixin:
+    """Stable Diffusion's sampler: of that class, or of the one that was saved; ValueError where it is none."""
+    # v1-4's first configurations had neither; the defaults would clip latents and shift the steps.
+    settings = {"clip_sample": False, "steps_offset": 1} if scheduler else {}
+    kind = scheduler or getattr(diffusers, saved["_class_name"])
+    kind = kind if dtype == torch.float32 else in_float32(kind)
+    try:
+        made = kind.from_config(saved, **settings)
+    except TypeError:  # it wants more than the checkpoint says
+        made = None
+    if not hasattr(made, "init_noise_sigma"):
+        raise ValueError(f"{kind.__name__} is no sampler of Stable Diffusion: take one such as DDPMScheduler.")
+    return made
+
+
+def check(profile: Profile) -> None:
+    """What `Generator.load` refuses, as far as it is seen without weights: class, tokenizers, sampler, steps."""
+    folder, place = checkpoint.source(profile, profile.generator)
+    scheduler, kind = scheduler_class(profile.scheduler), _pipeline_class(folder, place)
+    checkpoint.of_pipeline(folder)
+    if issubclass(kind, StableDiffusionPipeline):
+        with checkpoint.explain(folder, place["revision"]):
+            saved = DDPMScheduler.load_config(folder, subfolder="scheduler", **place)
+        _check_steps(_sampler(scheduler, saved, torch.float32), profile.num_inference_steps)
 
 
 class Generator:
@@ -238,7 +261,7 @@ def _check_steps(scheduler: SchedulerMixin, steps: int) -> None:
     except (ValueError, IndexError, RuntimeError) as error:
         raise ValueError(f"num_inference_steps is {steps}, which {name} cannot do ({error}): give another.") from error
     if trial.timesteps.max() >= trained:
-        raise ValueError(f"num_inference_steps is {steps}, and {name} draws in at most {trained - 1}.")
+        raise ValueError(f"num_inference_steps is {steps}, and {name} draws in at most {trained - 1}: give fewer.")
 
 
 # --- Linear layers through oneDNN on a CPU, as a model's convolutions go already.
@@ -285,6 +308,9 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
 def load_decoder(profile: Profile) -> AutoencoderTiny:
     """The profile's small decoder of latents; ValueError where it has none."""
     folder, revision = decoder_folder(profile), profile.revision(profile.tiny_decoder)
+    checkpoint.check_kind(
+        folder, "tiny_decoder", checkpoint.KINDS["tiny_decoder"], revision=revision, local_files_only=profile.offline
+    )
     with checkpoint.opening(folder, "tiny decoder", revision):
         decoder = AutoencoderTiny.from_pretrained(
             folder,

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dfl_utils.models import blip, captioner, fidelity, generator, similarity
+from dfl_utils.models import blip, captioner, checkpoint, fidelity, generator, similarity
 from dfl_utils.store import processes, provenance
 from dfl_utils.store.store import Held, Job, Kind, RunStore
 from dfl_utils.world import data
@@ -155,6 +155,18 @@ class Workshop:
             return Embeddings(self.encoder(name).embed(read(examples))), len(examples)
 
         return self.store.get(ORIGINALS[name], self.originals_key(name, examples), embed).embeddings
+
+
+def check(profile: Profile, role: str) -> None:
+    """Raise what loading this model of the profile would, as far as its configuration tells: no weights are read.
+
+    FileNotFoundError, ValueError: as the loaders of `captioner`, `generator` and `checkpoint`.
+    """
+    if role in ("captioner", "generator"):
+        (captioner.choose if role == "captioner" else generator.check)(profile)
+    else:
+        folder, place = checkpoint.source(profile, getattr(profile, role))
+        checkpoint.check_kind(folder, role, checkpoint.KINDS[role], **place)
 
 
 def read(examples: Sequence[Example]) -> list[Image.Image]:

@@ -2,13 +2,15 @@
 
 SPICE (Anderson et al., 2016) reads a caption's scene graph off CoreNLP's dependencies. CoreNLP is a download that
 no wheel brings, so ours reads it off spaCy's, by rules of the kind of SPICE's parser (Schuster et al., 2015) written
-anew for spaCy's labels, and compares as SPICE does, with the synsets that SPICE takes from METEOR. Another parser
-makes other tuples: ours is called SPICE-like wherever it is printed.
+anew for spaCy's labels, and compares as SPICE does, with the synsets and stems that SPICE takes from METEOR. Another
+parser makes other tuples: ours is called SPICE-like wherever it is printed.
 """
 
 import re
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +48,10 @@ PRESENTERS = ("there", "here", "this", "that", "these", "those", "it", "i", "we"
 # spaCy's tables make "riding" a form of "rid" as well as of "ride", and the shorter wins; but of a verb of this
 # spelling English doubles the last letter ("ridding"), so "riding" and "rides" can only be the longer one's.
 _DOUBLES = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
+
+# WordNet's endings of nouns, verbs and adjectives and what stands there in the base word, in METEOR's order.
+_CHANGES = "s: ses:s xes:x zes:z ches:ch shes:sh men:man ies:y es:e es: ed:e ed: ing:e ing: er: est: er:e est:e"
+ENDINGS = [tuple(change.split(":")) for change in _CHANGES.split()]
 
 
 @cache
@@ -205,24 +211,40 @@ _known: dict[str, frozenset[Fact]] = {}  # a caption is parsed once: most of the
 
 
 @cache
-def _synsets() -> dict[str, str]:
-    """Word -> its synsets in one string: they are split when asked for, as captions know few of the 150,000 words."""
+def _lists() -> tuple[dict[str, str], dict[str, list[str]]]:
+    """METEOR's lists: a word's synsets, in one string that is split when asked for, and an odd form's base words."""
     with zipfile.ZipFile(JAR) as jar:  # a jar is a zip file; no Java is needed
-        lines = jar.read("synonym/english.synsets").decode("utf-8").splitlines()
-    return dict(zip(lines[::2], lines[1::2], strict=True))
+        texts = (jar.read(f"synonym/english.{name}").decode("utf-8") for name in ("synsets", "exceptions"))
+        (words, sets), (odd, forms) = ((lines[::2], lines[1::2]) for lines in map(str.splitlines, texts))
+    bases = defaultdict(list)
+    for base, row in zip(odd, forms, strict=True):
+        for form in row.split():
+            bases[form].append(base)
+    return dict(zip(words, sets, strict=True)), dict(bases)
+
+
+def _stems(word: str) -> list[str]:
+    """The base words of an odd form; else the first word of the list that an ending's change gives."""
+    known, odd = _lists()
+    if word in odd or word.endswith("ss") or len(word) < 3:
+        return odd.get(word, [])
+    changed = (word.removesuffix(old) + new for old, new in ENDINGS if word.endswith(old))
+    return [stem for stem in changed if stem in known][:1]
 
 
 @cache
 def synsets(words: str) -> frozenset[str]:
-    """Numbers of the meanings that a lemma, or several such as "traffic light", can have; none for one WordNet lacks.
+    """Numbers of the meanings that a lemma, or several such as "traffic light", and its stems can have.
 
-    METEOR's list keeps no part of speech, so a verb and a noun of the same spelling share their numbers.
+    The stem of "surfer" is "surf", by WordNet's endings; a word that WordNet lacks has none. METEOR's list keeps no
+    part of speech, so a verb and a noun of the same spelling share their numbers.
     """
-    return frozenset(_synsets().get(words.replace(" ", "_"), "").split())
+    word = words.replace(" ", "_")
+    return frozenset(number for form in (word, *_stems(word)) for number in _lists()[0].get(form, "").split())
 
 
 def similar(first: str, second: str) -> bool:
-    """Whether two lemmas are one word or share a meaning: SPICE's rule for a match."""
+    """Whether two lemmas are one word or share a meaning, by themselves or by their stems: SPICE's rule for a match."""
     return first == second or not synsets(first).isdisjoint(synsets(second))
 
 
@@ -237,44 +259,75 @@ def tuples(text: str) -> frozenset[Fact]:
     return _parsed([text])[0]
 
 
-def _match(first: Fact, second: Fact) -> bool:
-    return len(first) == len(second) and all(map(similar, first, second))
+@dataclass(eq=False)
+class Concept:
+    """Words that a graph holds for one, and the meanings of all of them."""
+
+    words: set[str]
+    synsets: set[str]
+
+    def like(self, other: "Concept") -> float:
+        """1 where a word is shared, else the share of their synsets that both have."""
+        if not self.words.isdisjoint(other.words):
+            return 1.0
+        shared = len(self.synsets & other.synsets)
+        return shared / len(self.synsets | other.synsets) if shared else 0.0
 
 
-def _merge(facts: Iterable[Fact]) -> list[list[Fact]]:
-    """Groups of facts that say the same, so that a bike and a bicycle are one thing to find."""
-    groups: list[list[Fact]] = []
+def _join(word: str, concepts: list[Concept]) -> Concept:
+    """The concept of those that the word is most like, which takes it in; else a new one at their end."""
+    new = Concept({word}, set(synsets(word)))
+    likest = max(concepts, key=new.like, default=new)
+    if not concepts or not new.like(likest):
+        concepts.append(new)
+        return new
+    likest.words |= new.words
+    likest.synsets |= new.synsets
+    return likest
+
+
+def graph(facts: Iterable[Fact]) -> list[tuple[Concept, ...]]:
+    """Facts with like objects joined to one, then like attributes of one object and like relations of the same two.
+
+    So a bike and a bicycle are one thing to find. SPICE joins in the order of the captions, ours in that of the
+    alphabet: a score should not depend on the order of references.
+    """
+    objects: list[Concept] = []
+    said: dict[tuple[Concept, ...], list[Concept]] = defaultdict(list)
     for fact in sorted(facts):
-        same = [group for group in groups if any(_match(fact, other) for other in group)]
-        groups = [group for group in groups if group not in same] + [[fact, *(f for group in same for f in group)]]
-    return groups
+        ends = tuple(_join(word, objects) for word in fact[::2])
+        for word in fact[1::2]:
+            _join(word, said[ends])
+    return [(thing,) for thing in objects] + [(e[0], word, *e[1:]) for e, words in said.items() for word in words]
 
 
-def _share(groups: list[list[Fact]], others: Iterable[Fact]) -> float:
-    """Share of the groups of which a fact matches one of the others."""
-    found = [any(_match(fact, other) for fact in group for other in others) for group in groups]
-    return sum(found) / len(found) if found else 0.0
+def _matches(fact: tuple[Concept, ...], other: tuple[Concept, ...]) -> bool:
+    return len(fact) == len(other) and all(one.like(two) for one, two in zip(fact, other, strict=True))
 
 
 def spice_like(captions: Texts, references: Texts) -> np.ndarray:
     """F1 of every candidate's scene graph and that of all references of its image together: (images, N) in [0, 100].
 
-    Tuples match if each of their places does, by lemma or by a shared synset. As in SPICE, tuples of one graph
-    that match each other count once. Precision is the share of the candidate's tuples that a reference has, recall
-    the share of the references' that the candidate has: with several references 100 is out of reach of one sentence.
-    A caption without tuples, an empty one say, scores 0.
+    All but the parser is SPICE's: like words of a `graph` are joined, and two of its tuples match where each of their
+    places shares a word or a synset. F1 is twice the candidate's tuples that one of the references matches over all
+    tuples of both: with several references 100 is out of reach of one sentence. A caption without tuples scores 0.
+
+    Note: of the same tuples SPICE's own classes give the same score, to the last digit, in 989 of 1,000 captions of
+    COCO's val2014 (the example of coco-caption; 13.35 in the mean) and at most 1.1 points more or less in the others;
+    in all 1,000 if they join in our order. Its own parser's tuples score 13.3 there. Above 100, where SPICE can come
+    if a reference's tuple matches several of the candidate's, we stop.
     """
     pairs = Candidates.of(captions, references)
     facts = _parsed(pairs.texts)
+    graphs = {k: graph(facts[k]) for k in set(pairs.captions.ravel().tolist())}
     scores = np.zeros(pairs.captions.shape)
-    for image, row in enumerate(pairs.captions):
-        truth = frozenset().union(*(facts[k] for k in pairs.references[pairs.image == image]))
-        merged = _merge(truth)
-        f1 = {k: _f1(facts[k], truth, merged) for k in set(row.tolist())}
-        scores[image] = [f1[k] for k in row.tolist()]
+    for image, row in enumerate(pairs.captions.tolist()):
+        truth = graph(frozenset().union(*(facts[k] for k in pairs.references[pairs.image == image])))
+        f1 = {k: _f1(graphs[k], truth) for k in set(row)}
+        scores[image] = [f1[k] for k in row]
     return 100.0 * scores
 
 
-def _f1(facts: frozenset[Fact], truth: frozenset[Fact], merged: list[list[Fact]]) -> float:
-    precision, recall = _share(_merge(facts), truth), _share(merged, facts)
-    return 2 * precision * recall / (precision + recall) if precision else 0.0
+def _f1(said: list[tuple[Concept, ...]], truth: list[tuple[Concept, ...]]) -> float:
+    found = sum(any(_matches(fact, other) for other in truth) for fact in said)
+    return min(1.0, 2 * found / (len(said) + len(truth))) if found else 0.0

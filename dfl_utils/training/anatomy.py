@@ -118,7 +118,7 @@ def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
     own_states = pair.text_encoder(batch.prompt_ids).last_hidden_state
     predicted = pair.unet(noisy, batch.timesteps, own_states).sample
     clean = one_step_image(pair.scheduler, noisy, batch.timesteps, predicted)
-    pixels_hat = pair.as_pixel_values(clean, batch.pixel_values.shape[-2:])
+    pixels_hat = pair.shown(batch, noisy, predicted)
     tensors = {
         "pixel_values": batch.pixel_values,
         "image embeds": seen,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dfl_utils.store import processes, shards
 from dfl_utils.training import micro_batches
 from dfl_utils.training.connection import CONNECTIONS
-from dfl_utils.training.losses import LOSSES, Economy, TalkingPair
+from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
 from dfl_utils.training.micro_batches import cut
 from dfl_utils.training.pairs import Pairs
 
@@ -47,18 +47,24 @@ class Recipe:
     # parts in which a batch is worked on, one after the other or by several ranks at a time; their number changes a
     # step's last bits, who works on them does not
     micro_batches: int = 1
+    way: str = "joint"  # one of `losses.WAYS`; of two ways that take as many steps, `alternating` learns half as much
 
     def __post_init__(self):
         for name, known in (("losses", LOSSES), ("train", ROLES)):
             if set(found := getattr(self, name)) - set(known) or not found:
                 raise ValueError(f"{name} must name some of {', '.join(known)}, not {', '.join(found) or 'none'}.")
-        for name, known in (("decoder", ("vae", "tiny")), ("connect", CONNECTIONS)):
+        for name, known in (("decoder", ("vae", "tiny")), ("connect", CONNECTIONS), ("way", WAYS)):
             if (found := getattr(self, name)) not in known:
                 raise ValueError(f"{name} is {found!r}: choose one of {', '.join(known)}.")
         if self.steps < 1 or not 1 <= self.micro_batches <= self.batch_size or not 0 < self.lr < 1:
             raise ValueError(
                 f"steps {self.steps}, batch_size {self.batch_size}, micro_batches {self.micro_batches}, lr {self.lr}: "
                 "whole numbers start at 1, a batch has at least as many pairs as parts, lr lies between 0 and 1."
+            )
+        if self.way != "joint" and (missing := [loss for loss in LOSSES if loss not in self.losses]):
+            raise ValueError(
+                f"The way {self.way} takes turns of two losses, and losses leaves out {', '.join(missing)}: name all "
+                "four, or take the way joint."
             )
         parts = [len(range(self.batch_size)[rows]) for rows in cut(self.batch_size, self.micro_batches)]
         if (told := sum(map(self.economy.rows, parts))) != (whole := self.economy.rows(self.batch_size)):
@@ -67,12 +73,16 @@ class Recipe:
                 f"micro_batches it would be {told}: take fewer of these, or another share."
             )
 
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The losses of a step, in the order of `losses`."""
+        turns = WAYS[self.way]
+        return tuple(loss for loss in self.losses if loss in turns[step % len(turns)])
+
     def key(self) -> dict:
-        """What it adds to the key of a run; whole batches go without saying."""
-        found = asdict(self) | {"losses": sorted(self.losses), "train": sorted(self.train)}
-        if self.micro_batches == 1:
-            del found["micro_batches"]
-        return found
+        """What it adds to the key of a run; whole batches and the way `joint` go without saying."""
+        key = asdict(self) | {"losses": sorted(self.losses), "train": sorted(self.train)}
+        silent = {"micro_batches": 1, "way": "joint"}
+        return {name: value for name, value in key.items() if name not in silent or value != silent[name]}
 
 
 # The paper's choice of what moves (Section 5): BLIP's cross-attention queries, BLIP-2's query tokens, the U-Net's
@@ -120,7 +130,7 @@ class Finetuning:
 
     Attributes:
         step: steps that are done.
-        curves: loss -> `(steps,)` float32, NaN where a step is not done.
+        curves: loss -> `(steps,)` float32, NaN where a step is not done, or had its turn with other losses.
         seconds: that the steps before the state took from which this process started.
 
     Raises:
@@ -185,20 +195,22 @@ class Finetuning:
 
     def _learn(self) -> dict[str, Tensor]:
         """The losses of this step; the gradient of their sum is left in the parameters."""
+        turn = self.recipe.turn(self.step)
         if self.recipe.micro_batches == 1:
-            losses = self.pair(self.pairs.batch(self.step))
+            losses = self.pair(self.pairs.batch(self.step), turn)
             self._backward(losses)
             return losses
         cuts = micro_batches.cut(self.recipe.batch_size, self.recipe.micro_batches)
         weights = micro_batches.weights(self.pairs.counts(self.step), cuts, self.recipe.economy)
         for k in self._sum.own:
             with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
-                losses = self.pair(self.pairs.batch(self.step, cuts[k]))
+                losses = self.pair(self.pairs.batch(self.step, cuts[k]), turn)
                 losses = {name: loss * weights[k][name] for name, loss in losses.items()}
                 self._backward(losses)
             self._sum.add(losses)
             self.optimizer.zero_grad(set_to_none=True)
-        return self._sum.take(self.step)
+        losses = self._sum.take(self.step)
+        return {name: losses[name] for name in turn}
 
     def _backward(self, losses: dict[str, Tensor]) -> None:
         total = torch.stack(list(losses.values())).sum()

@@ -125,7 +125,7 @@ class Finetuner(Workshop):
         model.model = _copied(model.model, TRAINED.get(model.model.config.model_type, ""))
         pipeline.unet = _copied(pipeline.unet, TRAINED["unet"])
         decoder = load_decoder(self.profile) if recipe.decoder == "tiny" else None
-        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy}
+        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy, "way": recipe.way}
         made = TalkingPair(model, pipeline, self.vocabulary_map, recipe.losses, **options)
         return made.to(self.profile.device), pipeline
 

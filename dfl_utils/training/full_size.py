@@ -98,5 +98,6 @@ def batch(caption: Caption) -> tuple[Batch, Tensor]:
         latents=shape(4, side, side),
         timesteps=shape(dtype=torch.long),
         noise=shape(4, side, side),
+        step_noise=shape(4, side, side),
     )
     return made, shape(3, IMAGE_SIZE, IMAGE_SIZE)

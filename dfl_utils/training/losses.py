@@ -3,8 +3,13 @@
 `caption_loss` (Eq. 1) and `generation_loss` (Eq. 3) teach each model alone; `image_reconstruction_loss` (Eq. 2) sends
 the captioner's token distributions through the generator, `text_reconstruction_loss` (Eq. 4) the generator's one-step
 image through the captioner.
+
+Two ways to train: `joint` is the paper's text, all four losses in every step. `alternating` is its authors' code
+(github.com/hangligit/DalleFlamingo, October 2023): even steps have the generator's two losses, odd steps the
+captioner's, and the captioner reads `previous_latents` in place of the one-step image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +23,7 @@ from dfl_utils.training.teacher_forcing import Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
 LOSSES = ("caption_loss", "image_reconstruction_loss", "generation_loss", "text_reconstruction_loss")
+WAYS = {"joint": (LOSSES,), "alternating": (LOSSES[2:], LOSSES[:2])}  # way to train -> losses of its steps, in turn
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Batch:
     prompt_ids: Tensor  # `(B, L)` the captions as the generator reads them
     latents: Tensor  # `(B, C, h, w)` the images as the generator sees them, scaled
     timesteps: Tensor  # `(B,)` uniform over the noise schedule
-    noise: Tensor  # like `latents`, standard normal
+    noise: Tensor  # noise, step_noise: like `latents`, standard normal; the latter is that of `previous_latents`
+    step_noise: Tensor
     seed: int = 0  # of whatever else the step draws
     # tokens, ends not counted, of the captions of the step's batch before these: what is drawn for them is passed over,
     # so that a pair's noise does not depend on how its batch was cut
@@ -37,7 +44,7 @@ class Batch:
 
     def rows(self, chosen: slice) -> "Batch":
         """The pairs in `chosen`, a slice of step 1."""
-        tensors = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise")
+        tensors = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise", "step_noise")
         parts = {name: getattr(self, name)[chosen] for name in tensors}
         return replace(self, caption=self.caption.rows(chosen), **parts)
 
@@ -71,6 +78,21 @@ def one_step_image(scheduler: DDPMScheduler, noisy: Tensor, timesteps: Tensor, p
     return (noisy - (1 - kept).sqrt() * predicted_noise) / kept.sqrt()
 
 
+def previous_latents(
+    scheduler: DDPMScheduler, sample: Tensor, timesteps: Tensor, predicted_noise: Tensor, noise: Tensor
+) -> Tensor:
+    """`prev_sample` of a DDPM step (Ho et al. 2020, Eq. 7) of each row of `sample`, `(B, C, h, w)`, from t to t - 1.
+
+    The one-step estimate has the weight sqrt(a') (1 - a / a') / (1 - a), a and a' the products of alphas up to t and
+    t - 1: 1 at t = 0 and next to nothing at the end. The variance is `DDPMScheduler`'s `fixed_small`.
+    """
+    products = torch.cat([torch.ones(1), scheduler.alphas_cumprod]).to(sample.device, sample.dtype).view(-1, 1, 1, 1)
+    before, kept = products[timesteps], products[timesteps + 1]
+    clean, alpha = one_step_image(scheduler, sample, timesteps, predicted_noise), kept / before
+    mean = (before.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - before) * sample) / (1 - kept)
+    return mean + ((1 - before) / (1 - kept) * (1 - alpha)).sqrt() * noise
+
+
 class TalkingPair(nn.Module):
     """Captioner and generator in one module, whose forward gives the losses: one optimiser and one DDP wrap suffice.
 
@@ -82,6 +104,7 @@ class TalkingPair(nn.Module):
         decoder: makes pixels of the one-step latents: the pipeline's own `vae` if None, or an `AutoencoderTiny`.
         connect: see `connection.distributions`.
         economy: see `Economy`.
+        way: one of `WAYS`: what the captioner reads of the generator. Whose turn it is is said to each pass.
 
     Raises:
         ValueError: a generator that does not predict noise, a map of other vocabularies.
@@ -97,6 +120,7 @@ class TalkingPair(nn.Module):
         decoder: AutoencoderKL | AutoencoderTiny | None = None,
         connect: str = "softmax",
         economy: Economy | None = None,
+        way: str = "joint",
     ):
         super().__init__()
         if pipeline.scheduler.config.prediction_type != "epsilon":
@@ -110,33 +134,38 @@ class TalkingPair(nn.Module):
         self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.captioner, self.scheduler = captioner, pipeline.scheduler
         self.decoder = decoder or pipeline.vae
-        self.losses, self.connect, self.economy = tuple(losses), connect, economy or Economy()
+        self.losses, self.connect, self.economy, self.way = tuple(losses), connect, economy or Economy(), way
         self.register_buffer("index", vocabulary_map.index, persistent=False)
         processor = captioner.processor.image_processor
         self.register_buffer("mean", torch.tensor(processor.image_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor.image_std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Each loss of `losses`, a scalar: cross-entropies in nats a token, squared errors a latent value."""
+    def forward(self, batch: Batch, turn: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Each loss of `turn`, by default of `losses`, a scalar: nats a token, or squared error a latent value."""
+        turn = self.losses if turn is None else turn
+
+        def wants(*names: str) -> bool:
+            return any(name in turn for name in names)
+
         size = len(batch.timesteps)
         share = self.economy.rows(size)
         drawn, read = slice(0, share), slice(size - share, size)  # the pairs that Eq. 2 and Eq. 4 reconstruct
         losses, prompts = {}, {}  # prompts: whose they are -> the pairs, `encoder_hidden_states`
 
         # The captioner predicts every word of the captions.
-        if self._wants("caption_loss", "image_reconstruction_loss"):
-            part = batch if self._wants("caption_loss") else batch.rows(drawn)
+        if wants("caption_loss", "image_reconstruction_loss"):
+            part = batch if wants("caption_loss") else batch.rows(drawn)
             logits = self._predict(part.pixel_values, part.caption)
-            if self._wants("caption_loss"):
+            if wants("caption_loss"):
                 losses["caption_loss"] = F.cross_entropy(logits, part.caption.targets)
 
         # What it predicts is one prompt of the generator, what people wrote is the other.
-        if self._wants("image_reconstruction_loss"):
+        if wants("image_reconstruction_loss"):
             caption, length = batch.caption.rows(drawn), batch.prompt_ids.shape[1]
             logits = logits[: len(caption.targets)]
             prompts["predicted"] = drawn, self.soft_prompt(logits, caption, length, batch.seed, batch.words_before)
-        if self._wants("generation_loss", "text_reconstruction_loss"):
-            rows = slice(0, size) if self._wants("generation_loss") else read
+        if wants("generation_loss", "text_reconstruction_loss"):
+            rows = slice(0, size) if wants("generation_loss") else read
             with torch.no_grad():
                 prompts["written"] = rows, self.text_encoder(batch.prompt_ids[rows]).last_hidden_state
         if not prompts:
@@ -145,21 +174,29 @@ class TalkingPair(nn.Module):
         # By either prompt the generator predicts the noise that was put on the image.
         noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         predicted = self._predict_noise(noisy, batch.timesteps, prompts)
-        if self._wants("image_reconstruction_loss"):
+        if wants("image_reconstruction_loss"):
             losses["image_reconstruction_loss"] = F.mse_loss(predicted["predicted"], batch.noise[drawn])
-        if self._wants("generation_loss"):
+        if wants("generation_loss"):
             losses["generation_loss"] = F.mse_loss(predicted["written"], batch.noise)
 
         # The captioner reads the image that the prediction implies.
-        if self._wants("text_reconstruction_loss"):
+        if wants("text_reconstruction_loss"):
             part = batch.rows(read)
-            clean = one_step_image(self.scheduler, noisy[read], part.timesteps, predicted["written"][-share:])
-            logits = self._predict(self.as_pixel_values(clean, batch.pixel_values.shape[-2:]), part.caption)
+            logits = self._predict(self.shown(part, noisy[read], predicted["written"][-share:]), part.caption)
             losses["text_reconstruction_loss"] = F.cross_entropy(logits, part.caption.targets)
-        return {name: losses[name] for name in self.losses}
+        return {name: losses[name] for name in turn}
 
-    def _wants(self, *names: str) -> bool:
-        return any(name in self.losses for name in names)
+    def shown(self, batch: Batch, noisy: Tensor, predicted_noise: Tensor) -> Tensor:
+        """What the captioner reads of a noise prediction, `(B, 3, S, S)`, differentiable in it.
+
+        `joint`: the one-step image. `alternating`: a DDPM step from the clean latents as if they were the noisy ones.
+        """
+        if self.way == "joint":
+            latents = one_step_image(self.scheduler, noisy, batch.timesteps, predicted_noise)
+        else:
+            step = batch.latents, batch.timesteps, predicted_noise, batch.step_noise
+            latents = previous_latents(self.scheduler, *step)
+        return self.as_pixel_values(latents, batch.pixel_values.shape[-2:])
 
     def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
         return teacher_forcing.target_logits(self.captioner, self.captioner._encode(pixel_values), caption)
@@ -193,8 +230,13 @@ class TalkingPair(nn.Module):
         return dict(zip(prompts, predicted.split(sizes), strict=True))
 
     def as_pixel_values(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scaled latents as the captioner sees images: decoded, resized, normalised; differentiable."""
+        """Scaled latents as the captioner sees images: decoded, resized, normalised; differentiable.
+
+        Resized as its processor does; in the way `alternating` bilinearly, as torchvision did of tensors in 2023. The
+        authors' code leaves the normalisation out, which halves the contrast.
+        """
         images = self.decoder.decode(latents / self.decoder.config.scaling_factor).sample / 2 + 0.5
         if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+            bicubic = self.way == "joint"
+            images = F.interpolate(images, size, mode="bicubic" if bicubic else "bilinear", antialias=bicubic)
         return (images - self.mean) / self.std

@@ -65,9 +65,11 @@ class Sum:
         self._rows: list[Tensor] = []
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Keep one micro-batch of `own`, in order: its weighted losses and the gradients that it left."""
+        """Keep one micro-batch of `own`, in order: its weighted losses, 0 for one whose turn it is not, and the
+        gradients that it left."""
         reached = [parameter.grad is not None for parameter in self.parameters]
-        values = torch.stack([losses[name].detach().float() for name in self.losses])
+        nothing = self.parameters[0].new_zeros(())
+        values = torch.stack([losses.get(name, nothing).detach().float() for name in self.losses])
         gradients = [p.grad.float().flatten() if has else p.new_zeros(p.numel(), dtype=torch.float32)
                      for p, has in zip(self.parameters, reached, strict=True)]  # fmt: skip
         self._rows.append(torch.cat([values, values.new_tensor(reached), *gradients]))

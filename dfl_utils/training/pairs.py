@@ -127,14 +127,14 @@ class Pairs:
         stream = torch.Generator().manual_seed(seed)
         steps = self.pipeline.scheduler.config.num_train_timesteps
         timesteps = torch.randint(steps, (len(pairs),), generator=stream)
-        noise = torch.randn(latents.shape, generator=stream)
+        noise, step_noise = (torch.randn(latents.shape, generator=stream)[rows] for _ in range(2))
         device = self.captioner.model.device
         before = captions[: rows.start or 0]
         words_before = sum(self._read(before).counts) if before else 0
         caption = self._read(captions[rows]).to(device)
-        tensors = (images, prompt_ids(self.pipeline, captions[rows]), latents[rows], timesteps[rows], noise[rows])
-        pixel_values, ids, clean, timesteps, noise = (tensor.to(device) for tensor in tensors)
-        return Batch(pixel_values, caption, ids, clean, timesteps, noise, seed, words_before)
+        ids = prompt_ids(self.pipeline, captions[rows])
+        images, *others = (t.to(device) for t in (images, ids, latents[rows], timesteps[rows], noise, step_noise))
+        return Batch(images, caption, *others, seed, words_before)
 
     def _read(self, captions: Sequence[str]) -> teacher_forcing.Caption:
         return teacher_forcing.read(self.captioner, captions, image_tokens(self.captioner))

@@ -78,18 +78,18 @@ class Step(TalkingPair):
         losses, roles = STEPS[step]
         options = {"decoder": tiny if way.decoder == "tiny" else None, "economy": Economy(way.threshold, way.share)}
         super().__init__(captioner, pipeline, vocabulary_map, losses, **options)
-        self.way, self.roles, self.vae = way, roles, pipeline.vae
+        self.savings, self.roles, self.vae = way, roles, pipeline.vae
 
     def forward(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
         """As `TalkingPair.forward`; `images` `(B, 3, S, S)` in [-1, 1]."""
-        if not self.way.latents and self._wants(*LOSSES[1:]):
+        if not self.savings.latents and set(self.losses) & set(LOSSES[1:]):
             batch = replace(batch, latents=self.encode(images))
         return super().forward(batch)
 
     def _predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompts: dict[str, tuple[slice, Tensor]]
     ) -> dict[str, Tensor]:
-        if self.way.one_pass:
+        if self.savings.one_pass:
             return super()._predict_noise(noisy, timesteps, prompts)
         parts = {name: super(Step, self)._predict_noise(noisy, timesteps, {name: one}) for name, one in prompts.items()}
         return {name: part[name] for name, part in parts.items()}
@@ -100,14 +100,14 @@ class Step(TalkingPair):
         return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
 
     def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
-        if self.way.head:
+        if self.savings.head:
             return super()._predict(pixel_values, caption)
         return self.captioner._logits(self.captioner._encode(pixel_values), caption.input_ids)[caption.places]
 
     def prepare(self) -> list[nn.Parameter]:
         """Freeze what the way freezes; returns what the step trains."""
         trained = finetune.unfreeze(self, self.roles)
-        if not self.way.frozen:
+        if not self.savings.frozen:
             for role in self.roles:
                 {"captioner": self.model, "generator": self.unet}[role].requires_grad_(True)
         return list(trained.values())

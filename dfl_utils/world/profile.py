@@ -292,12 +292,26 @@ def _typed(name: str, text: str) -> object:
 
 
 def load(name: str, **overrides: object) -> Profile:
-    """As `configured`, of a profile that is to work here: ValueError where it needs a GPU and none is visible."""
+    """As `configured`, of a profile that is to work here: ValueError where its device is not there."""
     profile = configured(name, **overrides)
-    if profile.device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError(f"Profile {name!r} needs a CUDA GPU and none is visible: run it on a GPU machine, or "
-                             "choose the profile 'mini'.")  # fmt: skip
+    check_device(profile)
     return profile
+
+
+def check_device(profile: Profile) -> None:
+    """ValueError where the profile's device is none that torch knows, or is not there."""
+    if profile.device == "cpu":
+        return
+    import torch
+
+    try:
+        device = torch.device(profile.device)
+        if device.type == "cuda":  # asked without touching it: each rank takes its own
+            there = (device.index or 0) < torch.cuda.device_count()
+        else:
+            there = torch.zeros(1, device=device).tolist() == [0]
+    except (RuntimeError, AssertionError):  # AssertionError: torch was built without it
+        there = False
+    if not there:
+        mend = "run it where there is one, set device=cpu with dtype=float32, or choose the profile mini"
+        raise ValueError(f"Profile {profile.name!r} wants the device {profile.device!r}, which is not here: {mend}.")
