@@ -148,7 +148,7 @@ def test_clip_score_by_hand(scored, mini, examples):
 def test_the_authors_way_takes_other_embeddings_and_words(mini, examples, tmp_path):
     way = replace(mini, clip_projected=False, sbert_pooling="mean", wmd_tokens="split", clip_score_prefix="A photo of ")
     scorer, captions = Scorer(way, RunStore(tmp_path), examples), [["a red dog.", "a blue cup"]] * 2
-    clip = CLIPModel.from_pretrained(mini.clip).eval()
+    clip = CLIPModel.from_pretrained(mini.clip, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(mini.clip)
     with torch.no_grad():
         theirs = clip.text_model(**tokenizer(captions[0], padding=True, return_tensors="pt")).pooler_output
