@@ -13,9 +13,9 @@ from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, similarity
 from dfl_utils.scores import ngrams
 from dfl_utils.store.store import RunStore
-from dfl_utils.training import anatomy, evaluation, finetune, finetuned, pairs
+from dfl_utils.training import anatomy, evaluation, finetune, finetuned, pairs, two_ways
 from dfl_utils.training.finetuned import Finetuner
-from dfl_utils.training.losses import LOSSES, TalkingPair
+from dfl_utils.training.losses import LOSSES, WAYS, TalkingPair
 from dfl_utils.world import data, profile
 
 METRICS = ("CIDEr", "SBERT")
@@ -251,3 +251,36 @@ def test_the_diagrams_show_every_shape_and_every_loss(found):
     for text, equations in ((a, (1, 2)), (b, (3, 4))):
         assert f"timestep {found.timestep}" in text
         assert all(f"{found.losses[LOSSES[k - 1]]:.3g} (Eq. {k})" in text for k in equations)
+
+
+# --- what the captioner is shown in each way -----------------------------------------------------------------
+@pytest.fixture(scope="module")
+def ways(finetuner):
+    return two_ways.compare(finetuner, (0, 999), 2, seed=5)
+
+
+def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner, ways):
+    for way in WAYS:
+        pair, batch = anatomy.one_batch(finetuner, finetune.Recipe(batch_size=2, seed=5, way=way))
+        weights = finetune.unfreeze(pair, ("generator",)).values()
+        one = replace(batch.rows(slice(1, 2)), timesteps=torch.tensor([999]))
+        for name in WAYS["alternating"][0]:
+            loss = pair(one)[name]
+            loss.backward()
+            norm = torch.cat([weight.grad.flatten() for weight in weights]).norm().item()
+            assert ways.norms[way][name][1, 1] == pytest.approx(norm, rel=1e-4)
+            assert ways.losses[way][name][1, 1] == pytest.approx(loss.item(), rel=1e-4)
+            pair.zero_grad(set_to_none=True)
+
+
+def test_a_step_from_clean_latents_shows_the_original_at_any_timestep(ways):
+    def apart(way, k):
+        return np.abs(ways.pictures[way][k].astype(float) - ways.image).mean()
+
+    assert ways.image.shape == (64, 64, 3)
+    assert max(apart("joint", 0), apart("alternating", 0), apart("alternating", 1)) < 4 < apart("joint", 1)
+
+
+def test_ways_that_cannot_be_compared_are_refused(finetuner):
+    with pytest.raises(ValueError, match="on 10 of 9 training images at timesteps 1000: take some"):
+        two_ways.compare(finetuner, (1000,), 10)

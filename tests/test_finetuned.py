@@ -218,8 +218,8 @@ def test_a_run_that_broke_off_is_taken_up_by_the_store(runs, make, tmp_path, mon
 # --- bad input --------------------------------------------------------------------------------------------
 def test_captions_are_checked_before_a_step_is_made(make, examples, tmp_path, monkeypatch):
     monkeypatch.setattr(finetuned, "Finetuning", lambda *_, **__: pytest.fail("a model was trained"))
-    long = replace(examples[2], references=("key-key " * 11,))
-    with pytest.raises(ValueError, match=f"Image {long.image_id} has a caption of 35 tokens, .* reads 32"):
+    long = replace(examples[2], references=("key, " * 15 + "key",))  # 31 tokens, and the ends
+    with pytest.raises(ValueError, match=f"Image {long.image_id} has a caption of 33 tokens, .* reads 32"):
         make(tmp_path, chosen=[*examples[:2], long]).run([ALONE])
     assert not list(tmp_path.glob("latents-*"))
 

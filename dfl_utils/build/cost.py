@@ -24,7 +24,7 @@ ASKED = ("NUM_IMAGES", "NUM_COCO_IMAGES", "NUM_SAMPLED_IMAGES", "NUM_NOCAPS_IMAG
 DRAWN = ("NUM_DRAWN", "NUM_COCO_DRAWN")
 OF_DRAWINGS = ("images", "clip-similarity", "dino-similarity", "features", "readings", "labels")
 TRAINED = ("weights", "validation-losses")
-FIXED = ("token-images", "anatomy", "vocabulary-map")  # and all that begins with "step-"
+FIXED = ("token-images", "anatomy", "way-gradients", "vocabulary-map")  # and all that begins with "step-"
 # Kind of work -> the benchmark of a call of the published size; other kinds are scores on the CPU.
 BENCHMARK_OF = {
     **dict.fromkeys(("captions", "likelihood"), "caption sampled, blip-large"),
@@ -32,7 +32,7 @@ BENCHMARK_OF = {
     "images": "drawing, Stable Diffusion, 4 at a time",
     **dict.fromkeys(("clip-similarity", "clip-originals", "features", "quality-clip-text"), "embedding, clip"),
     **dict.fromkeys(("dino-similarity", "dino-originals"), "embedding, dino"),
-    **dict.fromkeys((*TRAINED, "anatomy", "step-seconds"), "joint step, one generator pass"),
+    **dict.fromkeys((*TRAINED, "anatomy", "way-gradients", "step-seconds"), "joint step, one generator pass"),
 }
 EACH = {"images": "NUM_INFERENCE_STEPS", "weights": "BATCH_SIZE"}  # what one call of these grows with
 MEASURED_EACH = {"images": 50, "weights": 8}  # of those benchmarks: denoising steps, pairs

@@ -38,10 +38,11 @@ GAINS = {"CLIP": 0.1, "DINO": 0.02, "FID": 0.03, "KID": 0.25, "IS": 6e-3}  # see
 # Embeddings of equal texts differ in the last bits, and the paper's gains divide by small differences of them.
 OF_TEXTS = {"CLIP-text": (1e-4, 5e-6), "SBERT": (1e-4, 5e-6)}  # seen: 2e-5
 LOSSES = (1e-6, 5e-5)  # of a trained pair; seen: 1e-6 of 0.75
+GRADIENTS = (0, 1e-5)  # norms before a training; seen: 3.5e-6
 # Of a shard: the share of its texts, or of its pixels, that may differ (no text and 0.3 % of pixels seen), and by what
 # part of the largest its numbers may. The latter is 7e-4 at most where drawings are seen, 1e-6 elsewhere.
 TEXTS = 0.02
-OF_PIXELS = ("shown-images", "shown-token-images", "images", "token-images", "anatomy")  # it has three pictures
+OF_PIXELS = ("shown-images", "shown-token-images", "images", "token-images", "anatomy", "way-gradients")
 COUNTED = ("quality-cider", "quality-wmd", "quality-spice", "step-flops", "census", "token-map")
 SEEN = (
     *("clip-similarity", "dino-similarity", "pixel-similarity", "clip-embeddings"),
@@ -54,6 +55,8 @@ def tolerance(metric: str, method: str = "") -> tuple[float, float]:
     """Absolute and relative difference that a row's numbers may have between two machines."""
     if metric.endswith("_loss"):
         return LOSSES
+    if " gradient " in metric:
+        return GRADIENTS
     if metric in GAINS and re.search(r"gain|trend| over | minus ", method):
         return GAINS[metric], OF_DRAWINGS[metric][1]
     return (OF_DRAWINGS | OF_TEXTS).get(metric, (ZERO, EXACT))

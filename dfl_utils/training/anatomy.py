@@ -144,11 +144,12 @@ def _gradients(pair: TalkingPair, batch: Batch) -> tuple[list[float], list[list[
     parameters = finetune.unfreeze(pair)
     own = [[p for name, p in parameters.items() if name.startswith(f"{role}.")] for role in ROLES]
     losses = pair(batch)
-    norms = [[_norm(losses[loss], weights) for weights in own] for loss in LOSSES]
+    norms = [[norm(losses[loss], weights) for weights in own] for loss in LOSSES]
     return [losses[loss].item() for loss in LOSSES], norms, [sum(p.numel() for p in weights) for weights in own]
 
 
-def _norm(loss: Tensor, weights: list[Tensor]) -> float:
+def norm(loss: Tensor, weights: list[Tensor]) -> float:
+    """Euclidean norm of a loss's gradient at some weights; 0 where nothing arrives. The graph is kept."""
     gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     return sum(float(gradient.double().square().sum()) for gradient in gradients if gradient is not None) ** 0.5
 
@@ -158,8 +159,13 @@ def _pictures(pair: TalkingPair, batch: Batch, tensors: Mapping[str, Tensor]) ->
     size = batch.pixel_values.shape[-2:]
     noisy = pair.as_pixel_values(tensors["noisy latents"][:1], size)
     shown = {"image": batch.pixel_values[:1], "noisy": noisy, "image_hat": tensors["decoded image"][:1]}
-    pixels = {name: ((value * pair.std + pair.mean) * 255).clamp(0, 255) for name, value in shown.items()}
-    return {name: value[0].permute(1, 2, 0).round().byte().cpu().numpy() for name, value in pixels.items()}
+    return {name: as_picture(pair, value) for name, value in shown.items()}
+
+
+def as_picture(pair: TalkingPair, pixel_values: Tensor) -> np.ndarray:
+    """The first of what the captioner reads, `(B, 3, H, W)`, as a picture `(H, W, 3)` uint8."""
+    pixels = ((pixel_values[0] * pair.std[0] + pair.mean[0]) * 255).clamp(0, 255)
+    return pixels.permute(1, 2, 0).round().byte().cpu().numpy()
 
 
 def _read(content: Mapping) -> Anatomy:
