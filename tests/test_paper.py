@@ -112,15 +112,30 @@ def test_compare_is_one_table_with_a_verdict_for_gains_alone():
             ("overall", "dino gain", "WMD", 3.0, np.nan, np.nan, 300),
         )
     )
-    assert list(shown.columns) == ["ours", "interval", "n", "paper", "same direction?"]
+    assert list(shown.columns) == ["ours", "interval", "n", "paper", "same direction?", paper.SIZE]
     assert shown.index.names == ["split", "method", "metric"]  # exhibit, dataset and x are the same throughout
     assert shown.ours.tolist() == [61.23, 9.5, 1.0, -5.0, 3.0]
     assert shown.interval.tolist() == ["58.00 to 64.00", "4.26 to 14.00", "-2.00 to 4.00", "-9.00 to -1.00", ""]
     assert shown.n.tolist() == [300, 300, 100, 100, 300]
     assert shown.paper.fillna(-99).tolist() == [80.3, 8.4, 2.9, 12.8, -99]
     assert shown["same direction?"].tolist() == ["", "yes", "not visible", "no", ""]
+    assert shown[paper.SIZE].tolist() == ["", "no", "no", "yes, smaller", ""]
 
 
 def test_rows_are_filled_in_a_copy():
     rows = our_rows(("overall", "gain", "CIDEr", 9.5, 4.0, 14.0, 300))
     assert paper.fill(rows).paper.tolist() == [8.4] and rows.paper.isna().all()
+
+
+def test_an_interval_excludes_a_size_whatever_it_says_of_zero():
+    cases = {
+        (1.0, 4.0, 3.0): "no",
+        (-1.0, 2.0, 3.0): "yes, smaller",  # not visible, and yet not the paper's
+        (4.0, 9.0, 3.0): "yes, larger",
+        (-9.0, -4.0, -3.0): "yes, larger",  # the paper's is a loss
+        (-2.0, 1.0, -3.0): "yes, smaller",
+        (-9.0, -4.0, 3.0): "yes, smaller",
+        (1.0, 4.0, 0.0): "",
+        (np.nan, 4.0, 3.0): "",
+    }
+    assert {bounds: paper.excludes_size(*bounds) for bounds in cases} == cases

@@ -20,6 +20,7 @@ from dfl_utils.training.evaluation import Trials
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}
 VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `judged`
+BESIDE = ("gain, %", "smallest visible, %", "the paper's, %", "same direction?", paper.SIZE, "visible here?")
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
 
 
@@ -65,16 +66,17 @@ def _paper_gain(row: dict, published: pd.Series) -> float:
 def judged(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
     """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's.
 
-    `columns` are some of `VERDICT`, or `same direction?`.
+    `columns` are some of `VERDICT` and `BESIDE`.
     """
     changes = tidy.estimates(gains)
-    bounds = zip(gains.low, gains.high, gains.paper, strict=True)
+    bounds = list(zip(gains.low, gains.high, gains.paper, strict=True))
     verdicts = {
         "gain, %": changes,
         "verdict": [intervals.verdict(e, True) for e in changes],
         "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
         "the paper's, %": gains.paper,
         "same direction?": [paper.same_direction(*each) for each in bounds],
+        paper.SIZE: [paper.excludes_size(*each) for each in bounds],
         "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
     }
     return pd.DataFrame(verdicts, index=gains.index)[list(columns)]
@@ -109,7 +111,7 @@ def compared(made: pd.DataFrame) -> pd.DataFrame:
     known = made[made.before.notna() & made.paper.notna()]
     shown = pd.DataFrame({"table": known.exhibit.str.removeprefix("table"), "": known.method.str.removesuffix(" gain")})
     shown = shown.assign(of=places(known), metric=known.metric, n=known.n)
-    return shown.join(judged(known, (VERDICT[0], *VERDICT[2:4], "same direction?", VERDICT[4])))
+    return shown.join(judged(known, BESIDE))
 
 
 # --- Examples: what the first training of each method says and draws of some images.

@@ -7,7 +7,7 @@ On the page `num_images=300` is {glue:text}`num-images`, and the table `tab-one`
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -42,8 +42,8 @@ def say_verdicts(name: str, verdicts: pd.Series) -> None:
     """Give the page how many verdicts there are, `NAME-cells`, and of each how many: `NAME-yes`, `NAME-not-visible`."""
     verdicts = verdicts[verdicts != ""]
     say(**{f"{name}-cells": len(verdicts)})
-    for verdict in ("yes", "no", "better", "worse", "not visible"):
-        say(**{f"{name}-{verdict.replace(' ', '-')}": (verdicts == verdict).sum()})
+    for verdict in ("yes", "no", "better", "worse", "not visible", "yes, smaller", "yes, larger"):
+        say(**{f"{name}-{verdict.replace(',', '').replace(' ', '-')}": (verdicts == verdict).sum()})
 
 
 def _written(estimate: Estimate, digits: int, sign: str, unit: str) -> str:
@@ -95,17 +95,33 @@ def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:
     return paper.fill(pd.DataFrame(rows, columns=tidy.COLUMNS).dropna(subset="value"))
 
 
-def compare(name: str, rows: pd.DataFrame, caption: str, *, count: str, digits: int = 1, visible: bool = False) -> None:
+def compare(
+    name: str,
+    rows: pd.DataFrame,
+    caption: str,
+    *,
+    count: str,
+    digits: int = 1,
+    visible: bool = False,
+    failed: Collection[str] = (),
+) -> None:
     """Show rows beside the paper's, as `paper.compare` does, and say how many go its way: see `say_verdicts`.
 
     Args:
         name, caption, digits: see `show`.
         rows: of improvements, with the column `paper`.
         count: the verdicts' name.
-        visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`.
+        visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`; and
+            `COUNT-size-yes-smaller` and the like, how many exclude the paper's size.
+        failed: judges whose sanity check failed: verdicts of rows that name one are withheld.
     """
     beside = paper.compare(rows, digits)
+    doubtful = [not set(failed).isdisjoint(method.split()) for method in rows.method]
+    verdicts = [name for name in ("same direction?", paper.SIZE) if name in beside]
+    beside.loc[doubtful, verdicts] = "withheld"
     say_verdicts(count, beside["same direction?"])
+    if paper.SIZE in beside:
+        say_verdicts(f"{count}-size", beside[paper.SIZE])
     if visible:
         pairs = zip(rows.paper, tidy.estimates(rows), strict=True)
         beside["visible at our n?"] = [intervals.would_show(*pair) for pair in pairs]

@@ -10,11 +10,13 @@ FOLDER = Path(__file__).resolve().parents[2] / "data" / "paper"
 TEXT = ["exhibit", "dataset", "split", "method", "metric"]
 KEY = ["exhibit", "dataset", "split", "method", "x", "metric"]
 JUDGES = ("clip", "dino", "sbert", "cider", "wmd")  # similarities that rank, as they are written in `method`
+SIZE = "excludes the paper's size?"  # a column of verdicts
 SIGNED = ("gain", "trend")  # last word of a method whose number is an improvement: positive is better
 # CLIP of images is a distance in the paper's Tables 2, 4, 5 and 8.
 HIGHER_IS_BETTER = {
     "CIDEr": True, "SPICE": True, "SPICE-like": True, "B@1": True, "B@2": True, "B@3": True, "B@4": True, "WMD": False,
     "CLIP-text": True, "SBERT": True, "CLIP": False, "DINO": True, "FID": False, "IS": True, "KID": False,
+    "truth": True, "invented": False, "omitted": False,
 }  # fmt: skip
 
 
@@ -43,6 +45,12 @@ def table(exhibit: str) -> pd.DataFrame:
     return rows
 
 
+@cache
+def _records(exhibit: str) -> list[dict]:
+    everything = _everything()
+    return everything[everything.exhibit == exhibit].to_dict("records")
+
+
 def _names(method: str) -> list[str]:
     """The names under which the paper may have a method of ours: ours first, then without the judge that ranked."""
     words = ["baseline" if word == "random" else word for word in method.split() if word not in JUDGES]
@@ -53,14 +61,14 @@ def _names(method: str) -> list[str]:
 
 def _find(exhibit: str, dataset: str, split: str, method: str, x: float | None, metric: str) -> float:
     """The paper's number, NaN where it has none."""
-    rows = _everything()
-    rows = rows[rows.exhibit == exhibit]
-    rows = rows[rows.dataset.isin([dataset, ""]) & rows.split.isin([split, ""]) & rows.metric.isin([metric, ""])]
-    rows = rows[rows.x.isna() | (rows.x == x)]
-    for name in _names(method):
-        if (rows.method == name).any():
-            return float(rows.paper[rows.method == name].iloc[0])
-    return float("nan")
+    wanted = {"dataset": (dataset, ""), "split": (split, ""), "metric": (metric, "")}
+    fits = [
+        row
+        for row in _records(exhibit)
+        if all(row[name] in texts for name, texts in wanted.items()) and (np.isnan(row["x"]) or row["x"] == x)
+    ]
+    found = [row["paper"] for name in _names(method) for row in fits if row["method"] == name]
+    return float(found[0]) if found else float("nan")
 
 
 def number(exhibit: str, *, dataset: str, split: str, method: str, metric: str, x: float | None = None) -> float:
@@ -109,6 +117,20 @@ def same_direction(low: float, high: float, published: float) -> str:
     return "yes" if (low > 0) == (published > 0) else "no"
 
 
+def excludes_size(low: float, high: float, published: float) -> str:
+    """Does our interval of an improvement exclude the paper's size, whatever it says of zero?
+
+    Returns:
+        "no": it holds the paper's improvement; "yes, smaller" or "yes, larger": ours is that, seen in the paper's
+        direction; "": there is nothing to compare, as in `same_direction`.
+    """
+    if np.isnan([low, high, published]).any() or published == 0:
+        return ""
+    if low <= published <= high:
+        return "no"
+    return "yes, smaller" if (high < published) == (published > 0) else "yes, larger"
+
+
 def fill(ours: pd.DataFrame) -> pd.DataFrame:
     """Our exhibit rows with the column `paper` filled from `data/paper/`, NaN where the paper has no number."""
     ours = ours.astype(dict.fromkeys(TEXT, object)).fillna(dict.fromkeys(TEXT, "")).reset_index(drop=True)
@@ -124,12 +146,14 @@ def compare(ours: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         digits: decimals shown.
 
     Returns:
-        Columns `ours`, `interval` (text), `n`, `paper`, `same direction?` (see `same_direction`). The index holds
-        the metric and those of exhibit, dataset, split, method and x that differ between the rows.
+        Columns `ours`, `interval` (text), `n`, `paper`, `same direction?` (see `same_direction`) and, where the paper
+        has a size and not only a direction, `excludes the paper's size?` (see `excludes_size`). The index holds the
+        metric and those of exhibit, dataset, split, method and x that differ between the rows.
     """
     rows = fill(ours)
     signed = rows.method.str.split().str[-1].isin(SIGNED)
     bounds = list(zip(rows.low, rows.high, strict=True))
+    sizes = rows.paper.where(signed & ~rows.method.str.endswith("trend"))
     shown = pd.DataFrame(
         {
             "ours": rows.value.astype(float).round(digits),
@@ -142,5 +166,7 @@ def compare(ours: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
             ],
         }
     )
+    if sizes.notna().any():
+        shown[SIZE] = [excludes_size(*each) for each in zip(rows.low, rows.high, sizes, strict=True)]
     labels = [name for name in KEY if name == "metric" or rows[name].nunique(dropna=False) > 1]
     return shown.set_index([rows[name] for name in labels])

@@ -30,7 +30,7 @@ DATASETS = ("nocaps", "coco")
 SPLITS = ("in", "near", "out", "overall", "train", "val", "test")
 METRICS = (
     *("CIDEr", "SPICE", "SPICE-like", "B@1", "B@2", "B@3", "B@4", "WMD", "CLIP-text", "SBERT"),
-    *("CLIP", "DINO", "FID", "IS", "KID"),
+    *("CLIP", "DINO", "FID", "IS", "KID", "truth", "invented", "omitted"),
 )
 KEY = ["exhibit", "dataset", "split", "method", "metric", "x"]
 NUMBERS = ["x", "value", "low", "high", "n", "paper"]
@@ -266,6 +266,7 @@ def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | N
         "paper": "" if np.isnan(theirs) else f"{base} to {best}",
         "paper, %": theirs,
         "same direction?": paper.same_direction(change.low, change.high, theirs) if stated else "",
+        paper.SIZE: paper.excludes_size(change.low, change.high, theirs) if stated else "",
         "visible at our n?": intervals.would_show(theirs, change) if stated else "",
     }
 

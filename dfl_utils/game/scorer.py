@@ -14,9 +14,10 @@ from transformers import CLIPModel
 from dfl_utils.models import checkpoint
 from dfl_utils.models.generator import use_onednn
 from dfl_utils.models.workshop import ORIGINALS, Workshop
-from dfl_utils.scores import embeddings, ngrams, quality, spice
+from dfl_utils.scores import embeddings, ngrams, quality, spice, truth
 from dfl_utils.store import blocks, processes, provenance
 from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.world import data
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
@@ -113,16 +114,21 @@ class Scorer:
         """Quality of candidates: metric -> `(images, N)`; see `quality` for scales and empty captions.
 
         Raises:
-            ValueError: an unknown metric; malformed captions; an image without references.
+            ValueError: an unknown metric; malformed captions; an image without references, or for truth one of which
+                no scene is known.
             FileNotFoundError: SPICE where its CoreNLP is missing. All before any work.
         """
         references = [list(example.references) for example in examples]
         quality.check(captions, references)
         quality.check_metrics(metrics)
+        facts = (
+            truth.truth(data.scenes(self.profile, examples), captions) if set(metrics) & set(quality.TRUTH) else None
+        )
         if "SPICE" in metrics:
             spice.require()
-        found = {metric: self._scored(metric, captions, references) for metric in processes.own_first(metrics)}
-        return {metric: found[metric] for metric in metrics}
+        kept = [metric for metric in metrics if metric not in quality.TRUTH]
+        found = {metric: self._scored(metric, captions, references) for metric in processes.own_first(kept)}
+        return {metric: found[metric] if metric in found else getattr(facts, metric) for metric in metrics}
 
     def similarity(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 FIGURE3 = ("CIDEr", "WMD", "CLIP-text", "SBERT")
 METRICS = (*FIGURE3, "SPICE-like", "SPICE")
+TRUTH = ("truth", "invented", "omitted")  # of the drawn world alone, whose scenes are known: see `truth`
 Texts = Sequence[Sequence[str]]  # one list for each image
 
 
@@ -47,9 +48,10 @@ class Candidates:
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """ValueError for metrics that there are not, or none."""
-    unknown = [metric for metric in metrics if metric not in METRICS]
+    there_are = METRICS + TRUTH
+    unknown = [metric for metric in metrics if metric not in there_are]
     if unknown or not metrics:
-        raise ValueError(f"metrics must name some of {', '.join(METRICS)}, not {', '.join(unknown) or 'nothing'}.")
+        raise ValueError(f"metrics must name some of {', '.join(there_are)}, not {', '.join(unknown) or 'nothing'}.")
 
 
 def check(captions: Texts, references: Texts) -> None:

@@ -265,3 +265,17 @@ class ByImage:
 
     def gain(self, sim: ArrayLike) -> Gain:
         return gain(sim, self.values, statistic=self.statistic)
+
+    def way(self, sim: ArrayLike, oracle: ArrayLike) -> Estimate:
+        """What part of the way from a random pick to an oracle's the best-ranked one goes, in per cent.
+
+        The oracle picks by `oracle` (images, N), such as CIDEr itself. NaN where it gains nothing.
+        """
+        values = np.asarray(self.values, dtype=float)
+        picks = np.stack([values.mean(axis=1), best_of_n(sim, values), best_of_n(oracle, values)], axis=1)
+
+        def share(means: np.ndarray) -> np.ndarray:
+            random, best, most = np.moveaxis(self.statistic(means), -1, 0)
+            return _divided(100 * (best - random), most - random)
+
+        return mean(picks, share)

@@ -28,11 +28,11 @@ _WORDS = re.compile("|".join([*sorted(_RELATIONS, key=len, reverse=True), r"[\w-
 
 @dataclass(frozen=True)
 class Truth:
-    """Of each caption, `(images, candidates)` float64."""
+    """Of each caption in per cent, `(images, candidates)` float64."""
 
-    f1: np.ndarray  # harmonic mean of the shares neither invented nor omitted, x 100; 0 where nothing true is said
-    invented: np.ndarray  # share of what is said that is not so; NaN where nothing is said
-    omitted: np.ndarray  # share of what there is that is not said
+    truth: np.ndarray  # F1: harmonic mean of what is neither invented nor omitted; 0 where nothing true is said
+    invented: np.ndarray  # of what is said, what is not so; NaN where nothing is said
+    omitted: np.ndarray  # of what there is, what is not said
 
 
 def said(caption: str) -> Counter[Fact]:
@@ -94,7 +94,7 @@ def truth(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> Truth:
     precision, recall = np.moveaxis(shares.reshape(len(captions), -1, 2), 2, 0)
     with np.errstate(invalid="ignore"):
         f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
-    return Truth(100 * f1, 1 - precision, 1 - recall)
+    return Truth(100 * f1, 100 * (1 - precision), 100 * (1 - recall))
 
 
 def _shares(scene: Scene, facts: Counter[Fact]) -> tuple[float, float]:

@@ -26,8 +26,11 @@ from dfl_utils.world import annotations
 from dfl_utils.world.annotations import DOMAINS, Example
 from dfl_utils.world.folders import folder as folder  # it belongs to the interface
 from dfl_utils.world.profile import Profile
+from dfl_utils.world.scenes import Scene
+from dfl_utils.world.scenes import read as scenes_of
 
 SPLITS = {"coco": ("train", "val", "test"), "nocaps": (*DOMAINS.values(), "overall")}
+SCENES = "scenes.json"  # beside the annotations of the drawn world: image id -> what is in the picture
 
 
 def ensure(profile: Profile) -> None:
@@ -76,6 +79,27 @@ def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Exam
         place[example] = (drawn[example.domain] + 0.5) / sizes[example.domain]
         drawn[example.domain] += 1
     return sorted(shuffled, key=place.__getitem__)[:num_images]
+
+
+def has_scenes(profile: Profile) -> bool:
+    """Whether it is known what is in the pictures, as it is of the drawn world."""
+    return all((Path(profile.dataset_root(dataset)) / SCENES).is_file() for dataset in SPLITS)
+
+
+def scenes(profile: Profile, examples: Sequence[Example]) -> list[Scene]:
+    """What is in each image of the drawn world; ValueError for one that is of no such data set."""
+    known = {root: _scenes_of(root) for dataset in SPLITS if (root := Path(profile.dataset_root(dataset))).is_dir()}
+    found = [
+        next((known[root].get(e.image_id) for root in known if e.path.is_relative_to(root)), None) for e in examples
+    ]
+    if None in found:
+        raise ValueError(f"What is in image {examples[found.index(None)].image_id} is not known: truth is a score of "
+                         "the drawn world (profile mini) alone; leave it out.")  # fmt: skip
+    return found
+
+
+def _scenes_of(root: Path) -> dict[int, Scene]:
+    return scenes_of(root / SCENES) if (root / SCENES).is_file() else {}
 
 
 def by_domain(examples: Sequence[Example]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -110,6 +111,16 @@ def sample(seed: str, categories: tuple[tuple[str, ...], ...] = (CATEGORIES,)) -
         for noun, colour, (x, y) in zip(nouns, colours, corners, strict=True)
     )
     return Scene(things, ground, relation)
+
+
+@cache
+def read(path: Path) -> dict[int, Scene]:
+    """The scenes of a file that `splits` wrote, by image id."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        int(k): Scene(**scene | {"things": tuple(Thing(**thing) for thing in scene["things"])})
+        for k, scene in written.items()
+    }
 
 
 @cache

@@ -195,7 +195,7 @@ def _write_part(folder: Path, part: str) -> None:
         _dump(folder / "dataset_coco.json", karpathy(chosen))
     else:
         _dump(folder / "nocaps_val_4500_captions.json", nocaps(chosen))
-    # The planted truth: what is in each picture. No reader looks at it.
+    # The planted truth: what is in each picture.
     _dump(folder / "scenes.json", {item.image_id: asdict(item.scene) for item in chosen})
 
 
