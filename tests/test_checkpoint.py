@@ -71,6 +71,14 @@ def test_pickles_are_not_loaded(copy):
         open_dino(folder)
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model", "sentencepiece.bpe.model"])
+def test_a_tokenizer_of_pieces_wants_its_package(tmp_path, monkeypatch, name):
+    (tmp_path / name).touch()
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=f"lies there as {name}, which the package sentencepiece reads"):
+        checkpoint.load_tokenizer(str(tmp_path))
+
+
 # --- files of weights -------------------------------------------------------------------------------------------
 
 

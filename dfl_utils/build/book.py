@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 
 from dfl_utils.build import chapter as chapters
-from dfl_utils.build import disclosure, kernels, publish
+from dfl_utils.build import disclosure, kernels, publish, ranges
 from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.build.execution import environment, folder, refuse_stale, run_chapter
 from dfl_utils.store import processes, provenance, published_run
@@ -44,7 +44,8 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
         BuildFailed: a chapter failed, a copy is stale or tells of this machine, or jupyter-book warned.
     """
     for source in chapters.sources().values():
-        chapters.at_scale(source, scale)
+        values = chapters.effective(source, chapters.at_scale(source, scale))
+        ranges.check(source.stem, values)
     if scale == "full":
         publish.require_clean()
         if reuse:

@@ -19,7 +19,7 @@ from dfl_utils.world.profile import Profile
 
 # What is fetched of a repository of the hub: configurations, vocabularies and safetensors of full precision; `taesd_*`
 # are the same weights for other software.
-ALLOW = ("*.json", "*.txt", "*.safetensors")
+ALLOW = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 IGNORE = ("*.fp16.*", "*.fp16-*", "*non_ema*", "safety_checker/*", "onnx/*", "training/*", "assets/*", "taesd_*")
 # What a GPU needs for a purpose. The paper's card is an A10 of 24 GB, of which its driver counts 22 GiB and some (not
 # verified here); reranking holds three models of 7 GiB together (`data/gpu/benchmarks.csv`), four drawings included.

@@ -119,10 +119,15 @@ def _book(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from dfl_utils.build import execution
+    from dfl_utils.build import ranges
 
     source = chapters.find(arguments.chapter)
     values = chapters.check(source, dict(arguments.p), typed=True)
+    whole = chapters.effective(source, chapters.at_scale(source, arguments.scale or "published") | values)
+    ranges.check(source.stem, whole)
+    from dfl_utils.build import cost, execution  # these take seconds
+
+    print(cost.estimate(source.stem, whole), flush=True)
     print(f"executed copy: {execution.run_chapter(source.stem, values, arguments.scale)}")
 
 

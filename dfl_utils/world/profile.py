@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from dfl_utils.world.limits import number
+
 ROOT = Path(__file__).resolve().parents[2]
+# Of fields, and of the chapters' parameters that are called so.
+RANGES = {
+    **dict.fromkeys(("image_size", "dino_size"), number(8)),
+    **dict.fromkeys(("num_inference_steps", "max_words", "draw_batch"), number(1)),
+    **dict.fromkeys(("guidance_scale", "top_k", "min_words"), number(0)),
+    "top_p": number(0, 1, above=True),
+    "repetition_penalty": number(0, above=True),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,13 @@ class Profile:
     word_vectors: Path | None = None  # for WMD, in word2vec's text format; None: the 50-d GloVe of a wheel
     ways: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # what a way of `WAYS` changes here alone
 
+    def __post_init__(self):
+        for name, check in RANGES.items():
+            try:
+                check(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name} of a profile is {getattr(self, name)!r}: {error}.") from error
+
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
         """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
 
@@ -89,6 +106,10 @@ class Profile:
         if self.offline:
             raise FileNotFoundError(f"{_no_folder(model)}.")
         return model
+
+    def with_captioner(self, model: str) -> "Profile":
+        """The same profile with a captioner of its `captioners`, by name, or one's own, which continues the prompt."""
+        return self.pair(captioner=model) if model in self.captioners else replace(self, captioner=str(model))
 
     def with_generator(self, model: str) -> "Profile":
         """The same profile with a generator of its `generators`, by name, or one's own, which keeps its own sampler."""
