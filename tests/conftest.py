@@ -84,7 +84,19 @@ def mini() -> profile.Profile:
     return models
 
 
-LONGEST = "ray quality faults step_cost processes generator losses book loops verify safety".split()
+LONGEST = [
+    "ray",
+    "quality",
+    "faults",
+    "step_cost",
+    "processes",
+    "generator",
+    "losses",
+    "book",
+    "loops",
+    "verify",
+    "safety",
+]
 
 
 # --- a process in which nothing has run yet -----------------------------------------------------------------
