@@ -1,10 +1,15 @@
 """Reranking one's own candidates: against the parts, in any order and company, resumed, and with bad input."""
 
+import json
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 import dfl_utils
+from dfl_utils.build import cli
 from dfl_utils.game import loops, rerank
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.store.store import RunStore
@@ -177,6 +182,44 @@ def test_captions_that_the_generator_sees_in_part_are_counted(ask, paths, caplog
     long = "a red dog " * 20
     ask(rerank.rerank_captions, paths[:1], [[long, "a cup"]])
     assert "sees only the beginning of 1 captions" in caplog.text
+
+
+def test_the_embedded_models_say_once_that_a_photograph_is_none_of_theirs(ask, paths, caplog):
+    rerank._say_once.cache_clear()
+    photograph = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
+    ask(rerank.rerank_captions, paths[:1], [["a cup"]])
+    assert "48 drawn icons" not in caplog.text
+    for _ in range(2):
+        ask(rerank.rerank_captions, [photograph, paths[0]], [["a red dog"], ["a cup"]])
+    assert caplog.text.count("The generator, clip of data/mini know 48 drawn icons and nothing else") == 1
+
+
+def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    for path in paths[:2]:
+        shutil.copy(path, tmp_path / "images")
+    names = sorted(path.name for path in paths[:2])
+    captions = [{"file": names[0], "caption": ["a <red> dog", "a, cup"]}, {"file": names[1], "caption": "a star"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    monkeypatch.setenv("DFL_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    words = ["rerank", "images", "c.jsonl", "-o", "r.csv", "--html", "r.html", "-p", "num_inference_steps", "2"]
+    assert cli.main(words) == 0
+    table = pd.read_csv(tmp_path / "r.csv")
+    assert list(table.columns) == ["file", "rank", "similarity", "caption"] and list(table["rank"]) == [0, 1, 0]
+    assert list(table.file) == [names[0], *names] and set(table.caption[:2]) == {"a <red> dog", "a, cup"}
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 5 and "a &lt;red&gt; dog" in page
+    assert "drawings: 100%" in capsys.readouterr().err
+    assert cli.main(["rerank", "images", "--candidates", "2", "-p", "num_inference_steps", "1"]) == 0
+    assert len(pd.read_csv(tmp_path / "ranked.csv")) == 4
+    for words, said in (
+        (["none"], "none is no folder of images"),
+        (["images", "-o", "none/r.csv"], "none/r.csv cannot be written: name a file in a folder that is there"),
+        (["images", "-p", "top_p", "7"], "top_p of a profile is 7.0: give more than 0"),
+    ):
+        assert cli.main(["rerank", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfl_utils.store import provenance
+from dfl_utils.world.profile import ROLES as MODEL_ROLES
 from dfl_utils.world.profile import Profile
 
 # What is fetched of a repository of the hub: configurations, vocabularies and safetensors of full precision; `taesd_*`
@@ -24,8 +25,7 @@ IGNORE = ("*.fp16.*", "*.fp16-*", "*non_ema*", "safety_checker/*", "onnx/*", "tr
 # What a GPU needs for a purpose. The paper's card is an A10 of 24 GB, of which its driver counts 22 GiB and some (not
 # verified here); reranking holds three models of 7 GiB together (`data/gpu/benchmarks.csv`), four drawings included.
 GPU_MEMORY = {"book": 22 * 2**30, "rerank": 8 * 2**30}
-ROLES = {"book": ("captioner", "generator", "clip", "dino", "probe", "tiny_decoder")}
-ROLES["rerank"] = ROLES["book"][:3]
+ROLES = {"book": MODEL_ROLES, "rerank": ("captioner", "generator", "clip")}
 NOCAPS = {"in": 648, "near": 2938, "out": 914}  # images of validation by domain (https://nocaps.org)
 
 

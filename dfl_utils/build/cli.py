@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from dfl_utils.build import chapter as chapters
 from dfl_utils.store import processes, provenance
@@ -79,6 +80,17 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--minutes", type=float, default=10.0, metavar="M", help="how long it may compute, by recorded costs (10)"
     )
+    text = "rank the captions of a folder's images by what the generator draws from them"
+    rank = add("rerank", _of("build.ranked"), text, settings)
+    rank.add_argument("folder", metavar="FOLDER", help="of images")
+    text = "a file of captions (JSON Lines, CSV, COCO's JSON); the captioner writes some if left out"
+    rank.add_argument("captions", nargs="?", metavar="CAPTIONS", help=text)
+    rank.add_argument("-o", "--output", type=Path, default="ranked.csv", metavar="CSV", help="(ranked.csv)")
+    rank.add_argument("--html", type=Path, metavar="HTML", help="a page with images, drawings and captions")
+    rank.add_argument("--profile", default="mini", metavar="NAME", help="whose models (mini); -p sets its fields")
+    rank.add_argument("--similarity", choices=("clip", "dino"), default="clip", help="that ranks (clip)")
+    rank.add_argument("--candidates", type=int, default=10, metavar="N", help="that the captioner writes (10)")
+    rank.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (0)")
     add("data", _data, "write the embedded world's data sets")
     add("quality", _of("mini.quality_report"), "measure the embedded models")
     text = "say what chapters would cost with other parameters, on this CPU or on a GPU"

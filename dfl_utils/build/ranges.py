@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dfl_utils.build import catalogue
 from dfl_utils.build.chapter import Scalar
 from dfl_utils.store import provenance
 from dfl_utils.world.limits import Check, number, several, word
-from dfl_utils.world.profile import PROFILES, RANGES, load, place
+from dfl_utils.world.profile import PROFILES, RANGES, ROLES, load, place
 
 
 def anything(value: object) -> None:
@@ -99,7 +98,7 @@ def _profiled(chapter: str, values: Mapping[str, Scalar]) -> None:
         for name in values.keys() & known.keys():
             _say(chapter, name, values[name], several(word(known[name])))
     usual = PROFILES[models.name]
-    roles = [role for role in catalogue.ROLES["book"] if not _same(getattr(models, role), getattr(usual, role))]
+    roles = [role for role in ROLES if not _same(getattr(models, role), getattr(usual, role))]
     if roles or any(getattr(models, name) != getattr(usual, name) for name in ("device", "dtype", "scheduler")):
         from dfl_utils.models import checkpoint, workshop  # torch takes seconds
         from dfl_utils.models import generator as generators

@@ -8,16 +8,18 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import JUDGES, Scorer
 from dfl_utils.models import generator as generators
+from dfl_utils.models import workshop
 from dfl_utils.models.similarity import ENCODERS
 from dfl_utils.scores import ranking
 from dfl_utils.store import blocks
@@ -119,8 +121,9 @@ def rerank_captions(
     if captions is not None:
         _check_lists("captions", captions, str, len(images))
     examples = [on_disk(image, game.store) for image in images]
+    _warn_of_photographs(game.profile, roles, examples)
     if captions is None:
-        captions = [game.sample_captions([example], num_candidates, seed=seed)[0] for example in examples]
+        captions = _sampled(game, examples, num_candidates, seed)
     cut = generators.truncated(game.profile, [text for row in captions for text in row])
     if cut:
         _log.warning("the generator's text encoder sees only the beginning of %d captions: they are longer", cut)
@@ -188,6 +191,36 @@ def rerank_images(
     return ranked
 
 
+def _sampled(game: Game, examples: Sequence[Example], count: int, seed: int) -> list[list[str]]:
+    """Candidates of the captioner, each image's by itself; one bar for all."""
+    progress, game.workshop.progress = game.workshop.progress, False
+    bar = tqdm(examples, desc="captions", unit="image", disable=not progress)
+    captions = [game.sample_captions([example], count, seed=seed)[0] for example in bar]
+    game.workshop.progress = progress
+    return captions
+
+
+def _warn_of_photographs(models: Profile, roles: Sequence[str], examples: Sequence[Example]) -> None:
+    """Say once that the embedded models know their own drawn world alone, where an image is none of its size."""
+    own = [role for role in roles if Path(models.locate(getattr(models, role))).is_relative_to(profiles.MINI)]
+    world = profiles.PROFILES["mini"].image_size
+    if own and any(_size(example.path) != (world, world) for example in examples):
+        _say_once(
+            f"The {', '.join(own)} of data/mini know 48 drawn icons and nothing else: of photographs their ranking "
+            "says nothing; take the profile paper, or models of your own."
+        )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    _log.warning(sentence)
+
+
 def _one_by_one(game: Game, examples: Sequence[Example], captions: list[list[str]], seeds: list[list[int]]) -> Drawings:
     """Drawings of which each has a shard of its own: more candidates cost their own drawings, and fewer none."""
     cut = [blocks.Block(slice(k, k + 1), slice(n, n + 1)) for k, row in enumerate(captions) for n in range(len(row))]
@@ -215,6 +248,7 @@ def _given(game: Game, images: Sequence[Sequence[Picture]], num_beams: int) -> t
     """Readings of the images of each text, and what loads the images."""
     readings, loaders = [], []
     examples = [[on_disk(image, game.store) for image in row] for row in images]  # all, before any is read
+    _warn_of_photographs(game.profile, ["captioner"], sum(examples, []))
     for row in examples:
         distinct = {e.image_id: e for e in sorted(row, key=lambda e: e.image_id)}
         said = dict(zip(distinct, game.describe(list(distinct.values()), num_beams), strict=True))
@@ -265,6 +299,8 @@ def _game(profile, captioner, generator, steps, store, progress, roles: Sequence
         models = models.with_generator(generator)
     for role in roles:
         models.locate(getattr(models, role))
+        if models.trained(getattr(models, role)) is None:
+            workshop.check(models, role)
     store = store if isinstance(store, RunStore) else RunStore(store)
     return Game(models, store, num_inference_steps=steps, progress=progress)
 

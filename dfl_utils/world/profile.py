@@ -10,6 +10,7 @@ from pathlib import Path
 from dfl_utils.world.limits import number
 
 ROOT = Path(__file__).resolve().parents[2]
+ROLES = ("captioner", "generator", "clip", "dino", "probe", "tiny_decoder")  # fields that name a model
 # Of fields, and of the chapters' parameters that are called so.
 RANGES = {
     **dict.fromkeys(("image_size", "dino_size"), number(8)),
