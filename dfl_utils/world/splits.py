@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import count
@@ -87,6 +87,12 @@ SPLITS = (
     Split("nocaps", "near", 500, 10, (KNOWN, NEW), 500, test=True),
     Split("nocaps", "out", 500, 10, (NEW,), 1000, test=True),
 )
+# Scenes on which choices are made, so that the test scenes only judge; they are drawn where they are asked for.
+DEVELOPMENT = tuple(
+    replace(split, name=f"development-{split.name}", count=1000, first_id=2000 + split.first_id)
+    for split in SPLITS
+    if split.part == "nocaps"
+)
 PARTS = ("coco", "nocaps")
 
 
@@ -108,8 +114,9 @@ def _draws(splits: Sequence[Split]) -> dict[Split, list[tuple[str, Scene]]]:
 
 def items(part: str, name: str) -> Iterator[Item]:
     """The items of one split in the order of their image ids, e.g. `items("nocaps", "near")`."""
-    split = {(split.part, split.name): split for split in SPLITS}[part, name]
-    for k, (seed, scene) in enumerate(_draws(SPLITS)[split]):
+    every = SPLITS + DEVELOPMENT
+    split = {(split.part, split.name): split for split in every}[part, name]
+    for k, (seed, scene) in enumerate(_draws(every if split in DEVELOPMENT else SPLITS)[split]):
         texts = captions.references(scene, seed, split.references)
         yield Item(split.first_id + k, seed, split, scene, tuple(texts))
 
