@@ -1,4 +1,5 @@
-"""The package beneath the book. `rerank_captions` and `rerank_images` play its games with models and data of one's own.
+"""The package beneath the book. `rerank_captions` and `rerank_images` play its games with models and data of one's own,
+`score_captions` and `evaluate_captions` score captions without drawing.
 
 import dfl_utils
 
@@ -16,7 +17,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 # Loaded when they are asked for: `import dfl_utils` loads neither torch nor anything else. They are named in parts, so
 # that a chapter depends on their module only if it imports that.
-PUBLIC = {"rerank_captions": "game.rerank", "rerank_images": "game.rerank"}
+PUBLIC = {
+    **dict.fromkeys(("rerank_captions", "rerank_images"), "game.rerank"),
+    **dict.fromkeys(("score_captions", "evaluate_captions"), "game.caption_scores"),
+}
 
 
 def __getattr__(name: str):

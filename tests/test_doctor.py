@@ -53,6 +53,12 @@ def test_urls_places_and_hashes_are_those_of_the_packages_that_read_them(monkeyp
         assert re.fullmatch("|sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.digest)
 
 
+def test_the_readme_says_what_the_catalogue_adds_up_to():
+    needed = (*catalogue.models(PAPER), *catalogue.files(PAPER))
+    total = sum(max(one.bytes or 0, getattr(one, "unpacked", 0)) for one in needed)
+    assert f"| a GPU, {total / 1e9:.0f} GB of models and data |" in (profile.ROOT / "README.md").read_text()
+
+
 WEIGHTS = (profile.MINI / "dino/model.safetensors").read_bytes()
 
 

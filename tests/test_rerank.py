@@ -227,7 +227,7 @@ def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatc
     ("images", "captions", "options", "sentence"),
     [
         ("a.png", [["a"]], {}, "images is of type str: give a list of files"),
-        (["a.png"], [["a"], ["b"]], {}, "captions has 2 entries for 1 to rank for: give a list of captions for each"),
+        (["a.png"], [["a"], ["b"]], {}, "captions has 2 entries for 1 images or texts: give a list of captions"),
         (["a.png"], [[]], {}, r"captions\[0\] is empty"),
         (["a.png"], [["a", " "]], {}, r"captions\[0\]\[1\] is blank: write something, or leave it out"),
         (["a.png"], [["a"]], {"similarity": "sbert"}, "similarity is 'sbert': choose one of clip, dino"),

@@ -32,6 +32,7 @@ TABLE: dict[str, Check] = {
     "SWEEP_LRS": several(RATE, float),
     "GAIN_TOP_PS": several(RANGES["top_p"], float),
     "COLLAPSE_STEPS": several(COUNT, int),
+    "WAYS_TIMESTEPS": several(number(0, 1000, below=True), int),
     "TEMPERATURE": number(0, above=True),
     "SHARE": number(0, 1, above=True),
     "THRESHOLD": number(0, 1, below=True),

@@ -115,11 +115,11 @@ def rerank_captions(
         FileNotFoundError, OSError: an image or a model that is not there or broken. All before anything is drawn.
     """
     _check_options(similarity, ENCODERS, seed, num_candidates)
-    _check_list("images", images, Picture)
+    check_list("images", images, Picture)
     roles = ["generator", similarity, *(["captioner"] if captions is None else [])]
-    game = _game(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
     if captions is not None:
-        _check_lists("captions", captions, str, len(images))
+        check_lists("captions", captions, str, len(images))
     examples = [on_disk(image, game.store) for image in images]
     _warn_of_photographs(game.profile, roles, examples)
     if captions is None:
@@ -173,11 +173,11 @@ def rerank_images(
         ValueError, TypeError, FileNotFoundError, OSError: as `rerank_captions`, before any model works.
     """
     _check_options(similarity, READERS, seed, num_candidates, num_beams)
-    _check_list("captions", captions, str)
+    check_list("captions", captions, str)
     if images is not None:
-        _check_lists("images", images, Picture, len(captions))
+        check_lists("images", images, Picture, len(captions))
     roles = ["captioner", *(["clip"] if similarity == "clip" else []), *(["generator"] if images is None else [])]
-    game = _game(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
     if images is None:
         readings, loaders = _drawn(game, captions, num_candidates, num_beams, seed)
     else:
@@ -288,7 +288,7 @@ def on_disk(image: Picture, store: RunStore) -> Example:
     return Example(image_id, path, ())
 
 
-def _game(profile, captioner, generator, steps, store, progress, roles: Sequence[str]) -> Game:
+def game_of(profile, captioner, generator, steps, store, progress, roles: Sequence[str]) -> Game:
     """The game of the profile with those models in place of its own; those of `roles` are there."""
     if steps is not None and steps < 1:
         raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
@@ -313,7 +313,8 @@ def _check_options(similarity: str, known: Iterable[str], seed: int, *counts: in
         raise ValueError(f"num_candidates or num_beams is {min(counts)}: give at least 1 of each.")
 
 
-def _check_list(name: str, values: object, kind: type) -> None:
+def check_list(name: str, values: object, kind: type) -> None:
+    """Refuse what is no list of such values, at least one and none blank (TypeError, ValueError)."""
     if isinstance(values, kind | str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} is of type {type(values).__name__}: give a list of {WHAT[kind]}.")
     if not values:
@@ -327,9 +328,10 @@ def _check_list(name: str, values: object, kind: type) -> None:
             raise ValueError(f"{name}[{k}] holds half a character, which no text of UTF-8 has: write it anew.")
 
 
-def _check_lists(name: str, rows: object, kind: type, count: int) -> None:
+def check_lists(name: str, rows: object, kind: type, count: int) -> None:
+    """Refuse what is not `count` such lists (TypeError, ValueError)."""
     if isinstance(rows, kind | str) or not isinstance(rows, Sequence) or len(rows) != count:
         found = f"{len(rows)} entries" if isinstance(rows, list | tuple) else f"type {type(rows).__name__}"
-        raise ValueError(f"{name} has {found} for {count} to rank for: give a list of {WHAT[kind]} for each.")
+        raise ValueError(f"{name} has {found} for {count} images or texts: give a list of {WHAT[kind]} for each.")
     for k, row in enumerate(rows):
-        _check_list(f"{name}[{k}]", row, kind)
+        check_list(f"{name}[{k}]", row, kind)

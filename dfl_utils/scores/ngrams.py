@@ -156,13 +156,12 @@ def rouge_l(captions: Texts, references: Texts) -> np.ndarray:
     F of the longest common subsequence with recall weighing 1.2^2 as much, of the best precision and the best recall
     among the references.
     """
-    said = [dict(zip(row, tokenise(row), strict=True)) for row in captions]
-    truth = [tokenise(texts) for texts in references]
-    score = Rouge().calc_score
-    return 100.0 * np.array(
-        [[score([tokens[text]], texts) for text in row]
-         for row, tokens, texts in zip(captions, said, truth, strict=True)]
-    )  # fmt: skip
+    pairs = Candidates.of(captions, references)
+    tokens, scores = tokenise(pairs.texts), np.zeros(pairs.captions.shape)
+    for image, row in enumerate(pairs.captions):
+        truth = [tokens[k] for k in pairs.references[pairs.image == image]]
+        scores[image] = [Rouge().calc_score([tokens[k]], truth) for k in row]
+    return 100.0 * scores
 
 
 class _Meteor(coco.Meteor):

@@ -1,0 +1,121 @@
+"""Scores of given pairs and of result files: against the parts that they are made of, and with bad input."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import dfl_utils
+from dfl_utils.game import caption_scores
+from dfl_utils.game.loops import Game
+from dfl_utils.game.rerank import on_disk
+from dfl_utils.game.scorer import Scorer
+from dfl_utils.scores import ngrams
+from dfl_utils.scores.scene_graphs import spice_like
+from dfl_utils.scores.word_mover import word_mover
+from dfl_utils.store.store import RunStore
+from dfl_utils.world import data
+
+TEXTS = ["a red dog", "a blue cup", "a small yellow star"]
+RESULTS = [{"image_id": 7, "caption": "A red dog on a mat."}, {"image_id": 3, "caption": "two cats near a cup"}]
+REFERENCES = {7: ["a red dog lies on a mat", "the dog"], 3: ["two cats and a cup", "cats"], 9: ["a star"]}
+ANNOTATIONS = {"annotations": [{"image_id": k, "caption": text} for k, texts in REFERENCES.items() for text in texts]}
+
+
+@pytest.fixture(scope="module")
+def paths(mini):
+    return [example.path for example in data.load(mini, "nocaps", "overall")[:3]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return RunStore(tmp_path_factory.mktemp("store"))
+
+
+def test_pairs_lists_and_the_matrix_hold_the_same_scores(mini, paths, store):
+    options = {"profile": replace(mini, clip_score_prefix="A photo depicts "), "store": store}
+    metrics = ["CLIPScore", "likelihood"]
+    matrix = dfl_utils.score_captions(paths, TEXTS, metrics, matrix=True, **options)
+    pairs = dfl_utils.score_captions(paths, TEXTS, metrics, **options)
+    lists = dfl_utils.score_captions(paths[:2], [TEXTS[:1], TEXTS[1:]], metrics, **options)
+    game, examples = Game(options["profile"], store, progress=False), [on_disk(path, store) for path in paths]
+    vectors = game.encoder("clip").embed([data.read_image(path) for path in paths])
+    scorer = Scorer(options["profile"], store, [data.Example(0, "", ("a dog",))])
+    cosines = vectors @ scorer._clip_text([f"A photo depicts {text}" for text in TEXTS]).T
+    np.testing.assert_allclose(matrix["CLIPScore"], 2.5 * np.maximum(cosines, 0), atol=1e-5)
+    np.testing.assert_allclose(matrix["likelihood"], game.log_likelihood(examples, [TEXTS] * 3), atol=1e-5)
+    for name, values in matrix.items():
+        assert values.shape == (3, 3)
+        np.testing.assert_allclose(pairs[name], values.diagonal(), atol=1e-5)
+        np.testing.assert_allclose(np.concatenate(lists[name]), [values[0, 0], *values[1, 1:]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("captions", "options", "message"),
+    [
+        (["a dog"], {}, "captions has 1 entries for 2 images: give one for each, or matrix=True"),
+        ([["a dog"], []], {}, r"captions\[1\] is empty"),
+        (["a dog", " "], {}, r"captions\[1\] is blank"),
+        (["a dog", "a cat"], {"metrics": ["denoising"]}, "some of CLIPScore, likelihood"),
+    ],
+)
+def test_bad_pairs_are_refused(mini, paths, store, captions, options, message):
+    with pytest.raises(ValueError, match=message):
+        dfl_utils.score_captions(paths[:2], captions, profile=mini, store=store, **options)
+
+
+def test_a_result_file_has_the_scores_of_its_parts(mini, paths, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(ngrams, "meteor", lambda captions, references: (30.0, np.array([20.0, 50.0])))
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "annotations.json").write_text(json.dumps(ANNOTATIONS))
+    files = [tmp_path / "results.json", tmp_path / "annotations.json"]
+    options = {"profile": mini, "store": store}
+    found = dfl_utils.evaluate_captions(*files, images={7: paths[0], 3: paths[1]}, **options)
+    captions, references = [[row["caption"]] for row in RESULTS], [REFERENCES[7], REFERENCES[3]]
+    cider = ngrams.Cider(references)
+    bleu = ngrams.corpus_bleu(ngrams.bleu_statistics(captions, references).sum(axis=(0, 1)))
+    shown = dfl_utils.score_captions(paths[:2], [row["caption"] for row in RESULTS], **options)
+    expected = {
+        "CIDEr-D": cider.score(captions).mean(),
+        "CIDEr": cider.score(captions, plain=True).mean(),
+        **{f"BLEU-{n}": value for n, value in enumerate(bleu, 1)},
+        "ROUGE-L": ngrams.rouge_l(captions, references).mean(),
+        "METEOR": 30.0,
+        "METEOR, mean": 35.0,
+        "WMD": word_mover(captions, references).mean(),
+        "SPICE-like": spice_like(captions, references).mean(),
+        "CLIPScore": shown["CLIPScore"].mean(),
+    }
+    assert list(found) == list(expected)
+    np.testing.assert_allclose(list(found.values()), list(expected.values()))
+    named = ANNOTATIONS | {"images": [{"id": 7, "file_name": paths[0].name}, {"id": 3, "file_name": paths[1].name}]}
+    again = dfl_utils.evaluate_captions(RESULTS, named, ["CLIPScore"], images=paths[0].parent, **options)
+    assert again == {"CLIPScore": pytest.approx(expected["CLIPScore"])}
+
+
+@pytest.mark.parametrize(
+    ("results", "metrics", "message"),
+    [
+        (RESULTS[:1] * 2, None, "results has image_id 7 twice: keep one caption"),
+        ([{"image_id": 5, "caption": "a"}], None, "results has image_id 5, which has no caption in annotations"),
+        ([{"image_id": 7, "caption": " "}], None, "image_id 7 with an empty caption: write one, or leave"),
+        ([{"image": 7}], None, "results is not in COCO's result format"),
+        (RESULTS, ["BLEU"], "some of CIDEr-D, CIDEr, BLEU-1"),
+        (RESULTS, ["CLIPScore"], "CLIPScore looks at images: give images"),
+    ],
+)
+def test_bad_results_are_refused(mini, store, results, metrics, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dfl_utils.evaluate_captions(results, ANNOTATIONS, metrics, profile=mini, store=store)
+
+
+def test_what_is_no_file_and_what_is_no_annotation_is_named(mini, store, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.json is missing"):
+        dfl_utils.evaluate_captions(tmp_path / "none.json", ANNOTATIONS, profile=mini, store=store)
+    with pytest.raises(ValueError, match="annotations is not in COCO's caption format"):
+        dfl_utils.evaluate_captions(RESULTS, RESULTS, profile=mini, store=store)
+    with pytest.raises(ValueError, match="images names no file of image_id 7"):
+        dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["CLIPScore"], images={}, profile=mini, store=store)
+    assert {"CLIPScore", "SPICE"} == set(caption_scores.METRICS) - set(caption_scores.FOUND)
