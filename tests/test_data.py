@@ -362,3 +362,11 @@ def test_missing_folders_and_files_are_named(own, tmp_path):
         data.folder(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="c.csv is missing: give a captions file that is there, or none"):
         data.folder(own, tmp_path / "c.csv")
+
+
+def test_nocaps_weights_give_its_domains_their_shares(mini):
+    examples = data.load(mini, "nocaps", "in")[:2] + data.load(mini, "nocaps", "near")[:1]
+    with pytest.raises(ValueError, match="NoCaps' weights need images of in, near, out: give all three domains"):
+        data.nocaps_weights(examples)
+    weights = data.nocaps_weights(examples + data.load(mini, "nocaps", "out")[:1])
+    np.testing.assert_allclose(weights, np.array([324, 324, 2938, 914]) * 4 / 4500)

@@ -247,3 +247,11 @@ def test_the_way_to_the_oracle_by_hand():
     assert ranking.ByImage(values).way(sim, values).value == pytest.approx(100 / 3)
     assert ranking.ByImage(values).way(values, values).value == pytest.approx(100)
     assert np.isnan(ranking.ByImage(np.ones((2, 3))).way(sim, values).value)
+
+
+def test_weighted_means_by_hand():
+    """Two images of weights 1 and 3: a random pick is worth (1 + 3 * 2) / 4, the best (2 + 3 * 4) / 4."""
+    values, sim = np.array([[0.0, 2.0], [0.0, 4.0]]), np.array([[0.1, 0.9], [0.2, 0.8]])
+    worth = ranking.ByImage(values).weighted([1, 3]).gain(sim)
+    assert (worth.baseline.value, worth.best.value) == (1.75, 3.5)
+    assert ranking.ByImage(values).weighted([2, 2]).gain(sim).percent == ranking.ByImage(values).gain(sim).percent

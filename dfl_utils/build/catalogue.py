@@ -26,7 +26,6 @@ IGNORE = ("*.fp16.*", "*.fp16-*", "*non_ema*", "safety_checker/*", "onnx/*", "tr
 # verified here); reranking holds three models of 7 GiB together (`data/gpu/benchmarks.csv`), four drawings included.
 GPU_MEMORY = {"book": 22 * 2**30, "rerank": 8 * 2**30}
 ROLES = {"book": MODEL_ROLES, "rerank": ("captioner", "generator", "clip")}
-NOCAPS = {"in": 648, "near": 2938, "out": 914}  # images of validation by domain (https://nocaps.org)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dfl_utils.build import catalogue
 from dfl_utils.build.catalogue import File, Model
 from dfl_utils.store.store import default_root
 from dfl_utils.world import data
-from dfl_utils.world.annotations import Example, read_json
+from dfl_utils.world.annotations import NOCAPS, Example, read_json
 from dfl_utils.world.profile import PROFILES, Profile, check_device
 
 GIB = 2**30
@@ -300,8 +300,8 @@ def _data_set(profile: Profile, dataset: str, splits: Sequence[str]) -> Finding:
 def _check_domains(examples: Sequence[Example], root: Path) -> None:
     """ValueError where all of NoCaps' images are there, and not in its domains: such a file circulates."""
     counts = Counter(example.domain for example in examples)
-    found, wanted = (", ".join(f"{c[name]:,} {name}" for name in catalogue.NOCAPS) for c in (counts, catalogue.NOCAPS))
-    if len(examples) == sum(catalogue.NOCAPS.values()) and found != wanted:
+    found, wanted = (", ".join(f"{c[name]:,} {name}" for name in NOCAPS) for c in (counts, NOCAPS))
+    if len(examples) == sum(NOCAPS.values()) and found != wanted:
         raise ValueError(f"the captions in {root} have {found} of the domains, and NoCaps has {wanted}")
 
 

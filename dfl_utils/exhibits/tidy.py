@@ -27,7 +27,7 @@ EXHIBITS = (
     *("tokenizer", "sweep", "ways", "beyond", "cost"),
 )
 DATASETS = ("nocaps", "coco")
-SPLITS = ("in", "near", "out", "overall", "train", "val", "test")
+SPLITS = ("in", "near", "out", "overall", "weighted", "train", "val", "test")  # weighted: overall by NoCaps' shares
 METRICS = (
     *("CIDEr", "SPICE", "SPICE-like", "B@1", "B@2", "B@3", "B@4", "WMD", "CLIP-text", "SBERT"),
     *("CLIP", "DINO", "FID", "IS", "KID", "truth", "invented", "omitted"),

@@ -256,6 +256,12 @@ class ByImage:
     values: np.ndarray
     statistic: Statistic = np.asarray
 
+    def weighted(self, weights: ArrayLike) -> "ByImage":
+        """The same score where images count by `weights` (images,): every mean over images is a weighted one."""
+        values = np.asarray(self.values, dtype=float)
+        each = np.broadcast_to(np.asarray(weights, dtype=float)[:, None], values.shape)
+        return ByImage(np.stack([each * values, each], axis=-1), lambda means: means[..., 0] / means[..., 1])
+
     def by_rank(self, sim: ArrayLike) -> list[Estimate]:
         return rank_curve(sim, self.values, self.statistic)
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}  # NoCaps' word -> ours
+NOCAPS = {"in": 648, "near": 2938, "out": 914}  # images of validation by domain (https://nocaps.org)
 # Karpathy moved most of COCO's validation images to training and calls them restval; the paper trains on both.
 KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 AGAIN = "fetch or write the file again"
