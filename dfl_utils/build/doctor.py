@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,7 +25,7 @@ from dfl_utils.world.annotations import NOCAPS, Example, read_json
 from dfl_utils.world.profile import PROFILES, Profile, check_device
 
 GIB = 2**30
-GPU_MEND = "run on a machine with such a GPU, or choose the profile 'mini'"
+GPU_MEND = "run on a machine with such a GPU and torch's build for its driver, or choose the profile 'mini'"
 DISK_MEND = "make room, or set DFL_DATA, DFL_COCO, DFL_NOCAPS or DFL_MODELS to a folder of a larger disk"
 
 
@@ -34,18 +33,11 @@ class Machine:
     """The machine under us: GPUs and room on its disks; a test puts another in its place."""
 
     def gpus(self) -> list[tuple[str, int]]:
-        """Name and memory in bytes of each visible GPU, by nvidia-smi."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if shutil.which("nvidia-smi") is None or (visible is not None and visible.strip() in ("", "-1")):
-            return []
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        done = subprocess.run([*query, *(["-i", visible] if visible else [])], capture_output=True, text=True)
-        rows = [line.rsplit(",", 1) for line in done.stdout.splitlines()] if done.returncode == 0 else []
-        return [(name.strip(), int(mebibytes) * 2**20) for name, mebibytes in rows]
+        """Name and memory in bytes of each GPU that torch sees."""
+        import torch
 
-    def torch_has_cuda(self) -> bool:
-        """Whether torch was built for GPUs, by its version's suffix."""
-        return not importlib.metadata.version("torch").endswith("+cpu")
+        found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        return [(gpu.name, gpu.total_memory) for gpu in found]
 
     def disk(self, path: Path) -> tuple[int, int]:
         """Free bytes where a folder is or would be made, and a number for its disk."""
@@ -221,10 +213,8 @@ def _gpu(profile: Profile, machine: Machine, needed: int) -> Iterator[Finding]:
     found = machine.gpus()
     largest = max((memory for _, memory in found), default=0)
     said = f"the largest GPU has {largest / GIB:.0f} GiB of {needed / GIB:.0f} GiB"
-    yield Finding(said if found else "no GPU is visible to nvidia-smi", GPU_MEND if largest < needed else "")
-    if not machine.torch_has_cuda():
-        mend = "install the build of the same version that pytorch.org names for your driver"
-        yield Finding("torch is a build for the CPU", mend)
+    none = f"torch {importlib.metadata.version('torch')} sees no GPU"  # +cpu: it never will
+    yield Finding(said if found else none, GPU_MEND if largest < needed else "")
 
 
 def _settings(profile: Profile) -> Iterator[Finding]:
