@@ -139,3 +139,12 @@ def test_an_interval_excludes_a_size_whatever_it_says_of_zero():
         (np.nan, 4.0, 3.0): "",
     }
     assert {bounds: paper.excludes_size(*bounds) for bounds in cases} == cases
+
+
+def test_verdicts_are_withheld_and_numbers_are_not():
+    rows = our_rows(
+        ("overall", "clip gain", "CIDEr", 9.5, 4.0, 14.0, 300), ("in", "dino gain", "CIDEr", 1.0, -2.0, 4.0, 9)
+    )
+    shown = paper.withhold(paper.compare(rows))
+    assert shown["same direction?"].tolist() == shown[paper.SIZE].tolist() == ["withheld"] * 2
+    assert shown.ours.tolist() == [9.5, 1.0]

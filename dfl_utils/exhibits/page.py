@@ -117,8 +117,7 @@ def compare(
     """
     beside = paper.compare(rows, digits)
     doubtful = [not set(failed).isdisjoint(method.split()) for method in rows.method]
-    verdicts = [name for name in ("same direction?", paper.SIZE) if name in beside]
-    beside.loc[doubtful, verdicts] = "withheld"
+    beside[doubtful] = paper.withhold(beside[doubtful])
     say_verdicts(count, beside["same direction?"])
     if paper.SIZE in beside:
         say_verdicts(f"{count}-size", beside[paper.SIZE])

@@ -132,6 +132,12 @@ def excludes_size(low: float, high: float, published: float) -> str:
     return "yes, smaller" if (high < published) == (published > 0) else "yes, larger"
 
 
+def withhold(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without its verdicts, for a page whose sanity check failed: they read `withheld`."""
+    columns = [name for name in table if name.startswith(("verdict", "same direction?", SIZE))]
+    return table.assign(**dict.fromkeys(columns, "withheld"))
+
+
 def fill(ours: pd.DataFrame) -> pd.DataFrame:
     """Our exhibit rows with the column `paper` filled from `data/paper/`, NaN where the paper has no number."""
     ours = ours.astype(dict.fromkeys(TEXT, object)).fillna(dict.fromkeys(TEXT, "")).reset_index(drop=True)
