@@ -114,8 +114,11 @@ def test_bad_results_are_refused(mini, store, results, metrics, message):
 def test_what_is_no_file_and_what_is_no_annotation_is_named(mini, store, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.json is missing"):
         dfl_utils.evaluate_captions(tmp_path / "none.json", ANNOTATIONS, profile=mini, store=store)
+    gone = replace(mini, word_vectors=tmp_path / "none.gz")
+    with pytest.raises(FileNotFoundError, match="none.gz is missing"):
+        dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["BLEU-4", "WMD"], profile=gone, store=store)
     with pytest.raises(ValueError, match="annotations is not in COCO's caption format"):
         dfl_utils.evaluate_captions(RESULTS, RESULTS, profile=mini, store=store)
-    with pytest.raises(ValueError, match="images names no file of image_id 7"):
+    with pytest.raises(ValueError, match="image_id 7 has no image: name its file"):
         dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["CLIPScore"], images={}, profile=mini, store=store)
     assert {"CLIPScore", "SPICE"} == set(caption_scores.METRICS) - set(caption_scores.FOUND)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_disk
+from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_disk, warn_of_photographs
 from dfl_utils.game.scorer import Scorer
-from dfl_utils.scores import ngrams, spice
+from dfl_utils.scores import ngrams, ranking, spice
+from dfl_utils.scores.word_mover import word_vectors
 from dfl_utils.store.store import RunStore
 from dfl_utils.world.annotations import Example, read_json
 from dfl_utils.world.profile import Profile
@@ -58,8 +59,10 @@ def score_captions(
     if not matrix and len(captions) != len(images):
         raise ValueError(f"captions has {len(captions)} entries for {len(images)} images: give one for each, or matrix="
                          "True for the scores of all images with all captions.")  # fmt: skip
-    game = game_of(profile, captioner, None, None, store, progress, [ROLES[metric] for metric in metrics])
+    roles = [ROLES[metric] for metric in metrics]
+    game = game_of(profile, captioner, None, None, store, progress, roles)
     examples = [on_disk(image, game.store) for image in images]
+    warn_of_photographs(game.profile, roles, examples)
     rows = [captions] * len(images) if matrix else [[row] if alone else row for row in captions]
     longest = max(map(len, rows))
     full = [[*row, *[row[0]] * (longest - len(row))] for row in rows]
@@ -112,31 +115,33 @@ def evaluate_captions(
         raise ValueError(f"{_name(results, 'results')} has image_id {bare[0]}, which has no caption in "
                          f"{_name(annotations, 'annotations')}: give the annotations of the same images.")  # fmt: skip
     game = game_of(profile, None, None, None, store, False, ["clip"] if "CLIPScore" in metrics else [])
-    examples = [Example(int(image_id), Path(), tuple(truth[image_id])) for image_id in said]
+    if "WMD" in metrics:
+        word_vectors((), game.profile.word_vectors)
     shown = [on_disk(_image(image_id, images, files), game.store) for image_id in said if "CLIPScore" in metrics]
+    warn_of_photographs(game.profile, ["clip"], shown)
+    examples = [Example(image_id, Path(), tuple(truth[image_id])) for image_id in said]
     return _scores(Scorer(game.profile, game.store, examples), examples, shown, list(said.values()), metrics)
 
 
 def _scores(scorer: Scorer, examples, shown, said: list[str], metrics: Sequence[str]) -> dict[str, float]:
     captions, references = [[text] for text in said], [list(example.references) for example in examples]
+    one_each = {
+        "CIDEr": lambda: ngrams.Cider(references).score(captions, plain=True),
+        "ROUGE-L": lambda: ngrams.rouge_l(captions, references),
+        "CLIPScore": lambda: scorer.clip_score(shown, captions),
+        "CIDEr-D": lambda: scorer.score(examples, captions, ["CIDEr"])["CIDEr"],
+    }
     found = {}
     for metric in metrics:
-        of_quality = "CIDEr" if metric == "CIDEr-D" else metric
         if metric in BLEU:
             totals = ngrams.bleu_statistics(captions, references).sum(axis=(0, 1))
             found[metric] = ngrams.corpus_bleu(totals)[BLEU[metric]]
         elif metric == "METEOR":
             found[metric], each = ngrams.meteor(said, references)
             found["METEOR, mean"] = each.mean()
-        elif metric == "CIDEr":
-            found[metric] = ngrams.Cider(references).score(captions, plain=True).mean()
-        elif metric == "ROUGE-L":
-            found[metric] = ngrams.rouge_l(captions, references).mean()
-        elif metric == "CLIPScore":
-            found[metric] = scorer.clip_score(shown, captions).mean()
         else:
-            values = scorer.score(examples, captions, [of_quality])[of_quality]
-            found[metric] = values[~np.isnan(values)].mean() if not np.isnan(values).all() else np.nan
+            values = one_each[metric]() if metric in one_each else scorer.score(examples, captions, [metric])[metric]
+            found[metric] = ranking.mean(values[:, 0]).value
     return {metric: float(value) for metric, value in found.items()}
 
 
@@ -190,5 +195,7 @@ def _annotated(annotations: object) -> tuple[dict[int, list[str]], dict[int, str
 def _image(image_id: int, images: object, files: dict[int, str]) -> Picture:
     names, folder = (images, Path()) if isinstance(images, Mapping) else (files, Path(images))
     if image_id not in names:
-        raise ValueError(f"images names no file of image_id {image_id}: add it, or leave out CLIPScore.")
+        raise ValueError(
+            f"image_id {image_id} has no image: name its file in the annotations' images, or give image_id -> image."
+        )
     return folder / names[image_id] if isinstance(names[image_id], str | Path) else names[image_id]

@@ -121,7 +121,7 @@ def rerank_captions(
     if captions is not None:
         check_lists("captions", captions, str, len(images))
     examples = [on_disk(image, game.store) for image in images]
-    _warn_of_photographs(game.profile, roles, examples)
+    warn_of_photographs(game.profile, roles, examples)
     if captions is None:
         captions = _sampled(game, examples, num_candidates, seed)
     cut = generators.truncated(game.profile, [text for row in captions for text in row])
@@ -200,7 +200,7 @@ def _sampled(game: Game, examples: Sequence[Example], count: int, seed: int) -> 
     return captions
 
 
-def _warn_of_photographs(models: Profile, roles: Sequence[str], examples: Sequence[Example]) -> None:
+def warn_of_photographs(models: Profile, roles: Sequence[str], examples: Sequence[Example]) -> None:
     """Say once that the embedded models know their own drawn world alone, where an image is none of its size."""
     own = [role for role in roles if Path(models.locate(getattr(models, role))).is_relative_to(profiles.MINI)]
     world = profiles.PROFILES["mini"].image_size
@@ -248,7 +248,7 @@ def _given(game: Game, images: Sequence[Sequence[Picture]], num_beams: int) -> t
     """Readings of the images of each text, and what loads the images."""
     readings, loaders = [], []
     examples = [[on_disk(image, game.store) for image in row] for row in images]  # all, before any is read
-    _warn_of_photographs(game.profile, ["captioner"], sum(examples, []))
+    warn_of_photographs(game.profile, ["captioner"], sum(examples, []))
     for row in examples:
         distinct = {e.image_id: e for e in sorted(row, key=lambda e: e.image_id)}
         said = dict(zip(distinct, game.describe(list(distinct.values()), num_beams), strict=True))
