@@ -194,3 +194,14 @@ def test_bad_input_is_refused_before_any_work(mini, examples, tmp_path):
     with pytest.raises(ValueError, match=r"references\[0\] holds a blank string"):
         idle.similarity([" "], [["a"]])
     assert not list(tmp_path.iterdir())
+
+
+def test_nan_is_no_embedding_of_a_text(mini, examples, tmp_path):
+    scorer = Scorer(mini, RunStore(tmp_path), examples)
+    model = CLIPModel.from_pretrained(mini.clip, dtype=torch.float32)
+    model.text_projection.weight.data.fill_(torch.nan)
+    encode = embeddings.clip_encoder(model, AutoTokenizer.from_pretrained(mini.clip))
+    scorer._workshop._loaded["clip-text"] = scorer._key("CLIP-text"), encode
+    with pytest.raises(ValueError, match="The embedding of a text by .* holds NaN or infinity"):
+        scorer.score(examples[:1], [["a dog"]], ["CLIP-text"])
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -144,7 +144,8 @@ class Captioner:
             )
             for k in range(0, len(targets), LIKELIHOOD_BATCH)
         ]
-        return torch.cat(parts).reshape(len(images), per_image).float().cpu().numpy()
+        values = torch.cat(parts).reshape(len(images), per_image).float().cpu().numpy()
+        return checkpoint.require_finite(values, "The likelihood of a caption", self.model.name_or_path)
 
     def _prompt_ids(self) -> list[int]:
         ids = self.processor.tokenizer(self.prompt, add_special_tokens=False).input_ids

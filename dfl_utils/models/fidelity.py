@@ -107,7 +107,8 @@ class Extractor:
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).to(self.device)
             parts.append(torch.cat(self.model(batch), dim=1).float().cpu())
-        return torch.cat(parts).numpy()
+        values, name = torch.cat(parts).numpy(), getattr(self.model, "name_or_path", "the feature extractor")
+        return checkpoint.require_finite(values, "What is seen in an image", name)
 
 
 def _square(image: Image.Image, side: int) -> np.ndarray:

@@ -35,7 +35,8 @@ def _encoder(
             found = features(tokenize(batch, padding=True, return_tensors="pt"))
             rows.append(F.normalize(found.float(), dim=-1).cpu())
         place = {distinct[k]: row for row, k in enumerate(order)}
-        return torch.cat(rows).numpy()[[place[text] for text in texts]]
+        vectors = checkpoint.require_finite(torch.cat(rows).numpy(), "The embedding of a text", tokenizer.name_or_path)
+        return vectors[[place[text] for text in texts]]
 
     return encode
 
