@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_disk, warn_of_photographs
 from dfl_utils.game.scorer import Scorer
-from dfl_utils.scores import ngrams, ranking, spice
-from dfl_utils.scores.word_mover import word_vectors
+from dfl_utils.scores import ngrams, spice
 from dfl_utils.store.store import RunStore
 from dfl_utils.world.annotations import Example, read_json
 from dfl_utils.world.profile import Profile
@@ -103,7 +103,8 @@ def evaluate_captions(
         ValueError: an image twice, or without references; a blank caption; an unknown metric; another format.
         FileNotFoundError: a file or an image; SPICE where CoreNLP is missing. All before any work.
     """
-    metrics = metrics or (*FOUND, *(["CLIPScore"] if images is not None else []))
+    if metrics is None:
+        metrics = (*FOUND, *(["CLIPScore"] if images is not None else []))
     _check_metrics(metrics, METRICS)
     if "CLIPScore" in metrics and images is None:
         raise ValueError("CLIPScore looks at images: give images, a folder or image_id -> image.")
@@ -114,11 +115,14 @@ def evaluate_captions(
     if bare:
         raise ValueError(f"{_name(results, 'results')} has image_id {bare[0]}, which has no caption in "
                          f"{_name(annotations, 'annotations')}: give the annotations of the same images.")  # fmt: skip
-    game = game_of(profile, None, None, None, store, False, ["clip"] if "CLIPScore" in metrics else [])
+    roles = ["clip"] if "CLIPScore" in metrics else []
+    game = game_of(profile, None, None, None, store, False, roles)
     if "WMD" in metrics:
+        from dfl_utils.scores.word_mover import word_vectors  # gensim takes seconds
+
         word_vectors((), game.profile.word_vectors)
-    shown = [on_disk(_image(image_id, images, files), game.store) for image_id in said if "CLIPScore" in metrics]
-    warn_of_photographs(game.profile, ["clip"], shown)
+    shown = [on_disk(_image(image_id, images, files), game.store) for image_id in said if roles]
+    warn_of_photographs(game.profile, roles, shown)
     examples = [Example(image_id, Path(), tuple(truth[image_id])) for image_id in said]
     return _scores(Scorer(game.profile, game.store, examples), examples, shown, list(said.values()), metrics)
 
@@ -131,17 +135,17 @@ def _scores(scorer: Scorer, examples, shown, said: list[str], metrics: Sequence[
         "CLIPScore": lambda: scorer.clip_score(shown, captions),
         "CIDEr-D": lambda: scorer.score(examples, captions, ["CIDEr"])["CIDEr"],
     }
+    bleu = cache(lambda: ngrams.corpus_bleu(ngrams.bleu_statistics(captions, references).sum(axis=(0, 1))))
     found = {}
     for metric in metrics:
         if metric in BLEU:
-            totals = ngrams.bleu_statistics(captions, references).sum(axis=(0, 1))
-            found[metric] = ngrams.corpus_bleu(totals)[BLEU[metric]]
+            found[metric] = bleu()[BLEU[metric]]
         elif metric == "METEOR":
             found[metric], each = ngrams.meteor(said, references)
             found["METEOR, mean"] = each.mean()
         else:
             values = one_each[metric]() if metric in one_each else scorer.score(examples, captions, [metric])[metric]
-            found[metric] = ranking.mean(values[:, 0]).value
+            found[metric] = np.nan if np.isnan(values).all() else np.nanmean(values)
     return {metric: float(value) for metric, value in found.items()}
 
 
