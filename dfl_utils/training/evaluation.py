@@ -24,6 +24,7 @@ from dfl_utils.training import finetuned, pairs
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuned, Finetuner
 from dfl_utils.training.losses import LOSSES, TalkingPair
+from dfl_utils.world import data
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
@@ -198,7 +199,7 @@ class Trials:
         self.scorer = Scorer(finetuner.profile, finetuner.store, reference_set)
         self.profiles: dict[str, Sequence[Profile]] = {}
         self._said, self._drawn = {}, {}
-        self._counted = np.full(len(examples), True)
+        self._counted, self._weights = np.full(len(examples), True), 1.0
 
     def add(self, runs: Mapping[str, Sequence[Finetuned]]) -> None:
         """Take up what the trainings of each method left."""
@@ -208,6 +209,12 @@ class Trials:
         """The same trials, of which the images of one domain count."""
         part = copy.copy(self)
         part._counted = np.array([example.domain == domain for example in self.examples])
+        return part
+
+    def weighted(self) -> "Trials":
+        """The same trials, whose images count by the shares of NoCaps' domains: see `data.nocaps_weights`."""
+        part = copy.copy(self)
+        part._weights = data.nocaps_weights(self.examples)
         return part
 
     def said(self, method: str) -> list[CaptionScores]:
@@ -235,7 +242,7 @@ class Trials:
         elif metric in ngrams.BLEU_NAMES:
             values = [one.bleu for one in self.said(method)]
         else:
-            values = [one.scores[metric] for one in self.said(method)]
+            values = [self._weights * one.scores[metric] for one in self.said(method)]
         return np.stack(values)[:, self._counted[: len(values[0])]]
 
     def level(self, method: str, metric: str) -> Estimate:
