@@ -53,9 +53,9 @@ def precompute_estimates(
         generator = torch.Generator().manual_seed(start)
         indices = list(range(start, start + 64))
         texts = diffusion.web_captions(start, indices, generator)
-        found = one_step_estimates(latents[indices].float(), texts, text_encoder, unet, generator)
-        parts["estimates"].append(found.half())
-        parts["images"].append(vae.decode(found / vae.config.scaling_factor).sample.half())
+        estimates = one_step_estimates(latents[indices].float(), texts, text_encoder, unet, generator)
+        parts["estimates"].append(estimates.half())
+        parts["images"].append(vae.decode(estimates / vae.config.scaling_factor).sample.half())
     tensors = {name: torch.cat(part).contiguous() for name, part in parts.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file.with_suffix(".partial"))

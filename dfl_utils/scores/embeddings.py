@@ -32,8 +32,8 @@ def _encoder(
         rows = []
         for start in range(0, len(order), BATCH):
             batch = [distinct[k] for k in order[start : start + BATCH]]
-            found = features(tokenize(batch, padding=True, return_tensors="pt"))
-            rows.append(F.normalize(found.float(), dim=-1).cpu())
+            encoded = features(tokenize(batch, padding=True, return_tensors="pt"))
+            rows.append(F.normalize(encoded.float(), dim=-1).cpu())
         place = {distinct[k]: row for row, k in enumerate(order)}
         vectors = checkpoint.require_finite(torch.cat(rows).numpy(), "The embedding of a text", tokenizer.name_or_path)
         return vectors[[place[text] for text in texts]]

@@ -135,12 +135,12 @@ def _within(kernel: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def resampled_kid(sets: np.ndarray, reference: np.ndarray, drawn: np.ndarray, paired: bool) -> np.ndarray:
     weights = _weights(drawn, sets.shape[1])
     other = weights if paired else np.ones((1, len(reference)))
-    own = _within(_kernel(reference, reference), other)
+    reference_kernel = _within(_kernel(reference, reference), other)
     pairs = weights.sum(axis=1) * other.sum(axis=1)
     scores = []
     for rows in sets:
         across = (weights @ _kernel(rows, reference) * other).sum(axis=1) / pairs
-        scores.append(_within(_kernel(rows, rows), weights) + own - 2 * across)
+        scores.append(_within(_kernel(rows, rows), weights) + reference_kernel - 2 * across)
     return np.stack(scores, axis=1)
 
 
@@ -153,8 +153,9 @@ def resampled_isc(sets: np.ndarray, reference: None, drawn: np.ndarray, paired: 
         negative_entropy = (np.exp(logs) * logs).sum(axis=1)
         means = [shares @ np.exp(logs) for shares in parts]
         # The mean divergence from the parts' mean distribution, as a difference of entropies.
-        found = [shares @ negative_entropy - xlogy(m, m).sum(axis=1) for shares, m in zip(parts, means, strict=True)]
-        scores.append(np.exp(found).mean(axis=0))
+        each = zip(parts, means, strict=True)
+        divergences = [shares @ negative_entropy - xlogy(m, m).sum(axis=1) for shares, m in each]
+        scores.append(np.exp(divergences).mean(axis=0))
     return np.stack(scores, axis=1)
 
 

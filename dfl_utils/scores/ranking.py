@@ -119,9 +119,9 @@ def bootstrap_interval(values: ArrayLike, statistic: Statistic = np.asarray) -> 
     flat, draws = values.reshape(len(values), -1), draws_of(len(values), NUM_RESAMPLES)
     known = ~np.isnan(flat)
     means = _divided(draws @ np.where(known, flat, 0.0), draws @ known.astype(float))
-    found = np.asarray(statistic(means.reshape(-1, *values.shape[1:])))
-    empty = np.isnan(found).all(axis=0)
-    low, high = np.nanquantile(np.where(empty, 0.0, found), TAILS, axis=0)
+    statistics = np.asarray(statistic(means.reshape(-1, *values.shape[1:])))
+    empty = np.isnan(statistics).all(axis=0)
+    low, high = np.nanquantile(np.where(empty, 0.0, statistics), TAILS, axis=0)
     return np.where(empty, np.nan, low)[()], np.where(empty, np.nan, high)[()]
 
 

@@ -142,10 +142,10 @@ def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
 def _gradients(pair: TalkingPair, batch: Batch) -> tuple[list[float], list[list[float]], list[int]]:
     """Losses, gradient norms (loss by role) and numbers of trained weights."""
     parameters = finetune.unfreeze(pair)
-    own = [[p for name, p in parameters.items() if name.startswith(f"{role}.")] for role in ROLES]
+    weights_of = [[p for name, p in parameters.items() if name.startswith(f"{role}.")] for role in ROLES]
     losses = pair(batch)
-    norms = [[norm(losses[loss], weights) for weights in own] for loss in LOSSES]
-    return [losses[loss].item() for loss in LOSSES], norms, [sum(p.numel() for p in weights) for weights in own]
+    norms = [[norm(losses[loss], weights) for weights in weights_of] for loss in LOSSES]
+    return [losses[loss].item() for loss in LOSSES], norms, [sum(p.numel() for p in weights) for weights in weights_of]
 
 
 def norm(loss: Tensor, weights: list[Tensor]) -> float:

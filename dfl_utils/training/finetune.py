@@ -108,14 +108,14 @@ def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Pa
         "captioner": (pair.model, TRAINED[pair.model.config.model_type]),
         "generator": (pair.unet, TRAINED["unet"]),
     }
-    found = {}
+    trainable = {}
     for role in train:
         model, pattern = parts[role]
-        own = {f"{role}.{name}": p.requires_grad_(True) for name, p in model.named_parameters() if pattern in name}
-        if not own:
+        queries = {f"{role}.{name}": p.requires_grad_(True) for name, p in model.named_parameters() if pattern in name}
+        if not queries:
             raise ValueError(f"The {role} has no parameters named {pattern}, which the paper trains.")
-        found |= own
-    return found
+        trainable |= queries
+    return trainable
 
 
 class Finetuning:

@@ -165,11 +165,11 @@ def check(captioner: Captioner, pipeline: StableDiffusionPipeline, examples: Seq
         if not example.references:
             raise ValueError(f"Image {example.image_id} has no caption to learn from: leave it out.")
         try:
-            own = teacher_forcing.read(captioner, example.references, image_tokens(captioner))
+            caption = teacher_forcing.read(captioner, example.references, image_tokens(captioner))
         except ValueError as error:
             raise ValueError(f"Image {example.image_id}: {error}") from None
         lengths = [len(row) for row in pipeline.tokenizer(list(example.references), verbose=False).input_ids]
-        longest = max(*lengths, *(count + 2 for count in own.counts))
+        longest = max(*lengths, *(count + 2 for count in caption.counts))
         if longest > room:
             raise ValueError(
                 f"Image {example.image_id} has a caption of {longest} tokens, and the generator reads {room}: "
