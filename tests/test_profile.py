@@ -82,7 +82,7 @@ def test_what_is_no_model_folder_is_told_apart(tmp_path):
     (tmp_path / "one.safetensors").write_text("")
     for model, sentence in (
         (tmp_path / "lora", "lora is an adapter of a/blip, not a model: merge it into that first"),
-        (tmp_path / "one.safetensors", "is a single file, and a model is a folder: open .* by diffusers' `from_single"),
+        (tmp_path / "one.safetensors", "is a single file, .* with its configuration: open .* by diffusers' `from_si"),
         (tmp_path / "nowhere", f"There is no model folder {tmp_path}/nowhere: give one that is there"),
         ("stabilityai/sd-turbo", "if stabilityai/sd-turbo is a model of the hub, this profile does not go online"),
         (profile.MINI / "gone", "There is no model folder .*gone: restore it by `git checkout -- data/mini`"),

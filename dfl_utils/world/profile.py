@@ -95,15 +95,11 @@ class Profile:
     def locate(self, model: str) -> str:
         """Folder of a model: as given, or its mirror `models_root/<id>`, or (online only) the hub id itself."""
         for folder in [place(model)] + ([self.models_root / model] if self.models_root else []):
-            if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-                raise ValueError(_an_adapter(folder))
             if folder.is_dir():
+                _refuse_parts(folder)
                 return str(folder)
         if place(model).is_file():
-            raise ValueError(
-                f"{model} is a single file, and a model is a folder: open a pipeline's file of weights once by "
-                "diffusers' `from_single_file`, write it by `save_pretrained`, and give that folder."
-            )
+            raise ValueError(_a_single_file(model))
         if self.offline:
             raise FileNotFoundError(f"{_no_folder(model)}.")
         return model
@@ -135,6 +131,24 @@ class Profile:
     def revision(self, model: str) -> str | None:
         """Commit that is used of a hub id; None for a folder, a mirrored id, or an id that `revisions` lacks."""
         return None if self.offline or Path(self.locate(model)).is_dir() else self.revisions.get(model)
+
+
+def _refuse_parts(folder: Path) -> None:
+    """ValueError where a folder holds weights that are no whole model in the Hugging Face layout."""
+    if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        return
+    if any((folder / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
+        raise ValueError(_an_adapter(folder))
+    single = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".ckpt"))
+    if single and not any(folder.glob("*.json")):  # else it has lost its configuration
+        raise ValueError(_a_single_file(str(single[0])))
+
+
+def _a_single_file(file: str) -> str:
+    return (
+        f"{file} is a single file, and a model is a folder with its configuration: open a pipeline's file of weights "
+        "once by diffusers' `from_single_file`, write it by `save_pretrained`, and give that folder."
+    )
 
 
 def _an_adapter(folder: Path) -> str:
