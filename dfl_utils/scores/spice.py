@@ -5,6 +5,7 @@ is what can be computed, and it is never called SPICE.
 """
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from dfl_utils.scores.quality import Texts
 
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 LIBRARY = Path(coco.__file__).with_name("lib")
+# SPICE sets its report in lines by a script, and Java has had no engine for one since 15: without this SPICE parses all
+# and then fails. The jar holds an engine of ours that leaves the text as it is, and its source (`javac --release 8`).
+REPORT = Path(__file__).with_name("spice_report.jar")
+MAIN = "edu.anu.spice.SpiceScorer"
 # SPICE's cache looks into classes that Java has closed since.
 OPENED = ("java.lang", "java.math", "java.net", "java.nio", "java.text", "java.util", "java.util.concurrent")
 
@@ -50,8 +55,8 @@ def _run(items: list[dict]) -> list[dict]:
         (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
         places = (folder / "in.json", "-cache", folder / "cache", "-out", folder / "out.json")
-        jar = LIBRARY.with_name(coco.SPICE_JAR)
-        done = java("-Xmx8G", *opened, "-jar", jar, *places, "-subset", "-silent", cwd=LIBRARY.parent)
+        jars = os.pathsep.join(map(str, (LIBRARY.with_name(coco.SPICE_JAR), REPORT)))
+        done = java("-Xmx8G", *opened, "-cp", jars, MAIN, *places, "-subset", "-silent", cwd=LIBRARY.parent)
         if done.returncode or not (folder / "out.json").is_file():
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-300:]
             raise OSError(f"SPICE ended with exit status {done.returncode}: {said} Take the metric SPICE-like.")
