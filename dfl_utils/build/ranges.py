@@ -7,7 +7,7 @@ from pathlib import Path
 from dfl_utils.build.chapter import Scalar
 from dfl_utils.store import provenance
 from dfl_utils.world.limits import Check, number, several, word
-from dfl_utils.world.profile import PROFILES, RANGES, ROLES, load, place
+from dfl_utils.world.profile import PROFILES, RANGES, ROLES, WAYS, load, place
 
 
 def anything(value: object) -> None:
@@ -38,6 +38,7 @@ TABLE: dict[str, Check] = {
     "THRESHOLD": number(0, 1, below=True),
     "DECODER": word(("tiny", "vae")),
     "SPICE": word(("SPICE-like", "SPICE")),
+    "WAY": word(WAYS),
     "DATASET": word(("nocaps", "coco")),
     "SPLIT": word(("in", "near", "out", "overall", "test")),
     "SIMILARITY": word(("clip", "dino")),
