@@ -331,7 +331,9 @@ def test_a_broken_captions_file_is_named(own, tmp_path, name, columns, rows, sen
 @pytest.mark.parametrize(
     "content",
     [
-        [{"image": "b.jpg", "caption": ["a red dog", "one dog"]}],
+        [{"image": "b.jpg", "caption": ["a red dog", "one dog"]}],  # BLIP's validation and test lists
+        # BLIP's training list and the authors' one caption an image: a row a caption.
+        [{"image": "b.jpg", "caption": text, "image_id": "coco_1"} for text in ("a red dog", "one dog")],
         {"images": [{"id": "x", "file_name": "b.jpg"}], "annotations": [{"image_id": "x", "caption": "a red dog"},
          {"image_id": "x", "bbox": [0, 0, 1, 1]}, {"image_id": "x", "caption": "one dog"}]},
         {"images": [{"filepath": None, "filename": "b.jpg", "sentences": [{"raw": "a red dog"}, {"raw": "one dog"}]}]},
