@@ -1,34 +1,93 @@
 """Seconds of a joint step over those of a captioning step and a generation step, one saving after the other.
 
+And those of an alternating pair of steps over those of its passes through U-Net, captioner and decoder alone.
+
 All ways are measured in one process on one thread in interleaved rounds, so that a busy moment of the machine falls on
 each of them; a ratio is taken within a round. The chapter `cost` measures the same by the same code, once.
 """
 
 import argparse
+import contextlib
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from dfl_utils.store.store import RunStore
 from dfl_utils.training.finetuned import Finetuner
-from dfl_utils.training.step_cost import Costs, StepCost
-from dfl_utils.training.step_ways import STEPS, ways
+from dfl_utils.training.step_cost import Bench, Costs, StepCost
+from dfl_utils.training.step_ways import STEPS, TURNS, ways
 from dfl_utils.world import data, profile
 
 AT_MOST = 1.75  # target: the median ratio of the last way, which reconstructs a share of each batch
+AT_MOST_BARE = 1.1  # target: an alternating pair of steps over its bare passes
 SHARE = 0.375  # that of the chapter `cost`
 NUM_EXAMPLES = 64  # whose captions the vocabulary map is learned from; the first of them are the batch
 
 
 def measure(captioner: str, batch_size: int, rounds: int) -> tuple[Costs, Costs]:
     """Seconds and FLOPs, anew: the store is a scratch folder."""
+    with _finetuner(captioner) as finetuner:
+        cost = StepCost(finetuner, ways(share=SHARE), batch_size=batch_size)
+        return cost.seconds(rounds), cost.flops()
+
+
+@contextlib.contextmanager
+def _finetuner(captioner: str) -> Iterator[Finetuner]:
     world = profile.load("mini").pair(captioner=captioner)
     data.ensure(world)
     examples = data.subset(data.load(world, "coco", "train"), NUM_EXAMPLES, seed=0)
     with tempfile.TemporaryDirectory() as scratch:
-        finetuner = Finetuner(world, RunStore(scratch), examples, progress=False)
-        cost = StepCost(finetuner, ways(share=SHARE), batch_size=batch_size)
-        return cost.seconds(rounds), cost.flops()
+        yield Finetuner(world, RunStore(scratch), examples, progress=False)
+
+
+def alternating(captioner: str, batch_size: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds `(rounds,)` of two alternating steps as the finetuning runs them, and of their bare passes."""
+    with _finetuner(captioner) as finetuner:
+        bench = StepCost(finetuner, {"ours": ways()["ours"]}, batch_size=batch_size, steps=tuple(TURNS)).bench
+    return _interleaved(*_contenders(bench), rounds)
+
+
+def _contenders(bench: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
+    steps, batch, images = [bench.step(name, ways()["ours"]) for name in TURNS], bench.batch, bench.images
+    updates = [torch.optim.AdamW(step.prepare(), lr=0.0).step for step in steps]
+
+    def pair() -> None:
+        for step, update in zip(steps, updates, strict=True):
+            step.spend(batch, images, time.perf_counter, update)
+
+    step = steps[0]
+    with torch.no_grad():
+        states = step.text_encoder(batch.prompt_ids).last_hidden_state
+    noisy = step.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+
+    def through(call: Callable[[torch.Tensor], torch.Tensor], entering: torch.Tensor, onwards: bool) -> None:
+        """Forward and back, to the weights that move, and where the gradient goes `onwards` to what entered."""
+        made = call(entering.detach().requires_grad_(onwards))
+        made.backward(torch.ones_like(made))
+
+    def bare() -> None:
+        for onwards in (False, True):  # the generator's turn, and the captioner's, which reaches the prompt
+            through(lambda told: step.unet(noisy, batch.timesteps, told).sample, states, onwards)
+            through(lambda pixels: step._predict(pixels, batch.caption), batch.pixel_values, not onwards)
+        through(lambda latents: step.decoder.decode(latents).sample, batch.latents, True)
+        step.zero_grad(set_to_none=True)
+
+    return pair, bare
+
+
+def _interleaved(pair: Callable[[], None], bare: Callable[[], None], rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    torch.set_num_threads(1)
+    spent = []
+    for _ in range(rounds + 1):  # the first warms up
+        for call in (pair, bare):
+            began = time.perf_counter()
+            call()
+            spent.append(time.perf_counter() - began)
+    return tuple(np.reshape(spent, (-1, 2))[1:].T)
 
 
 def table(seconds: Costs, flops: Costs) -> list[str]:
@@ -53,6 +112,11 @@ def main() -> None:
     seconds, flops = measure(options.captioner, options.batch, options.rounds)
     print("\n".join(table(seconds, flops)))
     ratios = dict(zip(seconds.ways, np.median(seconds.ratio, axis=0).round(3).tolist(), strict=True))
+    pair, bare = alternating(options.captioner, options.batch, options.rounds)
+    print(
+        f"alternating pair of steps: {1000 * np.median(pair):.1f} ms, its passes bare {1000 * np.median(bare):.1f} ms"
+    )
+    print(f"target: at most {AT_MOST_BARE:g}; it is {np.median(pair / bare):.2f}")
     print(f"target: {seconds.ways[-1]} at most {AT_MOST:g}; it is {ratios[seconds.ways[-1]]:.2f}")
 
 

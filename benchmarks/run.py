@@ -149,7 +149,10 @@ def joint(quick: bool) -> list[Row]:
         ratio, how = float(np.median(seconds.ratio[:, k])), f"time; FLOPs {flops.ratio[0, k]:.2f}"
         most = bench.AT_MOST if way == seconds.ways[-1] else 0.0
         rows.append(row(f"joint step against the sum, {way}", (own, apart), ratio, "ms", how, most=most))
-    return rows
+    pair, bare = bench.alternating("blip-base", *((2, 1) if quick else (8, 15)))
+    both, how = [1000 * float(np.median(part)) for part in (pair, bare)], "time; of U-Net, captioner and decoder"
+    ratio, name = float(np.median(pair / bare)), "alternating pair of steps against its bare passes"
+    return [*rows, row(name, tuple(both), ratio, "ms", how, most=bench.AT_MOST_BARE)]
 
 
 def scores(quick: bool) -> list[Row]:

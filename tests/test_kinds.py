@@ -192,6 +192,7 @@ KEYS = {
     "step-losses": (cost_of(lambda c, w: c.losses()), STEP),
     "step-flops": (cost_of(lambda c, w: c.flops()), STEP),
     "step-flops-published": (cost_of(lambda c, w: c.published_flops()), STEP),
+    "step-memory-published": (cost_of(lambda c, w: c.published_memory([w.rounds])), STEP | {"rounds"}),
     "step-seconds": (cost_of(lambda c, w: c.seconds(w.rounds)), STEP | {"rounds"}),
     "census": (lambda w, k: census.Census(w.store(k), *tokenizers(w), [w.caption]).votes, {"caption", "vocab"}),
     "census-tally": (

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfl_utils.store.store import RunStore
 from dfl_utils.training import full_size, step_cost
 from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.losses import WAYS as WAYS_TO_TRAIN
 from dfl_utils.training.losses import TalkingPair
 from dfl_utils.training.step_cost import StepCost
 from dfl_utils.training.step_ways import (
@@ -22,6 +23,7 @@ from dfl_utils.training.step_ways import (
     PROMPTS,
     REST,
     STEPS,
+    TURNS,
     Meter,
     ways,
 )
@@ -76,6 +78,16 @@ def test_ways_that_only_save_have_the_losses_and_gradients_of_a_talking_pair(cos
     for name in EXACT[1:]:
         for one, other in zip(gradients["naive"], gradients[name], strict=True):
             torch.testing.assert_close(other, one, rtol=2e-3, atol=1e-6)
+
+
+def test_the_turns_are_those_of_the_alternating_way(cost):
+    bench = cost.bench
+    pair = TalkingPair(bench.captioner, bench.pipeline, bench.vocabulary_map, way="alternating")
+    for name, turn in zip(TURNS, WAYS_TO_TRAIN["alternating"], strict=True):
+        found = bench.step(name, WAYS["gradient where needed"])(bench.batch, bench.images)
+        assert tuple(found) == turn
+        wanted = {loss: value.item() for loss, value in pair(bench.batch, turn).items()}
+        assert {loss: value.item() for loss, value in found.items()} == pytest.approx(wanted, rel=1e-4)
 
 
 def test_what_is_not_frozen_has_a_gradient(cost):
@@ -157,6 +169,8 @@ def test_the_ratio_is_of_one_way_and_one_round():
     spent[:, 0, :, 0, 0] = [[1, 2, 6], [2, 2, 4]]
     found = step_cost.Costs(("naive",), spent, "", "")
     assert found.ratio.tolist() == [[2.0], [1.0]]
+    assert found.over_mean("joint")["naive"].value == 3.0  # the median of 4 and 2
+    assert found.over_mean("joint", "generation")["naive"].low == 1.5
 
 
 # --- seconds ----------------------------------------------------------------------------------------------
@@ -194,6 +208,37 @@ def test_flops_of_the_published_sizes_are_those_counted_before(cost):
     assert part(spent, LATENTS)[0] == pytest.approx(1.12e12, rel=0.01)
     assert part(spent, GENERATOR)[0] == pytest.approx(0.80e12, rel=0.01)
     assert spent.sum() == pytest.approx(2.81e12, rel=0.01)
+
+
+class Chain(nn.Module):
+    """Two layers on the meta device, as `full_size.peak` wants a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Linear(64, 64, bias=False, device="meta") for _ in range(2))
+        self.vae = nn.Module()
+
+    def prepare(self):
+        self.first.requires_grad_(False)
+        return [self.second.weight]
+
+    def forward(self, batch, images):
+        return {"sum": self.second(self.first(images)).sum()}
+
+
+def test_memory_is_that_of_the_tensors_alive_at_once():
+    """At the second layer's end: two layers' weights, the input and two outputs, a sum; and AdamW's moments."""
+    weights, layer, number = 64 * 64 * 4, 1000 * 64 * 4, 4
+    found = full_size.peak(Chain(), None, torch.empty(1000, 64, device="meta"))
+    assert found == 2 * weights + 3 * layer + number + 2 * weights
+
+
+def test_memory_grows_by_a_pair_as_on_a_gpu(cost, finetuner):
+    """Peaks of 1 and 2 pairs on an H100 (data/gpu/benchmarks.csv): 18.48 and 27.90 GiB, no more than 6 % above this."""
+    few = StepCost(finetuner, {"exact": WAYS["one generator pass"]}, batch_size=2, steps=["joint"])
+    few.bench = cost.bench
+    one, two = few.published_memory([1, 2]).ravel()
+    assert 0.94 * (27.90 - 18.48) < two - one < 27.90 - 18.48
 
 
 # --- bad input --------------------------------------------------------------------------------------------

@@ -1,16 +1,21 @@
 """The paper's models as shapes without numbers: BLIP ViT-B, Stable Diffusion 1.4 and TAESD on torch's meta device.
 
-What a pass costs in FLOPs depends on shapes alone. The configurations are those of the hub's BLIP
+What a pass costs in FLOPs and holds in memory depends on shapes alone. The configurations are those of the hub's BLIP
 (Salesforce/blip-image-captioning-base), CompVis/stable-diffusion-v1-4 and madebyollin/taesd; what is a default of its
 class is left to that, but for the heads of BLIP's text decoder: no shape depends on them. A test holds their sizes.
 """
 
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -101,3 +106,64 @@ def batch(caption: Caption) -> tuple[Batch, Tensor]:
         step_noise=shape(4, side, side),
     )
     return made, shape(3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+# --- Memory: what a step holds at most, of the tensors that torch would have to allocate.
+
+
+class _Held(TorchDispatchMode):
+    """Bytes of all storages alive, `live`, and at most so far, `peak`."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        super().__init__()
+        self.live, self.peak, self._known = 0, 0, set()
+        for tensor in tensors:
+            self._hold(tensor)
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = id(storage), storage.nbytes()
+        if place not in self._known:
+            self._known.add(place)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._release, place, size)
+
+    def _release(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.live -= size
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        made = call(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(one, Tensor) and one.device.type == "meta":
+                self._hold(one)
+        return made
+
+
+class _Efficient(TorchFunctionMode):
+    """Attention by the kernel that a GPU takes in float32, which keeps no matrix of weights; a shape takes another."""
+
+    def __torch_function__(self, call, types, args=(), kwargs=None):
+        if call is not F.scaled_dot_product_attention:
+            return call(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+        if attn_mask is not None:
+            attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        return kernel(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+
+
+def peak(step: nn.Module, batch: Batch, images: Tensor) -> int:
+    """Bytes that a `step_ways.Step` on the meta device holds at most, its models and AdamW's moments included.
+
+    On an H100 the joint step grew by 0 to 6 % more with every pair than is counted here (data/gpu/benchmarks.csv).
+    """
+    trained = step.prepare()
+    held = _Held([*step.parameters(), *step.buffers(), *step.vae.parameters(), images])
+    with _Efficient(), held:
+        torch.stack(list(step(batch, images).values())).sum().backward()
+    step.zero_grad(set_to_none=True)
+    return held.peak + 2 * sum(weights.nbytes for weights in trained)

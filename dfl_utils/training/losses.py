@@ -86,7 +86,7 @@ def previous_latents(
     The one-step estimate has the weight sqrt(a') (1 - a / a') / (1 - a), a and a' the products of alphas up to t and
     t - 1: 1 at t = 0 and next to nothing at the end. The variance is `DDPMScheduler`'s `fixed_small`.
     """
-    products = torch.cat([torch.ones(1), scheduler.alphas_cumprod]).to(sample.device, sample.dtype).view(-1, 1, 1, 1)
+    products = F.pad(scheduler.alphas_cumprod, (1, 0), value=1.0).to(sample.device, sample.dtype).view(-1, 1, 1, 1)
     before, kept = products[timesteps], products[timesteps + 1]
     clean, alpha = one_step_image(scheduler, sample, timesteps, predicted_noise), kept / before
     mean = (before.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - before) * sample) / (1 - kept)

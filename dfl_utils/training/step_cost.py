@@ -5,7 +5,7 @@ the day and the machine that they were measured on, and are not measured again.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import cached_property
@@ -33,7 +33,7 @@ from dfl_utils.training.step_ways import DEPENDS, DIRECTIONS, PARTS, STEPS, Step
 from dfl_utils.training.vocabulary import VocabularyMap
 
 LOSSES_OF_WAYS, FLOPS, PUBLISHED_FLOPS = Kind("step-losses"), Kind("step-flops"), Kind("step-flops-published")
-SECONDS = Kind("step-seconds")
+SECONDS, PUBLISHED_MEMORY = Kind("step-seconds"), Kind("step-memory-published")
 SEED = 0  # of the batch's timesteps and noise
 
 
@@ -42,15 +42,16 @@ class Costs:
     """What a step costs in each way."""
 
     ways: tuple[str, ...]  # their names
-    # `(rounds, ways, steps, parts, 2)` in the order of `STEPS`, `step_ways.PARTS` and `DIRECTIONS`; seconds, or FLOPs,
-    # which have one round
+    # `(rounds, ways, steps, parts, 2)`, the last two in the order of `step_ways.PARTS` and `DIRECTIONS`; seconds, or
+    # FLOPs, which have one round
     spent: np.ndarray
     when: str  # when, where: the day, and processor, cores, threads and torch
     where: str
+    steps: tuple[str, ...] = tuple(STEPS)
 
     def of(self, step: str) -> np.ndarray:
-        """`(rounds, ways)` of one of `STEPS`."""
-        return self.spent[:, :, list(STEPS).index(step)].sum((-1, -2))
+        """`(rounds, ways)` of one of `steps`."""
+        return self.spent[:, :, self.steps.index(step)].sum((-1, -2))
 
     @property
     def ratio(self) -> np.ndarray:
@@ -60,19 +61,29 @@ class Costs:
     @property
     def ratios(self) -> dict[str, Estimate]:
         """Way -> `ratio`: the median of the rounds, from the smallest to the largest."""
-        each = zip(self.ways, self.ratio.T, strict=True)
+        return self._by_way(self.ratio)
+
+    def over_mean(self, *steps: str) -> dict[str, Estimate]:
+        """Way -> the mean of some steps over the mean of a captioning and a generation step, as `ratios`."""
+        return self._by_way(self._mean(*steps) / self._mean("captioning", "generation"))
+
+    def _mean(self, *steps: str) -> np.ndarray:
+        return np.mean([self.of(step) for step in steps], axis=0)
+
+    def _by_way(self, ratio: np.ndarray) -> dict[str, Estimate]:
+        each = zip(self.ways, ratio.T, strict=True)
         return {way: Estimate(np.median(of), of.min(), of.max(), len(of)) for way, of in each}
 
     @property
     def medians(self) -> pd.DataFrame:
-        """Of the rounds, each of `STEPS` by way."""
-        return pd.DataFrame({step: np.median(self.of(step), axis=0) for step in STEPS}, index=list(self.ways))
+        """Of the rounds, each of `steps` by way."""
+        return pd.DataFrame({step: np.median(self.of(step), axis=0) for step in self.steps}, index=list(self.ways))
 
     @property
     def parts(self) -> pd.Series:
         """Of a joint step, medians of the rounds by way, part and direction."""
         names = {"way": self.ways, "part": PARTS, "direction": DIRECTIONS}
-        medians = np.median(self.spent[:, :, list(STEPS).index("joint")], axis=0)
+        medians = np.median(self.spent[:, :, self.steps.index("joint")], axis=0)
         return pd.Series(medians.ravel(), pd.MultiIndex.from_product(names.values(), names=names))
 
     @property
@@ -84,7 +95,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Bench:
-    """Models and one batch that every way is tried on; `images` are the batch's as the autoencoder takes them."""
+    """Models and one batch that every way of some `steps` is tried on.
+
+    `images` are the batch's as the autoencoder takes them.
+    """
 
     captioner: Captioner
     pipeline: StableDiffusionPipeline
@@ -92,10 +106,11 @@ class Bench:
     tiny: AutoencoderTiny
     batch: Batch
     images: Tensor
+    steps: tuple[str, ...] = tuple(STEPS)
     _ready: dict = field(default_factory=dict)
 
     def step(self, name: str, way: Way) -> Step:
-        """One of `STEPS` in one way, ready to run: the steps share their models, and this freezes what it freezes."""
+        """A step in one way, ready to run: the steps share their models, and this freezes what it freezes."""
         if (name, way) not in self._ready:
             step = Step(self.captioner, self.pipeline, self.vocabulary_map, self.tiny, name, way)
             self._ready[name, way] = step.to(self.images.device).eval()
@@ -120,7 +135,7 @@ class Bench:
             with sdpa_kernel(SDPBackend.MATH), counter:
                 return self.step(name, way).spend(self.batch, self.images, counter.get_total_flops)
 
-        return _each(tried, count)[None]
+        return self._each(tried, count)[None]
 
     def seconds(self, tried: Mapping[str, Way], rounds: int) -> np.ndarray:
         """`(rounds, ways, steps, parts, 2)` on one thread: every round does all, and one more before them warms up."""
@@ -135,9 +150,18 @@ class Bench:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return np.array([_each(tried, measure) for _ in range(rounds + 1)])[1:]
+            return np.array([self._each(tried, measure) for _ in range(rounds + 1)])[1:]
         finally:
             torch.set_num_threads(threads)
+
+    def _each(self, tried: Mapping[str, Way], cost: Callable[[str, Way], np.ndarray]) -> np.ndarray:
+        """`(ways, steps, parts, 2)`; a plain step that a saving does not touch is not done again."""
+        known: dict = {}
+        for way in tried.values():
+            for name in self.steps:
+                if (work := _work(name, way)) not in known:
+                    known[work] = cost(name, way)
+        return np.array([[known[_work(name, way)] for name in self.steps] for way in tried.values()])
 
     def _clock(self) -> float:
         if self.images.device.type == "cuda":
@@ -152,19 +176,27 @@ class StepCost:
         finetuner: its profile, store and examples; the first of these are the batch, each with its first caption.
         tried: the ways; all of `step_ways.ways()` by default.
         batch_size: pairs a step (paper: 8).
+        steps: some of `step_ways.STEPS` and `TURNS`, measured side by side.
 
     Raises:
         ValueError: fewer examples than a batch holds, or none in it.
     """
 
-    def __init__(self, finetuner: Finetuner, tried: Mapping[str, Way] | None = None, *, batch_size: int = 8):
+    def __init__(
+        self,
+        finetuner: Finetuner,
+        tried: Mapping[str, Way] | None = None,
+        *,
+        batch_size: int = 8,
+        steps: Sequence[str] = tuple(STEPS),
+    ):
         if not 1 <= batch_size <= len(finetuner.examples):
             raise ValueError(
                 f"batch_size is {batch_size} and there are {len(finetuner.examples)} examples: a step needs at least "
                 "one pair, and not more than there are."
             )
         self.finetuner, self.ways = finetuner, dict(ways() if tried is None else tried)
-        self.examples = finetuner.examples[:batch_size]
+        self.examples, self.steps = finetuner.examples[:batch_size], tuple(steps)
 
     def losses(self) -> np.ndarray:
         """`(ways, 4)` losses of the batch, in the order of `losses.LOSSES`: what the ways approximate shows here."""
@@ -184,15 +216,30 @@ class StepCost:
 
     def published_flops(self) -> Costs:
         """FLOPs of a step at the paper models' sizes (`full_size`), without a threshold, which needs numbers."""
-        exact = {name: replace(way, threshold=0.0) for name, way in self.ways.items()}
+        return self._kept(PUBLISHED_FLOPS, lambda: self.published.flops(self._exact))
 
-        def count() -> np.ndarray:
-            own = self.bench
-            model, pipeline, tiny = full_size.models(own.captioner, own.pipeline.tokenizer)
-            batch, images = full_size.batch(own.batch.caption)
-            return Bench(model, pipeline, own.vocabulary_map, tiny, batch, images).flops(exact)
+    def published_memory(self, sizes: Sequence[int]) -> np.ndarray:
+        """`(sizes, ways, steps)` GiB that a step of so many pairs of those sizes holds at most: `full_size.peak`."""
 
-        return self._kept(PUBLISHED_FLOPS, count)
+        def count():
+            bench, caption = self.published, self.bench.batch.caption
+            batches = [full_size.batch(caption.rows(slice(size))) for size in sizes]
+            every = [[bench.step(name, way) for name in self.steps] for way in self._exact.values()]
+            peaks = [[[full_size.peak(step, *batch) for step in way] for way in every] for batch in batches]
+            return {"gib": np.array(peaks) / 2**30}, len(sizes)
+
+        return self.finetuner.store.get(PUBLISHED_MEMORY, self._key() | {"sizes": list(sizes)}, count)["gib"]
+
+    @property
+    def _exact(self) -> dict[str, Way]:
+        return {name: replace(way, threshold=0.0) for name, way in self.ways.items()}
+
+    @cached_property
+    def published(self) -> Bench:
+        """The paper models' sizes and the batch's captions, of which there are shapes alone."""
+        model, pipeline, tiny = full_size.models(self.bench.captioner, self.bench.pipeline.tokenizer)
+        batch, images = full_size.batch(self.bench.batch.caption)
+        return Bench(model, pipeline, self.bench.vocabulary_map, tiny, batch, images, self.steps)
 
     @cached_property
     def bench(self) -> Bench:
@@ -206,35 +253,27 @@ class StepCost:
         with torch.no_grad():
             latents = Step(*models, "joint", Way()).encode(images).contiguous().cpu()
         lessons = pairs.Pairs(pair.captioner, pipeline, self.examples, latents)
-        return Bench(*models, lessons.make(self.examples, latents, SEED), images)
+        return Bench(*models, lessons.make(self.examples, latents, SEED), images, self.steps)
 
     def _kept(self, kind: Kind, make: Callable[[], np.ndarray], **asked: int) -> Costs:
         def measured():
             spent = make()
             return {"spent": spent, "noted": [date.today().isoformat(), _machine()]}, spent[..., 0, 0].size
 
-        found = self.finetuner.store.get(kind, self._key() | asked, measured)
-        return Costs(tuple(self.ways), found["spent"], *found["noted"])
+        content = self.finetuner.store.get(kind, self._key() | asked, measured)
+        return Costs(tuple(self.ways), content["spent"], *content["noted"], self.steps)
 
     def _key(self) -> dict:
         profile = self.finetuner.profile
         tiny = Path(profile.locate(profile.tiny_decoder)) if profile.tiny_decoder else None
-        own = {
+        key = {
             "ways": [[name, asdict(way)] for name, way in self.ways.items()],  # in their order
             "decoder": provenance.checkpoint_hash(tiny) if tiny and tiny.is_dir() else tiny and str(tiny),
             "captions": [example.references[0] for example in self.examples],
         }
-        return own | self.finetuner.models_key() | self.finetuner.images_key(self.examples)
-
-
-def _each(tried: Mapping[str, Way], cost: Callable[[str, Way], np.ndarray]) -> np.ndarray:
-    """`(ways, steps, parts, 2)`; a plain step that a saving does not touch is not done again."""
-    known: dict = {}
-    for way in tried.values():
-        for name in STEPS:
-            if (work := _work(name, way)) not in known:
-                known[work] = cost(name, way)
-    return np.array([[known[_work(name, way)] for name in STEPS] for way in tried.values()])
+        if self.steps != tuple(STEPS):
+            key["steps"] = list(self.steps)
+        return key | self.finetuner.models_key() | self.finetuner.images_key(self.examples)
 
 
 def _work(name: str, way: Way) -> tuple:

@@ -1,7 +1,8 @@
 """The ways of doing a step of the finetuning, from the equations as they stand to all that can be saved.
 
-A plain step has one loss and trains its own model alone; the joint step has all four and trains both. Ways that only
-save, and approximate nothing, have the losses of `losses.TalkingPair`, to rounding.
+A plain step has one loss and trains its own model alone; the joint step has all four and trains both, and so do the
+two turns of an alternating finetuning, with two losses each. Ways that only save, and approximate nothing, have the
+losses of `losses.TalkingPair`, to rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dfl_utils.models.blip import Captioner
 from dfl_utils.training import finetune
-from dfl_utils.training.losses import LOSSES, Batch, Economy, TalkingPair
+from dfl_utils.training.losses import LOSSES, WAYS, Batch, Economy, TalkingPair
 from dfl_utils.training.teacher_forcing import Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
@@ -24,6 +25,10 @@ STEPS = {
     "captioning": (("caption_loss",), ("captioner",)),
     "generation": (("generation_loss",), ("generator",)),
     "joint": (LOSSES, finetune.ROLES),
+}
+TURNS = {
+    f"{role}'s turn": (losses, finetune.ROLES)
+    for role, losses in zip(("generator", "captioner"), WAYS["alternating"], strict=True)
 }
 
 
@@ -64,7 +69,7 @@ def ways(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Way]:
 
 
 class Step(TalkingPair):
-    """A step of `STEPS` done in one way; its forward takes the images of a batch as the autoencoder does."""
+    """A step of `STEPS` or `TURNS` done in one way; its forward takes the images of a batch as the autoencoder does."""
 
     def __init__(
         self,
@@ -75,8 +80,9 @@ class Step(TalkingPair):
         step: str,
         way: Way,
     ):
-        losses, roles = STEPS[step]
+        losses, roles = (STEPS | TURNS)[step]
         options = {"decoder": tiny if way.decoder == "tiny" else None, "economy": Economy(way.threshold, way.share)}
+        options["way"] = "alternating" if step in TURNS else "joint"
         super().__init__(captioner, pipeline, vocabulary_map, losses, **options)
         self.savings, self.roles, self.vae = way, roles, pipeline.vae
 
