@@ -32,6 +32,7 @@ TABLE: dict[str, Check] = {
     "SWEEP_LRS": several(RATE, float),
     "GAIN_TOP_PS": several(RANGES["top_p"], float),
     "COLLAPSE_STEPS": several(COUNT, int),
+    "ALTERNATING_STEPS": several(COUNT, int, least=0),
     "WAYS_TIMESTEPS": several(number(0, 1000, below=True), int),
     "TEMPERATURE": number(0, above=True),
     "SHARE": number(0, 1, above=True),
