@@ -320,6 +320,18 @@ def test_a_csv_of_a_spreadsheet_is_read(own, tmp_path):
         ("c.csv", ("file", "caption"), [("b.jpg", " ")], "has an empty caption of b.jpg: write one, or drop"),
         ("c.jsonl", ("file", "caption"), [("d.jpg", "red")], "names 'd.jpg', which is no image of .*own: put"),
         ("c.csv", ("file", "caption"), [("b.jpg", "red", "blue")], "has more cells in a row than in its header"),
+        (
+            "c.jsonl",
+            ("file", "caption"),
+            [("b.jpg", {"en": "red"})],
+            "has an object for a caption: write a text, or a l",
+        ),
+        (
+            "c.csv",
+            ("file", "caption"),
+            [("/else/b.jpg", "red")],
+            "names '/else/b.jpg', which is no image of .*own: put",
+        ),
     ],
 )
 def test_a_broken_captions_file_is_named(own, tmp_path, name, columns, rows, sentence):
@@ -343,6 +355,17 @@ def test_captions_are_read_in_the_forms_that_people_have(own, tmp_path, content)
     (tmp_path / "c.json").write_text(json.dumps(content))
     found = {example.path.name: example.references for example in data.folder(own, tmp_path / "c.json")}
     assert found["b.jpg"] == ("a red dog", "one dog")
+
+
+def test_an_image_is_named_once_and_by_any_path_of_it(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    rows = [(str(own / "b.jpg"), "a red dog")]
+    found = data.folder(own.name, write(tmp_path / "c.csv", ("file", "caption"), rows))
+    assert {e.path.name: e.references for e in found if e.references} == {"b.jpg": ("a red dog",)}
+    twice = {"images": [{"id": 1, "file_name": "b.jpg"}, {"id": 1, "file_name": "c.jpg"}], "annotations": []}
+    (tmp_path / "c.json").write_text(json.dumps(twice))
+    with pytest.raises(ValueError, match="c.json is not of its published form .an image id comes twice"):
+        data.folder(own, tmp_path / "c.json")
 
 
 def test_metadata_of_subfolders_and_every_usual_suffix_are_read(tmp_path, caplog):

@@ -73,3 +73,7 @@ def test_the_command_says_how_long_it_will_work(monkeypatch, capsys):
     assert "own_pair: how long it takes is not known" in capsys.readouterr().out
     assert cli.main(["cost", "table3", "-p", "NUM_SEEDS", "0"]) == 2
     assert "NUM_SEEDS of chapter finetuning is 0" in capsys.readouterr().err
+
+
+def test_a_model_may_be_left_out():
+    ranges.check("finding_caption", {"PROFILE": "mini, probe=none, tiny_decoder=none"})

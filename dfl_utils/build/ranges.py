@@ -101,7 +101,8 @@ def _profiled(chapter: str, values: Mapping[str, Scalar]) -> None:
         for name in values.keys() & known.keys():
             _say(chapter, name, values[name], several(word(known[name])))
     usual = PROFILES[models.name]
-    roles = [role for role in ROLES if not _same(getattr(models, role), getattr(usual, role))]
+    named = {role: getattr(models, role) for role in ROLES}
+    roles = [role for role, model in named.items() if model and not _same(model, getattr(usual, role))]
     if roles or any(getattr(models, name) != getattr(usual, name) for name in ("device", "dtype", "scheduler")):
         from dfl_utils.models import checkpoint, workshop  # torch takes seconds
         from dfl_utils.models import generator as generators
@@ -120,5 +121,5 @@ def _path(model: str) -> Path:
     return beside if beside.exists() and not place(model).exists() else place(model)
 
 
-def _same(model: str | None, other: str | None) -> bool:
-    return model == other or None not in (model, other) and _path(model).resolve() == _path(other).resolve()
+def _same(model: str, other: str | None) -> bool:
+    return model == other or other is not None and _path(model).resolve() == _path(other).resolve()

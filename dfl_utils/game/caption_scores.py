@@ -167,12 +167,19 @@ def _read(source: object) -> object:
     return read_json(Path(source))
 
 
+def _whole(image_id: object) -> int:
+    """An image id as COCO's tools write it, also as text; ValueError for a fraction or no number."""
+    if isinstance(image_id, bool) or (isinstance(image_id, float) and not image_id.is_integer()):
+        raise ValueError(f"{image_id} is no image id")
+    return int(image_id)
+
+
 def _said(results: object) -> dict[int, str]:
     """image_id -> caption of a result file."""
     name, rows, said = _name(results, "results"), _read(results), {}
     for row in rows if isinstance(rows, Sequence) and rows else [None]:
         try:
-            image_id, text = int(row["image_id"]), row["caption"].strip()
+            image_id, text = _whole(row["image_id"]), row["caption"].strip()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f'{name} is not in COCO\'s result format: give a list of {{"image_id": 1, "caption": '
                              '"a dog"}.') from error  # fmt: skip
@@ -189,8 +196,8 @@ def _annotated(annotations: object) -> tuple[dict[int, list[str]], dict[int, str
     try:
         for row in content["annotations"]:
             if text := " ".join(row["caption"].split()):
-                truth[int(row["image_id"])].append(text)
-        return truth, {int(row["id"]): row["file_name"] for row in content.get("images", ()) if "file_name" in row}
+                truth[_whole(row["image_id"])].append(text)
+        return truth, {_whole(row["id"]): row["file_name"] for row in content.get("images", ()) if "file_name" in row}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'{_name(annotations, "annotations")} is not in COCO\'s caption format: give {{"annotations": '
                          '[{"image_id": 1, "caption": "a dog"}]}.') from error  # fmt: skip

