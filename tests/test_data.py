@@ -324,7 +324,7 @@ def test_a_csv_of_a_spreadsheet_is_read(own, tmp_path):
             "c.jsonl",
             ("file", "caption"),
             [("b.jpg", {"en": "red"})],
-            "has an object for a caption: write a text, or a l",
+            "has an object for a caption: write a text",
         ),
         (
             "c.csv",

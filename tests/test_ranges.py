@@ -68,7 +68,7 @@ def test_a_value_out_of_its_range_is_refused_before_anything_runs(chapter, value
 def test_the_command_says_how_long_it_will_work(monkeypatch, capsys):
     monkeypatch.setattr("dfl_utils.build.execution.run_chapter", lambda *arguments: "copy")
     assert cli.main(["run", "finding_caption", "-p", "NUM_IMAGES", "1000"]) == 0
-    assert " minutes of models' work on the published run's processor, less what" in capsys.readouterr().out
+    assert " of models' work on the published run's processor, less what" in capsys.readouterr().out
     assert cli.main(["run", "own_pair"]) == 0
     assert "own_pair: how long it takes is not known" in capsys.readouterr().out
     assert cli.main(["cost", "table3", "-p", "NUM_SEEDS", "0"]) == 2

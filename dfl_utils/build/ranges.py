@@ -33,6 +33,7 @@ TABLE: dict[str, Check] = {
     "GAIN_TOP_PS": several(RANGES["top_p"], float),
     "COLLAPSE_STEPS": several(COUNT, int),
     "ALTERNATING_STEPS": several(COUNT, int, least=0),
+    "MEMORY_PAIRS": several(COUNT, int),
     "WAYS_TIMESTEPS": several(number(0, 1000, below=True), int),
     "TEMPERATURE": number(0, above=True),
     "SHARE": number(0, 1, above=True),
