@@ -372,18 +372,19 @@ def test_metadata_of_subfolders_and_every_usual_suffix_are_read(tmp_path, caplog
     for name in ("train/1.png", "test/1.jfif", "x.psd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG")
+    (tmp_path / "a.HEIC").write_bytes(b"of a telephone")
     for part, suffix in (("train", "png"), ("test", "jfif")):
         (tmp_path / part / "metadata.csv").write_text(f"file_name,text\n1.{suffix},of {part}\n")
     found = {example.path.name: example.references for example in data.folder(tmp_path)}
     assert found == {"1.png": ("of train",), "1.jfif": ("of test",)}
-    assert "1 files of" in caplog.text and "such as x.psd" in caplog.text
+    assert "2 files of" in caplog.text and "such as a.HEIC" in caplog.text
 
 
 def test_missing_folders_and_files_are_named(own, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no folder of images: give one that is there"):
         data.folder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no image: put files of AVIF, BMP, GIF, JPEG"):
+    with pytest.raises(ValueError, match="empty holds no image that is read: put files of AVIF, BMP, GIF, JPEG"):
         data.folder(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="c.csv is missing: give a captions file that is there, or none"):
         data.folder(own, tmp_path / "c.csv")

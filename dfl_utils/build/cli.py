@@ -166,7 +166,9 @@ def _profile(arguments: argparse.Namespace):
 def _doctor(arguments: argparse.Namespace) -> int:
     from dfl_utils.build import doctor
 
-    findings = doctor.examine(_profile(arguments), purpose=arguments.purpose)
+    profile = _profile(arguments)
+    print(f"what profile {profile.name} needs here:")
+    findings = doctor.examine(profile, purpose=arguments.purpose)
     print("\n".join(map(str, findings)))
     gaps = sum(not finding.ok for finding in findings)
     print(f"{gaps} gap{'s' * (gaps != 1)}" if gaps else "nothing is missing")

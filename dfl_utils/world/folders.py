@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}  # of Pillow, what photos come in
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+PHOTOS = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".svg"}  # which Pillow does not open
 FILE_COLUMNS = ("file", "file_name", "filename", "image")
 CAPTION_COLUMNS = ("caption", "text")
 METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's imagefolder
@@ -44,7 +45,7 @@ def folder(images: Path | str, captions: Path | str | None = None) -> list[Examp
         raise FileNotFoundError(f"{root} is no folder of images: give one that is there.")
     found = _images(root)
     if not found:
-        raise ValueError(f"{root} holds no image: put files of {', '.join(sorted(FORMATS))} into it.")
+        raise ValueError(f"{root} holds no image that is read: put files of {', '.join(sorted(FORMATS))} into it.")
     files = [place(captions)] if captions is not None else sorted(p for name in METADATA for p in root.rglob(name))
     references = {}
     for file in files:
@@ -56,7 +57,8 @@ def _images(root: Path) -> dict[str, Path]:
     """Name relative to the folder -> path, in the order of the names; hidden files are left out, others are said."""
     paths = [path for path in root.rglob("*") if not path.name.startswith(".") and path.is_file()]
     named = {_normal(path.relative_to(root).as_posix()): path for path in paths if path.suffix.lower() in SUFFIXES}
-    other = sorted(p.name for p in paths if p.suffix.lower() in Image.registered_extensions().keys() - SUFFIXES)
+    known = PHOTOS | Image.registered_extensions().keys() - SUFFIXES
+    other = sorted(path.name for path in paths if path.suffix.lower() in known)
     if other:
         _log.warning("%d files of %s are of no format that is read, such as %s", len(other), root, other[0])
     return dict(sorted(named.items()))
