@@ -6,8 +6,9 @@ pair is measured once, and a role that a finetuning left alone shares the shards
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,7 +42,12 @@ class CaptionScores:
 
     captions: list[str]
     scores: dict[str, np.ndarray]  # metric -> `(images,)`, scaled as in `scores.quality`
-    bleu: np.ndarray  # `(images, 10)` counts whose means go to `ngrams.corpus_bleu`
+    count: Callable[[], np.ndarray]  # see `bleu`, for which Java is started
+
+    @cached_property
+    def bleu(self) -> np.ndarray:
+        """`(images, 10)` counts whose means go to `ngrams.corpus_bleu`."""
+        return self.count()
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def caption_scores(
     captions = game.describe(examples, num_beams=NUM_BEAMS)
     rows = [[caption] for caption in captions]
     scores = {metric: values[:, 0] for metric, values in scorer.score(examples, rows, metrics).items()}
-    return CaptionScores(captions, scores, scorer.bleu_statistics(examples, rows)[:, 0])
+    return CaptionScores(captions, scores, lambda: scorer.bleu_statistics(examples, rows)[:, 0])
 
 
 def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> ImageScores:
