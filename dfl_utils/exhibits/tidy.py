@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,7 @@ from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
 from dfl_utils.scores import intervals
-from dfl_utils.scores.image_sets import SetCurves
-from dfl_utils.scores.ranking import ByImage, Estimate, Gain, in_percent
+from dfl_utils.scores.ranking import Estimate, Gain, in_percent
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
 
@@ -278,7 +278,7 @@ def improved(change: Estimate, metric: str) -> Estimate:
 
 
 # What ranking is worth: a judge's similarities (images, N) by its name, and scores by that of their metric.
-Measures = Mapping[str, ByImage | SetCurves]
+Measures = Mapping[str, Any]  # `ranking.ByImage`, or `image_sets.SetCurves`, which takes seconds to import
 Judges = Mapping[str, ArrayLike]
 
 

@@ -22,7 +22,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from dfl_utils.models.fidelity import Features
-from dfl_utils.scores.ranking import RULES, TAILS, Estimate, Gain, kendall_tau, order
+from dfl_utils.scores.ranking import RULES, SET_RESAMPLES, TAILS, Estimate, Gain, kendall_tau, order
 
 METRICS = ("FID", "KID", "IS")
 PARTS, PART_SIZE = 10, 100  # torch-fidelity's default is 10 parts whatever their size
@@ -190,7 +190,7 @@ def scored(
 # --- Fidelity by rank and against random picks (Figure 4). Intervals are over images: an image is drawn with all its
 # candidates, so ranks and random picks stay paired.
 
-NUM_RESAMPLES, NUM_PICKS = 200, 10
+NUM_PICKS = 10
 
 
 class SetCurves:
@@ -208,7 +208,7 @@ class SetCurves:
     """
 
     def __init__(self, features: Features, reference: Features | None, metric: str,
-                 num_resamples: int = NUM_RESAMPLES, *, paired: bool = True):  # fmt: skip
+                 num_resamples: int = SET_RESAMPLES, *, paired: bool = True):  # fmt: skip
         self.values = np.asarray(features.logits if metric == "IS" else features.pooled, dtype=float)
         self.reference = None if metric == "IS" else np.asarray(reference.pooled, dtype=float)
         self.metric, self.paired = metric, paired

@@ -19,13 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from dfl_utils.scores import image_sets, ngrams
-from dfl_utils.scores.image_sets import RankDeficient
-from dfl_utils.scores.ranking import NUM_RESAMPLES, TAILS, Estimate, Statistic, draws_of
+from dfl_utils.scores.ranking import NUM_RESAMPLES, SET_RESAMPLES, TAILS, Estimate, Statistic, draws_of
 
 Verdict = Literal["better", "worse", "not visible"]
 SETS = ("FID", "KID")  # metrics of a whole set of drawings
-SET_RESAMPLES = image_sets.NUM_RESAMPLES
 
 
 def estimate(values: ArrayLike, statistic: Statistic = np.asarray, num_resamples: int = NUM_RESAMPLES) -> Estimate:
@@ -64,10 +61,12 @@ def set_score(metric: str, reference: ArrayLike, *sides: ArrayLike, num_resample
             `difference`, is taken off: the bias of both is alike, and most of it cancels.
         num_resamples: draws of seeds and images.
     """
+    from dfl_utils.scores import image_sets  # torch takes seconds, and a command that shows rows needs none
+
     images, reference = np.shape(reference)[0], np.asarray(reference, dtype=float)
     drawn = np.random.default_rng(0).integers(images, size=(num_resamples, images))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RankDeficient)  # both sides of a difference are of one size
+        warnings.simplefilter("ignore", image_sets.RankDeficient)  # both sides of a difference are of one size
         found = [image_sets.scored(np.asarray(rows, float), reference, metric, drawn, paired=True) for rows in sides]
     scores, resampled = (np.subtract(*pair) if len(pair) == 2 else pair[0] for pair in zip(*found, strict=True))
     return _combined(scores, resampled, images)
@@ -96,8 +95,10 @@ def change(metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLik
 
 def statistic_of(metric: str) -> Statistic:
     """What makes a metric's number of means over images: corpus BLEU of `B@1` to `B@4`, else the mean itself."""
-    if metric not in ngrams.BLEU_NAMES:
+    if not metric.startswith("B@"):
         return np.asarray
+    from dfl_utils.scores import ngrams
+
     order = ngrams.BLEU_NAMES.index(metric)
     return lambda means: ngrams.corpus_bleu(means)[..., order]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 NUM_RESAMPLES = 2000
+SET_RESAMPLES = 200  # of scores of a whole set
 TAILS = (0.025, 0.975)
 Statistic = Callable[[np.ndarray], np.ndarray]  # (..., K) means over images -> (...) or (..., M), leading axes kept
 

@@ -17,8 +17,8 @@ from dfl_utils.game.loops import Game, Reconstructions
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, fidelity
 from dfl_utils.models.workshop import Workshop
-from dfl_utils.scores import image_sets, intervals, ngrams, quality
-from dfl_utils.scores.ranking import Estimate
+from dfl_utils.scores import intervals, ngrams, quality
+from dfl_utils.scores.ranking import SET_RESAMPLES, Estimate
 from dfl_utils.store import blocks
 from dfl_utils.store.store import Kind
 from dfl_utils.training import finetuned, pairs
@@ -196,7 +196,7 @@ class Trials:
         num_drawn: int,
         metrics: Sequence[str],
         seed: int = 0,
-        num_resamples: int = image_sets.NUM_RESAMPLES,
+        num_resamples: int = SET_RESAMPLES,
     ):
         if not 2 <= num_drawn <= len(examples):
             raise ValueError(f"{num_drawn} of {len(examples)} images are to be drawn: draw 2 to all of them.")
