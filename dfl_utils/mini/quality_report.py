@@ -31,7 +31,6 @@ GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
 GENERATORS = {"stable-diffusion": "SD", "amused": "aMUSEd"}  # as the rows name them
 CAPTIONERS = {"blip-base": "BLIP base", "blip-large": "BLIP large", "blip2": "BLIP-2"}
 BARS = {"SD": (0.85, 0.92, 0.55), "BLIP base": 0.92, "BLIP large": 0.92}  # the second of each kind has none
-WEB_STEPS = 2200  # the most that any captioner's pretraining took (`data/mini/training.json`)
 MODELS = ("clip", "dino", "probe", *GENERATORS, *CAPTIONERS)
 NOUNS = {name: name for name in scenes.CATEGORIES} | {synonym: name for name, synonym in SYNONYMS.items()}
 
@@ -149,7 +148,9 @@ def measure_generator(profile: Profile, name: str, referee: Referee, count: int 
 
 def captioners_stream() -> Iterator[scenes.Scene]:
     """Web scenes that captioners were pretrained on: development scenes were not kept clear of them."""
-    return (web.scene(k) for k in range(captioning.BATCH * WEB_STEPS))
+    trained = json.loads((MINI / "training.json").read_text(encoding="utf-8"))
+    steps = max(trained[f"{name}/web"]["steps"] for name in CAPTIONERS)
+    return (web.scene(k) for k in range(captioning.BATCH * steps))
 
 
 def measure_captioner(profile: Profile, name: str, held_out: dict[str, list[splits.Item]]) -> dict:

@@ -88,7 +88,8 @@ def has_scenes(profile: Profile) -> bool:
 
 def scenes(profile: Profile, examples: Sequence[Example]) -> list[Scene]:
     """What is in each image of the drawn world; ValueError for one that is of no such data set."""
-    known = {root: _scenes_of(root) for dataset in SPLITS if (root := Path(profile.dataset_root(dataset))).is_dir()}
+    roots = [Path(profile.dataset_root(dataset)) for dataset in SPLITS]
+    known = {root: scenes_of(root / SCENES) for root in roots if (root / SCENES).is_file()}
     found = [
         next((known[root].get(e.image_id) for root in known if e.path.is_relative_to(root)), None) for e in examples
     ]
@@ -96,10 +97,6 @@ def scenes(profile: Profile, examples: Sequence[Example]) -> list[Scene]:
         raise ValueError(f"What is in image {examples[found.index(None)].image_id} is not known: truth is a score of "
                          "the drawn world (profile mini) alone; leave it out.")  # fmt: skip
     return found
-
-
-def _scenes_of(root: Path) -> dict[int, Scene]:
-    return scenes_of(root / SCENES) if (root / SCENES).is_file() else {}
 
 
 def by_domain(examples: Sequence[Example]) -> dict[str, np.ndarray]:
