@@ -11,7 +11,7 @@ from conftest import forget
 from dfl_utils.build import book, publish
 from dfl_utils.store import provenance, published_run, shards
 from dfl_utils.store.published_run import INDEX, PublishedRun
-from dfl_utils.store.store import Kind, Ledger, RunStore
+from dfl_utils.store.store import Kind, RunStore, ledger
 
 SEEN = Kind("test-seen")
 DRAWN = Kind("test-drawn", travels=False)
@@ -39,7 +39,7 @@ def filled(tmp_path, monkeypatch):
     store.get(SEEN, KEY, look)
     store.count(DRAWN, KEY)
     monkeypatch.delenv("DFL_LEDGER")
-    return store, Ledger.read(tmp_path / "one.shards")
+    return store, ledger(tmp_path / "one.shards")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dfl_utils.build import publish, ranges
 from dfl_utils.build.chapter import BuildFailed, Scalar
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import processes, provenance, published_run
-from dfl_utils.store.store import Ledger
+from dfl_utils.store.store import ledger
 
 START_TIMEOUT = 600  # seconds; the first kernels wait until their server has imported the libraries
 PROMPT = "Show the values used for this build"
@@ -67,7 +67,7 @@ def run_chapter(
     if record.is_file():  # of a chapter that saved numbers
         saved = json.loads(record.read_text(encoding="utf-8"))
         tidy.write_json(saved | {"parameters": chapters.effective(source, values)}, record)
-    lines = [how for how, _ in Ledger.read(results / f"{name}.shards")]
+    lines = [how for how, _ in ledger(results / f"{name}.shards")]
     notebook.metadata["dfl"] = {
         "key": fingerprint,
         "scale": scale,

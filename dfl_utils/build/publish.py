@@ -14,7 +14,7 @@ import pandas as pd
 from dfl_utils.build import chapter as chapters
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import provenance, published_run
-from dfl_utils.store.store import KINDS, Ledger
+from dfl_utils.store.store import KINDS, ledger
 
 ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
 TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finetuned models
@@ -47,7 +47,7 @@ def publish(profile: str, scale_dir: Path, store: Path) -> Path:
     frame, records = merged(scale_dir)
     target = provenance.ROOT / "results" / profile
     target.mkdir(parents=True, exist_ok=True)
-    ledgers = {name: Ledger.read(scale_dir / f"{name}.shards") for name in chapters.sources()}
+    ledgers = {name: ledger(scale_dir / f"{name}.shards") for name in chapters.sources()}
     asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
     behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
     published_run.write(target / "store", store, asked, behind, staying())

@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Rank the captions of a folder's images, and write what was asked for.
 
     Raises:
-        ValueError, OSError: as `folders.folder` and `rerank_captions`; no place to write to. All before anything is
+        ValueError, OSError: as `annotations.folder` and `rerank_captions`; no place to write to. All before anything is
             drawn.
     """
     for path in filter(None, (arguments.output, arguments.html)):

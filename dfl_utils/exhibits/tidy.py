@@ -355,11 +355,8 @@ def spent(store: RunStore) -> dict:
     Returns:
         `seconds` and `model_calls` of all, and `kinds`: kind -> [calls, seconds], of those that took any.
     """
-    kinds = {
-        name: (kind.calls - kind.inner_calls, kind.seconds - kind.inner_seconds)
-        for name, kind in sorted(store.spent.items())
-    }
-    rounded = {name: [calls, max(0.0, round(seconds, 1))] for name, (calls, seconds) in kinds.items()}
+    kinds = {name: (kind.calls, kind.seconds) for name, kind in sorted(store.spent.items())}
+    rounded = {name: [calls, round(seconds, 1)] for name, (calls, seconds) in kinds.items()}
     return {
         "seconds": sum(seconds for _, seconds in kinds.values()),
         "model_calls": sum(calls for calls, _ in kinds.values()),

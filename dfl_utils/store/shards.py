@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -69,22 +69,34 @@ def read(path: Path) -> tuple[Content, dict[str, str]]:
         FileNotFoundError: there is none.
         Broken: it is truncated, garbled or no shard.
     """
+    with _opened(path) as shard:
+        tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118, no mapping
+        return _proved(tensors, shard.metadata() or {})
+
+
+def cost(path: Path) -> tuple[float, int] | None:
+    """Seconds and model calls of a shard's first making, without reading its content; None where there is no shard.
+
+    Raises:
+        Broken: its header is damaged.
+    """
+    try:
+        with _opened(path) as shard:
+            metadata = shard.metadata() or {}
+            return float(metadata.get("seconds", 0)), int(metadata.get("calls", 0))
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator:
     if not path.exists():
         raise FileNotFoundError(path)
     try:
         with safe_open(path, "np") as shard:
-            metadata = shard.metadata() or {}
-            tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError) as error:
+            yield shard
+    except (SafetensorError, OSError, ValueError) as error:
         raise Broken(str(error)) from error
-    return _checked_content(tensors, metadata)
-
-
-def _checked_content(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[Content, dict[str, str]]:
-    if metadata.pop("sha256", None) != _checksum(tensors, metadata):
-        raise Broken("its checksum does not fit")
-    content = tensors | json.loads(metadata.pop("strings"))
-    return {name: content[name] for name in json.loads(metadata.pop("names"))}, metadata
 
 
 def loads(data: bytes) -> tuple[Content, dict[str, str]]:
@@ -94,11 +106,9 @@ def loads(data: bytes) -> tuple[Content, dict[str, str]]:
         Broken: they are no whole shard.
     """
     try:
-        metadata = header(data)
-        tensors = safetensors.numpy.load(data)
+        return _proved(safetensors.numpy.load(data), header(data))
     except (SafetensorError, ValueError, KeyError) as error:
         raise Broken(str(error)) from error
-    return _checked_content(tensors, metadata)
 
 
 def header(data: bytes) -> dict[str, str]:
@@ -110,35 +120,11 @@ def header(data: bytes) -> dict[str, str]:
         raise Broken(str(error)) from error
 
 
-def cost(path: Path) -> tuple[float, int] | None:
-    """Seconds and model calls of a shard's first making, without reading its content; None where there is no shard.
-
-    Raises:
-        Broken: its header is damaged.
-    """
-    try:
-        found = metadata(path)
-        return float(found.get("seconds", 0)), int(found.get("calls", 0))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise Broken(str(error)) from error
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """What lies beside a shard's content, without reading that.
-
-    Raises:
-        FileNotFoundError: there is no shard.
-        Broken: its header is damaged.
-    """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    try:
-        with safe_open(path, "np") as shard:
-            return shard.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise Broken(str(error)) from error
+def _proved(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[Content, dict[str, str]]:
+    if metadata.pop("sha256", None) != _checksum(tensors, metadata):
+        raise Broken("its checksum does not fit")
+    content = tensors | json.loads(metadata.pop("strings"))
+    return {name: content[name] for name in json.loads(metadata.pop("names"))}, metadata
 
 
 def _checked(path: Path, name: str, value: object) -> np.ndarray | list[str]:

@@ -100,53 +100,30 @@ class Busy(Exception):
 
 @dataclass
 class Spent:
-    """What the shards of one kind cost, each counted once, and how many of them were made here or found.
+    """What the shards of one kind cost that a chapter asked for, each counted once, wherever they were made.
 
     Attributes:
-        seconds, calls: of all.
-        made, loaded: how many were made here, and found.
-        inner_seconds, inner_calls: of those that only the making of others asked for. A run that finds those others
-            does not meet these, so a chapter's cost is told without them.
+        seconds, calls: of their first making. What only the making of others asked for is left out, since a run that
+            finds those others does not meet it.
+        made, loaded: how many shards were made here and found, those that others were made from too.
     """
 
     seconds: float = 0.0
     calls: int = 0
     made: int = 0
     loaded: int = 0
-    inner_seconds: float = 0.0
-    inner_calls: int = 0
 
 
-class Ledger:
-    """A file with a line for each shard that a process asked for: how it was got, and its name.
+def ledger(path: Path) -> list[tuple[str, str]]:
+    """What a process asked for, by the file that `DFL_LEDGER` named for it: `(how, stem)` of each shard.
 
     `made`, `found` (in the run store) and `published` shards were asked for by a chapter, `inner` ones by the making of
-    others, `counted` ones for what they once cost.
-
-    Args:
-        path: appended to; None keeps no ledger.
+    others, `counted` ones for what they once cost. None where there is no file.
     """
-
-    def __init__(self, path: Path | str | None):
-        self.path, self._noted = Path(path) if path else None, set()
-
-    def note(self, how: str, stem: str) -> None:
-        if self.path is not None and (how, stem) not in self._noted:
-            self._noted.add((how, stem))
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(f"{how} {stem}\n")
-            except OSError as error:  # no FileNotFoundError, which means that a shard is not there
-                reason = error.strerror or error
-                raise OSError(f"{self.path} cannot be written ({reason}): free some space.") from error
-
-    @staticmethod
-    def read(path: Path) -> list[tuple[str, str]]:
-        """`(how, stem)` of every line; none where there is no file."""
-        if not path.is_file():
-            return []
-        lines = [tuple(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [line for line in lines if len(line) == 2]  # the last may be cut short
+    if not path.is_file():
+        return []
+    lines = [tuple(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if len(line) == 2]  # the last may be cut short
 
 
 def default_root() -> Path:
@@ -163,8 +140,7 @@ class RunStore:
             another folder, or none (empty).
 
     Attributes:
-        spent: kind -> `Spent`, over the shards that this object has made or loaded. Seconds and calls are those of the
-            first making, also where the shard was found.
+        spent: kind -> `Spent`, over the shards that this object has made or loaded.
 
     Raises:
         OSError: the folder cannot be written, said before any work is done.
@@ -173,11 +149,11 @@ class RunStore:
     def __init__(self, root: Path | str | None = None, published: PublishedRun | None = None):
         self.root = Path(root) if root is not None else default_root()
         self.published = published if published or root is not None else published_run.opened()
-        self.ledger = Ledger(os.environ.get("DFL_LEDGER"))
-        self._depth = 0  # makes in hand, one inside the other
-        self._only = _listed(os.environ.get("DFL_ONLY"))
         self.spent: dict[str, Spent] = {}
-        self._counted: dict[str, bool] = {}  # stem -> whether only the making of others has asked for it
+        self._asked: dict[str, bool] = {}  # stem -> whether a chapter asked for it, or the making of others alone
+        self._noted: set[str] = set()
+        self._only = _only()
+        self._depth = 0  # makes in hand, one inside the other
         self._patient = True  # waits for what another process is making
         self._aside = 0.0  # seconds that the make in hand passed inside the store, on shards of their own
         try:
@@ -192,11 +168,7 @@ class RunStore:
                     pass
 
     def path(self, kind: Kind, key: Mapping[str, Any]) -> Path:
-        """Where the shard of that kind and key lies, or would lie.
-
-        Raises:
-            ValueError: a key that is not JSON.
-        """
+        """Where the shard of that kind and key lies, or would lie; ValueError of a key that is not JSON."""
         return self.root / f"{kind.stem(key)}.safetensors"
 
     def get(self, kind: Kind[Held], key: Mapping[str, Any], make: Make) -> Held:
@@ -266,9 +238,7 @@ class RunStore:
         A lost or damaged one counts for nothing until it is made again.
         """
         if cost := self.cost(kind, key):
-            stem = self.path(kind, key).stem
-            self._count(stem, kind, *cost, made=0)
-            self.ledger.note("counted", stem)
+            self._meet("counted", kind.stem(key), kind, *cost)
 
     def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
         """As `get`; None if another process is making the shard and is not waited for."""
@@ -278,7 +248,7 @@ class RunStore:
                 return content
             # Looked at again under the claim: whoever held it before may have made the shard.
             with contextlib.suppress(FileNotFoundError, shards.Broken):
-                return self._load(path, kind, key, "found")
+                return self._taken("found", path.stem, kind, key, shards.read(path))
             if self._only is not None and not self._depth and path.stem not in self._only:
                 raise ValueError(
                     f"{path.stem} is not in the published run: a version, a model, an input, a parameter or a package "
@@ -289,7 +259,7 @@ class RunStore:
                 return None
             with held:
                 try:
-                    return self._load(path, kind, key, "found")
+                    return self._taken("found", path.stem, kind, key, shards.read(path))
                 except FileNotFoundError:
                     pass
                 except shards.Broken as broken:
@@ -304,7 +274,7 @@ class RunStore:
         if self.published is None or (self._depth and not self.published.inner) or stem in (self._only or ()):
             return None
         try:
-            return self._taken(stem, kind, key, "published", *self.published.read(stem))
+            return self._taken("published", stem, kind, key, self.published.read(stem))
         except FileNotFoundError:
             return None
         except shards.Broken as broken:
@@ -326,8 +296,7 @@ class RunStore:
         seconds += sum(earlier)
         metadata = {"key": canonical(kind.key(**key)), "seconds": str(seconds), "calls": str(int(calls))}
         content = shards.write(path, content, metadata)
-        self._count(path.stem, kind, seconds, calls, made=1)
-        self.ledger.note("inner" if self._depth else "made", path.stem)
+        self._meet("made", path.stem, kind, seconds, calls)
         return self._handed_on(path.stem, content)
 
     def _handed_on(self, stem: str, content: Content) -> Content:
@@ -341,45 +310,39 @@ class RunStore:
                 return self.published.read(stem)[0]
         return content
 
-    def _load(self, path: Path, kind: Kind, key: Mapping[str, Any], how: str) -> Content:
-        return self._taken(path.stem, kind, key, how, *shards.read(path))
-
-    def _taken(
-        self, stem: str, kind: Kind, key: Mapping[str, Any], how: str, content: Content, metadata: Mapping[str, str]
-    ) -> Content:
+    def _taken(self, how: str, stem: str, kind: Kind, key: Mapping[str, Any], shard: tuple[Content, dict]) -> Content:
         """A content that was read, held to its key and counted."""
+        content, metadata = shard
         if metadata.get("key") != canonical(kind.key(**key)):  # renamed, or copied to the wrong place
             raise shards.Broken("it is the shard of another key")
-        self._count(stem, kind, float(metadata["seconds"]), int(metadata["calls"]), made=0)
-        self.ledger.note("inner" if self._depth else how, stem)
+        self._meet(how, stem, kind, float(metadata["seconds"]), int(metadata["calls"]))
         return self._handed_on(stem, content)
 
-    def _count(self, stem: str, kind: Kind, seconds: float, calls: int, made: int) -> None:
-        spent, inner = self.spent.setdefault(kind.name, Spent()), self._depth > 0
-        before = self._counted.get(stem)  # None: a shard that was not met yet
-        if before is None:
+    def _meet(self, how: str, stem: str, kind: Kind, seconds: float, calls: int) -> None:
+        """Count a shard, and note it in the ledger."""
+        spent, asked = self.spent.setdefault(kind.name, Spent()), not self._depth
+        if stem not in self._asked:
+            spent.made += how == "made"
+            spent.loaded += how != "made"
+        if asked and not self._asked.get(stem):
             spent.seconds += seconds
             spent.calls += calls
-            spent.made += made
-            spent.loaded += 1 - made
-        if inner and before is None:
-            spent.inner_seconds += seconds
-            spent.inner_calls += calls
-        if before and not inner:
-            spent.inner_seconds -= seconds
-            spent.inner_calls -= calls
-        self._counted[stem] = inner and before is not False
+        self._asked[stem] = asked or self._asked.get(stem, False)
+        line = f"{how if asked or how == 'counted' else 'inner'} {stem}\n"
+        path = os.environ.get("DFL_LEDGER")
+        if path and line not in self._noted:
+            self._noted.add(line)
+            try:
+                with Path(path).open("a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:  # no FileNotFoundError, which means that a shard is not there
+                raise OSError(f"{path} cannot be written ({error.strerror or error}): free some space.") from error
 
 
-def _listed(path: str | None) -> frozenset[str] | None:
+def _only() -> frozenset[str] | None:
     """The shards that a chapter may make where `DFL_ONLY` names a file of them; None: any."""
-    if not path:
-        return None
-    try:
-        return frozenset(Path(path).read_text(encoding="utf-8").split())
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"DFL_ONLY names {path}, which cannot be read ({reason}): unset it.") from None
+    path = os.environ.get("DFL_ONLY")
+    return frozenset(Path(path).read_text(encoding="utf-8").split()) if path else None
 
 
 def canonical(key: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfl_utils.world import annotations
 from dfl_utils.world.annotations import DOMAINS, Example
-from dfl_utils.world.folders import folder as folder  # it belongs to the interface
+from dfl_utils.world.annotations import folder as folder  # it belongs to the interface
 from dfl_utils.world.profile import Profile
 from dfl_utils.world.scenes import Scene
 from dfl_utils.world.scenes import read as scenes_of
