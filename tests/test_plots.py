@@ -36,7 +36,7 @@ def curves(axis):
 
 
 def test_curves_are_drawn_by_rank_with_their_intervals_and_only_a_distance_is_reversed(rows):
-    figure = plots.rank_curves(rows, METRICS)
+    figure = plots.score_curves(rows, METRICS, plots.RANK, reverse=True)
     panels = [axis for axis in figure.axes if axis.lines]
     assert [axis.get_ylabel() for axis in panels] == [plots.AXES[metric] for metric in METRICS]
     for axis, metric in zip(panels, METRICS, strict=True):
@@ -52,9 +52,11 @@ def test_curves_are_drawn_by_rank_with_their_intervals_and_only_a_distance_is_re
 
 
 def test_the_baseline_is_a_level_line_and_may_be_missing(rows):
-    for axis, level in zip(plots.rank_curves(rows, METRICS).axes, (40, 41, 42), strict=False):
+    for axis, level in zip(
+        plots.score_curves(rows, METRICS, plots.RANK, reverse=True).axes, (40, 41, 42), strict=False
+    ):
         assert set(curves(axis)["random pick"].get_ydata()) == {level}
-    axis = plots.rank_curves(rows[rows.method != "random"], ["CIDEr"]).axes[0]
+    axis = plots.score_curves(rows[rows.method != "random"], ["CIDEr"], plots.RANK, reverse=True).axes[0]
     assert set(curves(axis)) == {"ranked by CLIP", "ranked by DINO"}
 
 

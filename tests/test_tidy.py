@@ -172,7 +172,7 @@ def test_a_gain_is_set_beside_the_papers_and_not_stated_over_a_level_that_may_be
     clear, unclear = Gain(high, low, E, change), Gain(high, dataclasses.replace(low, low=-1.0), E, change)
     gains = {("a", "CIDEr"): clear, ("b", "CIDEr"): unclear, ("c", "FID"): clear, ("d", "CIDEr"): clear}
     levels = {"a": (50, 55), "b": (50, 55), "c": (50, 55), "d": (50, np.nan)}
-    table = tidy.beside_paper(gains, ["pair", "score"], lambda pair, score: levels[pair])
+    table = tidy.gain_table(gains, ["pair", "score"], lambda pair, score: levels[pair])
     assert table["ours"].tolist() == ["4.000 to 5.000"] * 4 and table["paper"].tolist() == ["50 to 55"] * 3 + [""]
     assert table["gain, %"].tolist() == [change, "not stated", Estimate(-25.0, -40.0, -10.0, 9), change]
     assert table["same direction?"].tolist() == ["yes", "", "yes", ""]  # ours and the paper's FID grew
@@ -229,7 +229,7 @@ def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     change = Estimate(3.0, 1.0, 5.0, 9)
     gains = [tidy.row("table9", PART, "a gain", "CIDEr", change, published=p) for p in (5, -1, np.nan)]
     gains = pd.DataFrame(gains, index=list("xyz")).assign(before="b")
-    found = comparison.judged(gains, (*comparison.VERDICT, "same direction?"))
+    found = comparison.verdicts(gains, (*comparison.VERDICT, "same direction?"))
     assert found["gain, %"].to_dict() == {"x": change, "y": change, "z": change}
     assert found["smallest visible, %"].tolist() == [2.0, 2.0, 2.0] and set(found.verdict) == {"better"}
     assert found["same direction?"].tolist() == ["yes", "no", ""]

@@ -19,7 +19,7 @@ from dfl_utils.training.evaluation import Trials
 
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}
-VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `judged`
+VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `verdicts`
 BESIDE = ("gain, %", "smallest visible, %", "the paper's, %", "same direction?", paper.SIZE, "visible here?")
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
 
@@ -63,14 +63,14 @@ def _paper_gain(row: dict, published: pd.Series) -> float:
     return paper.improvement(100 * (new - old) / old, 0, 0, row["metric"])[0]
 
 
-def judged(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
+def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
     """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's.
 
     `columns` are some of `VERDICT` and `BESIDE`.
     """
     changes = tidy.estimates(gains)
     bounds = list(zip(gains.low, gains.high, gains.paper, strict=True))
-    verdicts = {
+    said = {
         "gain, %": changes,
         "verdict": [intervals.verdict(e, True) for e in changes],
         "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
@@ -79,7 +79,7 @@ def judged(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFram
         paper.SIZE: [paper.excludes_size(*each) for each in bounds],
         "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
     }
-    return pd.DataFrame(verdicts, index=gains.index)[list(columns)]
+    return pd.DataFrame(said, index=gains.index)[list(columns)]
 
 
 def places(made: pd.DataFrame) -> pd.Series:
@@ -93,7 +93,7 @@ def table(made: pd.DataFrame, bases: Mapping[str, str], columns: Sequence[str] =
     Args:
         made: rows of one data set and split.
         bases: a method -> how a gain over it is called.
-        columns: of `judged`.
+        columns: of `verdicts`.
     """
     made = made.set_index(["after", "metric"], drop=False)
     levels = made[made.before.isna()]
@@ -102,7 +102,7 @@ def table(made: pd.DataFrame, bases: Mapping[str, str], columns: Sequence[str] =
     for name in ("here", "paper"):
         shown[name] = tidy.printed(shown[name], levels.metric)
     for base, called in bases.items():
-        shown = shown.join(judged(made[made.before == base], columns).add_suffix(called))
+        shown = shown.join(verdicts(made[made.before == base], columns).add_suffix(called))
     return shown.reset_index(drop=True)
 
 
@@ -111,7 +111,7 @@ def compared(made: pd.DataFrame) -> pd.DataFrame:
     known = made[made.before.notna() & made.paper.notna()]
     shown = pd.DataFrame({"table": known.exhibit.str.removeprefix("table"), "": known.method.str.removesuffix(" gain")})
     shown = shown.assign(of=places(known), metric=known.metric, n=known.n)
-    return shown.join(judged(known, BESIDE))
+    return shown.join(verdicts(known, BESIDE))
 
 
 # --- Examples: what the first training of each method says and draws of some images.

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from dfl_utils.exhibits.plots import _style
+from dfl_utils.exhibits.plots import STYLE
 from dfl_utils.training.anatomy import Anatomy
 
 # In inches, from the left and from the top.
@@ -83,21 +83,21 @@ def text_image_text(found: Anatomy) -> Figure:
     return chain(parts)
 
 
+@plt.rc_context(STYLE | {"axes.grid": False, "font.size": FONT, "text.color": INK})
 def chain(parts: Sequence[Part]) -> Figure:
     """Boxes from top to bottom, and an arrow with its label from each to the next; below them what the fills mean."""
     step = BOX_HEIGHT + GAP
     height = step * len(parts) + 0.2
-    with plt.rc_context(_style() | {"axes.grid": False, "font.size": FONT, "text.color": INK}):
-        figure = plt.figure(figsize=(WIDTH, height))
-        axis = figure.add_axes((0, 0, 1, 1))
-        axis.set(xlim=(0, WIDTH), ylim=(height, 0))
-        axis.axis("off")
-        for place, part in enumerate(parts):
-            _draw(axis, part, 0.1 + step * place)
-        for place, (kind, text) in enumerate(KINDS.items()):
-            x, y = LEFT + 1.5 * place, height - 0.24
-            _box(axis, x, y, 0.2, 0.12, kind)
-            axis.text(x + 0.3, y + 0.06, text, va="center")
+    figure = plt.figure(figsize=(WIDTH, height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axis.axis("off")
+    for place, part in enumerate(parts):
+        _draw(axis, part, 0.1 + step * place)
+    for place, (kind, text) in enumerate(KINDS.items()):
+        x, y = LEFT + 1.5 * place, height - 0.24
+        _box(axis, x, y, 0.2, 0.12, kind)
+        axis.text(x + 0.3, y + 0.06, text, va="center")
     plt.close(figure)
     return figure
 

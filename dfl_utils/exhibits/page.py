@@ -34,7 +34,7 @@ def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) ->
 
     for name, value in values.items():
         if isinstance(value, Estimate):
-            value = _written(value, digits, sign, unit)
+            value = tidy.written(value, digits, sign, "none (nan)").replace(" (", f"{unit} (", 1)
         glue(name.replace("_", "-"), value.item() if isinstance(value, np.generic) else value, display=False)
 
 
@@ -44,11 +44,6 @@ def say_verdicts(name: str, verdicts: pd.Series) -> None:
     say(**{f"{name}-cells": len(verdicts)})
     for verdict in ("yes", "no", "better", "worse", "not visible", "yes, smaller", "yes, larger"):
         say(**{f"{name}-{verdict.replace(',', '').replace(' ', '-')}": (verdicts == verdict).sum()})
-
-
-def _written(estimate: Estimate, digits: int, sign: str, unit: str) -> str:
-    value, rest = tidy.written(estimate, digits, sign, "none (nan)").split(" ", 1)
-    return f"{value}{unit} {rest}"
 
 
 def show(

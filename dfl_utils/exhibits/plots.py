@@ -55,32 +55,25 @@ MOST_BANDS, DODGE = 2, 0.14  # lines with bands in a panel; else the sideways st
 RANK = "rank of the reconstruction (0 = most similar)"
 
 
-def _style() -> dict:
-    return {
-        "figure.facecolor": "white",
-        "savefig.facecolor": "white",
-        "figure.dpi": 110,
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-    }
+STYLE = {
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), "white"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **{"figure.dpi": 110, "font.size": 10, "axes.grid": True, "grid.alpha": 0.25},
+}
 
 
-def rank_curves(rows: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Quality against reconstruction rank, one panel a metric (the paper's Figures 3 and 4).
+def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure and its panels of a size in inches, in rows of `columns`; those past the `count` are blank."""
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(size[0] * columns, size[1] * lines), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes.flat[:count]
 
-    Args:
-        rows: as for `score_curves`, with `x` = rank (0 best) and `random` without `x`.
-        metrics: one panel each, in this order.
 
-    The best rank is at the right, so in every panel better is up and right.
-    """
-    return score_curves(rows, metrics, RANK, reverse=True)
-
-
+@plt.rc_context(STYLE)
 def score_curves(
     frame: pd.DataFrame, metrics: Sequence[str], xlabel: str, *, columns: int = 2, reverse: bool = False
 ) -> Figure:
@@ -93,7 +86,7 @@ def score_curves(
         metrics: one panel each, in this order; the axis of a distance is reversed.
         xlabel: what `x` is, with its unit.
         columns: panels beside each other, at most.
-        reverse: `x` falls from left to right.
+        reverse: `x` falls from left to right, as a `RANK` does, so that better is up and right (Figures 3 and 4).
 
     Raises:
         ValueError: a metric without a row.
@@ -103,23 +96,16 @@ def score_curves(
     if lost:
         raise ValueError(f"frame has no row of metric {lost[0]!r}: leave it out of metrics, or compute it first.")
     looks = _looks(list(dict.fromkeys(frame.method)))
-    columns = min(columns, len(metrics))
-    lines = -(-len(metrics) // columns)
-    with plt.rc_context(_style()):
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(4.2 * columns, 3.1 * lines), layout="constrained", squeeze=False
-        )
-        for axis in axes.flat[len(metrics) :]:
-            axis.axis("off")
-        for axis, metric in zip(axes.flat, metrics, strict=False):
-            _panel(axis, frame[frame.metric == metric], looks)
-            if reverse:
-                axis.invert_xaxis()
-            axis.set(xlabel=xlabel, ylabel=AXES.get(metric, metric))
-            if not paper.HIGHER_IS_BETTER.get(metric, True):
-                axis.invert_yaxis()
-        named = _legend(axes.flat)
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
+    figure, axes = _panels(len(metrics), min(columns, len(metrics)), (4.2, 3.1))
+    for axis, metric in zip(axes, metrics, strict=True):
+        _panel(axis, frame[frame.metric == metric], looks)
+        if reverse:
+            axis.invert_xaxis()
+        axis.set(xlabel=xlabel, ylabel=AXES.get(metric, metric))
+        if not paper.HIGHER_IS_BETTER.get(metric, True):
+            axis.invert_yaxis()
+    named = _legend(axes)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
     plt.close(figure)
     return figure
 
@@ -161,6 +147,7 @@ def _panel(axis: plt.Axes, rows: pd.DataFrame, looks: dict[str, dict]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+@plt.rc_context(STYLE)
 def interval_points(
     table: pd.DataFrame | Mapping[tuple[str, str], Estimate],
     xlabel: str,
@@ -184,28 +171,27 @@ def interval_points(
         table = table.assign(label=table.metric, group=table.method.str.removesuffix(" gain"))
     labels, groups = list(dict.fromkeys(table.label)), list(dict.fromkeys(table.group))
     looks, step = _looks(groups), min(0.22, 0.8 / len(groups))
-    with plt.rc_context(_style()):
-        height = 0.55 + max(0.55, 0.17 * len(groups)) * len(labels)
-        figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
-        if origin is not None:
-            axis.axvline(origin, color="#a1a1aa", linewidth=1, zorder=0)
-        for shift, group in enumerate(groups):
-            part, look = table[table.group == group], looks[group]
-            y = np.array([labels.index(label) + step * (shift - (len(groups) - 1) / 2) for label in part.label])
-            error = np.abs(np.stack([part.value - part.low, part.high - part.value]))
-            name = look["label"].replace("ranked by ", "")
-            style = {"fmt": look["marker"], "color": look["color"], "markersize": 5, "capsize": 2}
-            axis.errorbar(part.value, y, xerr=error, label=name, **style)
-            if published and part.paper.notna().any():
-                hollow = {"markerfacecolor": "none", "color": COLOURS["beam"], "markersize": 6}
-                axis.plot(part.paper, y, "D", label="the paper's", **hollow)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.invert_yaxis()
-        axis.set_xlabel(xlabel)
-        named = _legend([axis])
-        named |= {"the paper's": named.pop("the paper's")} if "the paper's" in named else {}  # last
-        if len(named) > 1:
-            axis.legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
+    height = 0.55 + max(0.55, 0.17 * len(groups)) * len(labels)
+    figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
+    if origin is not None:
+        axis.axvline(origin, color="#a1a1aa", linewidth=1, zorder=0)
+    for shift, group in enumerate(groups):
+        part, look = table[table.group == group], looks[group]
+        y = np.array([labels.index(label) + step * (shift - (len(groups) - 1) / 2) for label in part.label])
+        error = np.abs(np.stack([part.value - part.low, part.high - part.value]))
+        name = look["label"].replace("ranked by ", "")
+        style = {"fmt": look["marker"], "color": look["color"], "markersize": 5, "capsize": 2}
+        axis.errorbar(part.value, y, xerr=error, label=name, **style)
+        if published and part.paper.notna().any():
+            hollow = {"markerfacecolor": "none", "color": COLOURS["beam"], "markersize": 6}
+            axis.plot(part.paper, y, "D", label="the paper's", **hollow)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    named = _legend([axis])
+    named |= {"the paper's": named.pop("the paper's")} if "the paper's" in named else {}  # last
+    if len(named) > 1:
+        axis.legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)
     return figure
 
@@ -215,6 +201,7 @@ def _points(estimates: Mapping[tuple[str, str], Estimate]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "group", "value", "low", "high"])
 
 
+@plt.rc_context(STYLE)
 def stacked_bars(values: pd.Series, xlabel: str) -> Figure:
     """Horizontal bars of parts, one after the other.
 
@@ -224,23 +211,23 @@ def stacked_bars(values: pd.Series, xlabel: str) -> Figure:
     """
     bars, parts, halves = (values.index.unique(level) for level in range(3))
     colours, ends = dict(zip(parts, COLOURS.values(), strict=False)), dict.fromkeys(bars, 0.0)
-    with plt.rc_context(_style()):
-        figure, axis = plt.subplots(figsize=(7.2, 2.9), layout="constrained")
-        for (bar, part, half), value in values.items():
-            first = half == halves[0]
-            label = part if first and bar == bars[0] else None
-            look = {"alpha": 1.0, "hatch": ""} if first else {"alpha": 0.55, "hatch": "///"}
-            look |= {"color": colours[part], "edgecolor": "white", "linewidth": 0.4}
-            axis.barh(bar, value, left=ends[bar], label=label, **look)
-            ends[bar] += value
-        axis.invert_yaxis()
-        axis.set_axisbelow(True)
-        axis.set_xlabel(xlabel)
-        figure.legend(loc="outside right center", fontsize=8)
+    figure, axis = plt.subplots(figsize=(7.2, 2.9), layout="constrained")
+    for (bar, part, half), value in values.items():
+        first = half == halves[0]
+        label = part if first and bar == bars[0] else None
+        look = {"alpha": 1.0, "hatch": ""} if first else {"alpha": 0.55, "hatch": "///"}
+        look |= {"color": colours[part], "edgecolor": "white", "linewidth": 0.4}
+        axis.barh(bar, value, left=ends[bar], label=label, **look)
+        ends[bar] += value
+    axis.invert_yaxis()
+    axis.set_axisbelow(True)
+    axis.set_xlabel(xlabel)
+    figure.legend(loc="outside right center", fontsize=8)
     plt.close(figure)
     return figure
 
 
+@plt.rc_context(STYLE | {"axes.grid": False})
 def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:
     """A grid of images, each with a short text below.
 
@@ -252,23 +239,22 @@ def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]
     columns = max(len(row) for row in rows)
     wrapped = [[_wrap(text) for text in texts] for texts in titles]
     lines = 1 + max(text.count("\n") + 1 for texts in wrapped for text in texts)
-    with plt.rc_context(_style() | {"axes.grid": False}):
-        figure, axes = plt.subplots(
-            len(rows),
-            columns,
-            figsize=(size * columns, (size + 0.17 * lines) * len(rows)),
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis in axes.flat:
-            axis.axis("off")
-        for line, images, texts in zip(axes, rows, wrapped, strict=True):
-            for axis, image, text in zip(line, images, texts, strict=False):
-                axis.imshow(image, interpolation="nearest")
-                axis.axis("on")
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set(visible=True, color="#d4d4d8", linewidth=0.6)  # a white ground ends somewhere
-                axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(size * columns, (size + 0.17 * lines) * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, images, texts in zip(axes, rows, wrapped, strict=True):
+        for axis, image, text in zip(line, images, texts, strict=False):
+            axis.imshow(image, interpolation="nearest")
+            axis.axis("on")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(visible=True, color="#d4d4d8", linewidth=0.6)  # a white ground ends somewhere
+            axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
     plt.close(figure)
     return figure
 
@@ -312,6 +298,7 @@ UNITS = {
 LOSS_DASHES = ("-", "--", "-.", ":")
 
 
+@plt.rc_context(STYLE)
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], window: int) -> Figure:
     """Smoothed losses: a line for the mean over seeds, a band from the lowest seed to the highest.
 
@@ -320,23 +307,19 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], window: i
         window: steps of the running mean, drawn at its last step; cut to the length of a shorter run.
     """
     losses = list(dict.fromkeys(loss for seeds in runs.values() for run in seeds for loss in run))
-    lines = -(-len(losses) // 2)
-    with plt.rc_context(_style()):
-        figure, axes = plt.subplots(lines, 2, figsize=(7.2, 2.6 * lines), layout="constrained", squeeze=False)
-        for axis in axes.flat[len(losses) :]:
-            axis.axis("off")
-        for axis, loss in zip(axes.flat, losses, strict=False):
-            for (label, seeds), colour, dash in zip(runs.items(), COLOURS.values(), LOSS_DASHES * 3, strict=False):
-                known = [run[loss] for run in seeds if loss in run]
-                if not known:
-                    continue
-                smoothed = pd.DataFrame(known).T.rolling(min(window, len(known[0]))).mean().dropna()
-                steps, seeds_mean = smoothed.index + 1, smoothed.mean(axis=1)
-                axis.plot(steps, seeds_mean, color=colour, linestyle=dash, linewidth=1.3, label=label)
-                axis.fill_between(steps, smoothed.min(axis=1), smoothed.max(axis=1), color=colour, alpha=0.18, lw=0)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-            axis.set(xlabel="optimiser step", ylabel=f"{loss}\n({UNITS.get(loss, 'loss')})")
-        named = _legend(axes.flat)
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
+    figure, axes = _panels(len(losses), 2, (3.6, 2.6))
+    for axis, loss in zip(axes, losses, strict=True):
+        for (label, seeds), colour, dash in zip(runs.items(), COLOURS.values(), LOSS_DASHES * 3, strict=False):
+            known = [run[loss] for run in seeds if loss in run]
+            if not known:
+                continue
+            smoothed = pd.DataFrame(known).T.rolling(min(window, len(known[0]))).mean().dropna()
+            steps, seeds_mean = smoothed.index + 1, smoothed.mean(axis=1)
+            axis.plot(steps, seeds_mean, color=colour, linestyle=dash, linewidth=1.3, label=label)
+            axis.fill_between(steps, smoothed.min(axis=1), smoothed.max(axis=1), color=colour, alpha=0.18, lw=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.set(xlabel="optimiser step", ylabel=f"{loss}\n({UNITS.get(loss, 'loss')})")
+    named = _legend(axes)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
     plt.close(figure)
     return figure

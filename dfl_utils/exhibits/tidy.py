@@ -236,7 +236,7 @@ def printed(levels: pd.Series, metrics: Iterable[str]) -> pd.Series:
     return pd.Series(texts, index=levels.index, dtype=object)
 
 
-def beside_paper(
+def gain_table(
     gains: Mapping[tuple, Gain], names: Sequence[str], published: Callable[..., Sequence[float]]
 ) -> pd.DataFrame:
     """A table of gains beside the paper's: from a random pick to the best-ranked, better is positive.
@@ -298,7 +298,7 @@ def _improvements(measures: Measures, judges: Judges, ask: Callable) -> dict[tup
     return {of: e for of, e in all_of.items() if not np.isnan(e.value)}
 
 
-def judged(
+def by_metric(
     exhibit: str, part: tuple[str, str], estimates: Mapping[tuple[str, str], Estimate], method: str = "{}"
 ) -> list[dict]:
     """`rows` of (metric, name) -> estimate; `method` says what is made of the name, such as "{} gain"."""
@@ -315,7 +315,7 @@ def by_rank(exhibit: str, part: tuple[str, str], measures: Measures, judges: Jud
     ]
     any_sim = next(iter(judges.values()))
     levels = {(metric, "random"): measure.gain(any_sim).baseline for metric, measure in measures.items()}
-    return lines + judged(exhibit, part, levels)
+    return lines + by_metric(exhibit, part, levels)
 
 
 def best_ranked(
@@ -332,7 +332,7 @@ def best_ranked(
             estimates |= {(metric, judge): worth.best, (metric, "random"): worth.baseline}
             if worth.measurable or not clear:
                 estimates[metric, f"{judge} gain"] = improved(worth.percent, metric)
-    return judged(exhibit, part, estimates)
+    return by_metric(exhibit, part, estimates)
 
 
 def with_papers(ours: pd.DataFrame, digits: Mapping[str, int] = DIGITS) -> pd.DataFrame:

@@ -26,8 +26,8 @@ from dfl_utils.store import blocks
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
 from dfl_utils.world import profile as profiles
-from dfl_utils.world.data import Example, to_rgb
 from dfl_utils.world.annotations import content_id, is_text
+from dfl_utils.world.data import Example, to_rgb
 from dfl_utils.world.profile import Profile
 
 _log = logging.getLogger(__name__)
