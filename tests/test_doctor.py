@@ -29,7 +29,7 @@ def unplugged(monkeypatch):
 
 
 def test_the_paper_needs_its_checkpoints_and_data_and_the_embedded_profile_nothing():
-    assert {model.id for model in catalogue.models(PAPER)} == set(catalogue.MODELS) == set(PAPER.revisions)
+    assert {model.name for model in catalogue.models(PAPER)} == set(catalogue.MODELS) == set(PAPER.revisions)
     assert catalogue.files(PAPER) == list(catalogue.FILES)
     mini = profile.load("mini")
     assert catalogue.models(mini) == [] and catalogue.files(mini) == []
@@ -82,15 +82,15 @@ def test_a_models_flaw_is_named(judge, name, content, flaw):
         (judge / "pytorch_model.bin").write_bytes(b"a pickle")
     else:
         (judge / name).write_bytes(content)
-    assert re.match(flaw, doctor.model_flaw(judge))
+    assert re.match(flaw, catalogue.model_flaw(judge))
 
 
 def test_a_pipelines_lost_part_is_named(judge, tmp_path):
     index = {"unet": ["diffusers", "U"], "safety_checker": ["x", "S"], "image_encoder": [None, None]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    assert doctor.model_flaw(tmp_path) == "lacks unet"
+    assert catalogue.model_flaw(tmp_path) == "lacks unet"
     judge.rename(tmp_path / "unet")
-    assert doctor.model_flaw(tmp_path) is None
+    assert catalogue.model_flaw(tmp_path) is None
 
 
 def test_a_model_in_the_hubs_cache_counts_only_at_its_commit(judge, tmp_path, monkeypatch):
@@ -100,16 +100,16 @@ def test_a_model_in_the_hubs_cache_counts_only_at_its_commit(judge, tmp_path, mo
     folder.parent.mkdir(parents=True)
     judge.rename(folder)
     online = profile.configured("paper", models_root=tmp_path / "none")
-    assert doctor.flaw(online, catalogue.Model("lab/judge", revision=commit)) is None
-    assert doctor.flaw(online, catalogue.Model("lab/judge", revision="b" * 40)) == "is missing"
+    assert catalogue.Model("lab/judge", revision=commit).flaw(online) is None
+    assert catalogue.Model("lab/judge", revision="b" * 40).flaw(online) == "is missing"
 
 
 def test_a_file_is_looked_for_where_its_readers_look_and_its_length_compared(tmp_path):
     asked = profile.configured("paper", coco_root=tmp_path, inception=str(tmp_path / "i.pth"))
     (tmp_path / "images/val2014").mkdir(parents=True)
-    assert doctor.flaw(asked, FILES["coco-val"]) == "has 0 of 40,504 images"
+    assert FILES["coco-val"].flaw(asked) == "has 0 of 40,504 images"
     (tmp_path / "i.pth").write_bytes(b"12")
-    assert doctor.flaw(asked, FILES["inception"]) == "has 2 of 95,628,359 bytes"
+    assert FILES["inception"].flaw(asked) == "has 2 of 95,628,359 bytes"
 
 
 # --- what the doctor says of a machine --------------------------------------------------------------------
@@ -132,7 +132,7 @@ def here(tmp_path, monkeypatch):
         small = "amused" if "amused" in model else SMALL.get(role, "stable-diffusion" if role == "generator" else role)
         without = shutil.ignore_patterns("tokenizer.json") if role != "generator" else None  # it takes long to parse
         shutil.copytree(profile.MINI / small, tmp_path / "models" / model, ignore=without, copy_function=os.symlink)
-    monkeypatch.setattr(doctor, "snapshot", lambda model: None)
+    monkeypatch.setattr(catalogue, "snapshot", lambda model: None)
     write_data(tmp_path)
     for name in ("vectors", "inception"):
         (tmp_path / name).write_bytes(b"1")

@@ -81,7 +81,7 @@ def server(monkeypatch):
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """A profile that needs nothing yet, whose downloads go to the test's folder."""
-    monkeypatch.setattr(doctor, "snapshot", lambda model: None)
+    monkeypatch.setattr(catalogue, "snapshot", lambda model: None)
     monkeypatch.setattr(catalogue, "files", lambda asked, purpose="book": [])
     return replace(profile.load("mini"), offline=False, data_root=tmp_path, models_root=tmp_path / "models")
 
@@ -256,7 +256,7 @@ def test_a_model_comes_whole_without_pickles_and_other_precisions(server, judge)
     asked, folder = judge
     assert fetch.run(asked) == [f"lab/judge: {folder}"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == JUDGE
-    assert asked.locate("lab/judge") == str(folder) and doctor.model_flaw(folder) is None
+    assert asked.locate("lab/judge") == str(folder) and catalogue.model_flaw(folder) is None
     server.log.clear()
     assert fetch.run(asked) == ["nothing is missing"] and server.log == []
 

@@ -10,11 +10,15 @@ import csv
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+
 from dfl_utils.store import provenance
+from dfl_utils.world.annotations import read_json
 from dfl_utils.world.profile import ROLES as MODEL_ROLES
 from dfl_utils.world.profile import Profile
 
@@ -26,25 +30,45 @@ IGNORE = ("*.fp16.*", "*.fp16-*", "*non_ema*", "safety_checker/*", "onnx/*", "tr
 # verified here); reranking holds three models of 7 GiB together (`data/gpu/benchmarks.csv`), four drawings included.
 GPU_MEMORY = {"book": 22 * 2**30, "rerank": 8 * 2**30}
 ROLES = {"book": MODEL_ROLES, "rerank": ("captioner", "generator", "clip")}
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; never loaded here
 
 
 @dataclass(frozen=True)
 class Model:
     """A repository of the hub."""
 
-    id: str  # `owner/name`
+    name: str  # its id, `owner/name`
     licence: str = "unknown"  # as its page names it
     bytes: int = 0  # about what is fetched; 0: unknown
     accept: bool = False  # whether the licence restricts the use, so that a reader has to accept it; none is gated
     revision: str | None = None  # commit that is used; None: the one that is current when it is fetched
 
     @property
-    def name(self) -> str:
-        return self.id
-
-    @property
     def page(self) -> str:
-        return f"https://huggingface.co/{self.id}"
+        return f"https://huggingface.co/{self.name}"
+
+    def place(self, profile: Profile) -> Path:
+        """Where `dfl fetch` puts it."""
+        return Path(profile.models_root or profile.data_root) / self.name
+
+    def under_way(self, profile: Profile) -> Path:
+        """A mark that is there as long as `dfl fetch` is not done."""
+        return self.place(profile) / ".part"
+
+    def to_come(self, profile: Profile) -> int:
+        """About how many bytes of the disk fetching it will still take."""
+        return _lacking(self.bytes, self.place(profile).rglob("*"))
+
+    def found(self, profile: Profile) -> Path | None:
+        """Its folder, or that of the commit that is used in the cache of the hub; None if neither is there."""
+        return self.place(profile) if self.place(profile).is_dir() else snapshot(self)
+
+    def flaw(self, profile: Profile) -> str | None:
+        """What is wrong with it, in a few words that follow its name; None where it is whole."""
+        if self.under_way(profile).exists():
+            return "is half fetched"
+        found = self.found(profile)
+        return model_flaw(found) if found else "is missing"
 
 
 @dataclass(frozen=True)
@@ -61,9 +85,74 @@ class File:
     members: tuple[str, ...] = ()  # of an archive, whole names or folders ending in a slash; () for a plain file
     count: int | None = None  # files in the folder it becomes; None for a file
 
+    def place(self, profile: Profile) -> Path:
+        """Where `dfl fetch` puts it."""
+        return self.places(profile)[0]
+
+    def under_way(self, profile: Profile) -> Path:
+        """The download, which is there as long as `dfl fetch` is not done."""
+        return self.place(profile).with_name(f"{self.place(profile).name}.part")
+
+    def to_come(self, profile: Profile) -> int:
+        """About how many bytes of the disk fetching it will still take."""
+        return _lacking(self.bytes or 0, [self.under_way(profile)]) + self.unpacked
+
     def found(self, profile: Profile) -> Path | None:
         """The first of its places that is there, whole or not."""
         return next((place for place in self.places(profile) if place.exists()), None)
+
+    def flaw(self, profile: Profile) -> str | None:
+        """What is wrong with it, in a few words that follow its name; None where it is whole."""
+        found = self.found(profile)
+        if self.under_way(profile).exists() or found is None:
+            return "is half fetched" if self.under_way(profile).exists() else "is missing"
+        if self.count is not None:
+            there = sum(not path.name.startswith(".") for path in found.iterdir())
+            return None if there >= self.count else f"has {there:,} of {self.count:,} images"
+        wanted = None if self.members else self.bytes  # that of an archive is not of what it becomes
+        size = found.stat().st_size
+        return None if size and wanted in (None, size) else f"has {size:,} of {wanted or 0:,} bytes"
+
+
+def _lacking(wanted: int, parts: Iterable[Path]) -> int:
+    return max(0, wanted - sum(path.stat().st_size for path in parts if path.is_file()))
+
+
+def snapshot(model: Model) -> Path | None:
+    """A model's folder in the cache of the hub, at the commit that is used; None if it is not there."""
+    names = ("model_index.json", "config.json")
+    found = (try_to_load_from_cache(model.name, name, revision=model.revision) for name in names)
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+
+
+def model_flaw(folder: Path) -> str | None:
+    """What a model's folder lacks, in a few words that follow its name; None where it looks whole.
+
+    Configurations are parsed, and each file of weights is opened, which compares its length with its header: a file
+    that was cut off is found in no time, a flipped bit is not (`dfl fetch` checks hashes).
+    """
+    try:
+        contents = {path: read_json(path) for path in folder.rglob("*.json")}
+        listed = contents.get(folder / "model_index.json", {}).items()
+        parts = [name for name, value in listed if isinstance(value, list) and any(value) and name not in UNUSED]
+        indices = {path: content for path, content in contents.items() if path.name.endswith(".safetensors.index.json")}
+        weights = {path.parent / name for path, index in indices.items() for name in index["weight_map"].values()}
+    except (ValueError, AttributeError, KeyError) as error:
+        return f"has a broken file: {error}"
+    if lost := [name for name in parts or ["config.json"] if not (folder / name).exists()]:
+        return f"lacks {lost[0]}"
+    weights |= {path for path in folder.rglob("*.safetensors") if ".fp16" not in path.name}
+    if not weights:
+        return "lacks its safetensors weights (pickles are not loaded)"
+    return next((f"lacks a whole {file.name}" for file in sorted(weights) if not _is_whole(file)), None)
+
+
+def _is_whole(weights: Path) -> bool:
+    try:
+        with safe_open(weights, "np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _places(name: str, listed: Sequence[str]) -> Callable[[Profile], tuple[Path, ...]]:

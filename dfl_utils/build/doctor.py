@@ -14,14 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
-
 from dfl_utils.build import catalogue
 from dfl_utils.build.catalogue import File, Model
 from dfl_utils.store.store import default_root
 from dfl_utils.world import data
-from dfl_utils.world.annotations import NOCAPS, Example, read_json
+from dfl_utils.world.annotations import NOCAPS, Example
 from dfl_utils.world.profile import PROFILES, Profile, check_device
 
 GIB = 2**30
@@ -51,104 +48,6 @@ class Machine:
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-
-
-# --- what is there of the published files -------------------------------------------------------------------
-def place(profile: Profile, wanted: Model | File) -> Path:
-    """Where `dfl fetch` puts it."""
-    if isinstance(wanted, File):
-        return wanted.places(profile)[0]
-    return Path(profile.models_root or profile.data_root) / wanted.id
-
-
-def under_way(profile: Profile, wanted: Model | File) -> Path:
-    """A file that is there as long as `dfl fetch` is not done: a download itself, or a mark in a model's folder."""
-    target = place(profile, wanted)
-    return target.with_name(f"{target.name}.part") if isinstance(wanted, File) else target / ".part"
-
-
-def bytes_to_come(profile: Profile, wanted: Model | File) -> int:
-    """About what fetching it will still take of the disk."""
-    parts = [under_way(profile, wanted)] if isinstance(wanted, File) else place(profile, wanted).rglob("*")
-    there = sum(path.stat().st_size for path in parts if path.is_file())
-    return max(0, (wanted.bytes or 0) - there) + getattr(wanted, "unpacked", 0)
-
-
-def flaw(profile: Profile, wanted: Model | File) -> str | None:
-    """What is wrong with a model or file, in a few words that follow its name; None where it is whole."""
-    if under_way(profile, wanted).exists():
-        return "is half fetched"
-    if isinstance(wanted, File):
-        found = wanted.found(profile)
-        return _file_flaw(found, wanted) if found else "is missing"
-    found = _folder(profile, wanted)
-    return model_flaw(found) if found else "is missing"
-
-
-def _folder(profile: Profile, model: Model) -> Path | None:
-    mirror = place(profile, model)
-    return mirror if mirror.is_dir() else snapshot(model)
-
-
-def _file_flaw(found: Path, file: File) -> str | None:
-    if file.count is not None:
-        there = sum(not path.name.startswith(".") for path in found.iterdir())
-        return None if there >= file.count else f"has {there:,} of {file.count:,} images"
-    wanted = None if file.members else file.bytes  # that of an archive is not of what it becomes
-    size = found.stat().st_size
-    return None if size and wanted in (None, size) else f"has {size:,} of {wanted or 0:,} bytes"
-
-
-def snapshot(model: Model) -> Path | None:
-    """A model's folder in the cache of the hub, at the commit that is used; None if it is not there."""
-    names = ("model_index.json", "config.json")
-    found = (try_to_load_from_cache(model.id, name, revision=model.revision) for name in names)
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
-
-
-def model_flaw(folder: Path) -> str | None:
-    """What a model's folder lacks, in a few words that follow its name; None where it looks whole.
-
-    Configurations are parsed, and each file of weights is opened, which compares its length with its header: a file
-    that was cut off is found in no time, a flipped bit is not (`dfl fetch` checks hashes).
-    """
-    try:
-        lost = next((path.name for path in _parts(folder) if not path.exists()), None)
-        weights = _weights(folder)
-    except (ValueError, AttributeError, KeyError) as error:
-        return f"has a broken file: {error}"
-    if lost:
-        return f"lacks {lost}"
-    if not weights:
-        return "lacks its safetensors weights (pickles are not loaded)"
-    return next((f"lacks a whole {file.name}" for file in sorted(weights) if not _is_whole(file)), None)
-
-
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of a published pipeline; never loaded here
-
-
-def _parts(folder: Path) -> list[Path]:
-    """What has to be there: folders of a pipeline's parts, or the one configuration."""
-    index = folder / "model_index.json"
-    listed = read_json(index) if index.is_file() else {}
-    parts = [name for name, value in listed.items() if isinstance(value, list) and any(value)]
-    return [folder / name for name in parts if name not in UNUSED] or [folder / "config.json"]
-
-
-def _weights(folder: Path) -> set[Path]:
-    """Files of weights that are there, or that an index names."""
-    contents = {path: read_json(path) for path in folder.rglob("*.json")}
-    indices = [path for path in contents if path.name.endswith(".safetensors.index.json")]
-    shards = {index.parent / name for index in indices for name in contents[index]["weight_map"].values()}
-    return shards | {path for path in folder.rglob("*.safetensors") if ".fp16" not in path.name}
-
-
-def _is_whole(weights: Path) -> bool:
-    try:
-        with safe_open(weights, "np"):
-            return True
-    except (OSError, SafetensorError):
-        return False
 
 
 @dataclass(frozen=True)
@@ -238,7 +137,7 @@ def _folders(profile: Profile, purpose: str) -> Iterator[Finding]:
         if profile.offline or catalogue.is_folder(name):
             found = _asked(f"model {name}", profile.locate, name)
             folder = Path(profile.locate(name)) if found.ok else Path(name)
-            lacking = model_flaw(folder) if folder.is_dir() else "is missing"
+            lacking = catalogue.model_flaw(folder) if folder.is_dir() else "is missing"
             if found.ok and lacking:
                 yield _finding(found.what, lacking, "restore it from git, or name another folder")
             else:
@@ -248,18 +147,18 @@ def _folders(profile: Profile, purpose: str) -> Iterator[Finding]:
 def _models(profile: Profile, purpose: str) -> Iterator[Finding]:
     """Models that are named by an id of the hub, and licences that fetching them asks to accept."""
     for model in catalogue.models(profile, purpose):
-        lacking, mend = flaw(profile, model), f"{command(profile)} --only {model.id}"
-        what = f"model {model.id}{f' at {model.revision[:7]}' if model.revision else ''}"
-        roles = [role for role, name in catalogue.named(profile, purpose) if name == model.id]
-        yield from [_finding(what, lacking, mend)] if lacking else _kind(what, profile, _folder(profile, model), roles)
+        lacking, mend = model.flaw(profile), f"{command(profile)} --only {model.name}"
+        what = f"model {model.name}{f' at {model.revision[:7]}' if model.revision else ''}"
+        roles = [role for role, name in catalogue.named(profile, purpose) if name == model.name]
+        yield from [_finding(what, lacking, mend)] if lacking else _kind(what, profile, model.found(profile), roles)
         if lacking and model.accept:
             accept = f"read it at {model.page}, then {mend} --accept {model.licence}"
-            yield Finding(f"licence {model.licence} of {model.id} asks to be accepted", accept)
+            yield Finding(f"licence {model.licence} of {model.name} asks to be accepted", accept)
 
 
 def _files(profile: Profile, purpose: str) -> Iterator[Finding]:
     for file in catalogue.files(profile, purpose):
-        lacking, where = flaw(profile, file), file.found(profile) or place(profile, file)
+        lacking, where = file.flaw(profile), file.found(profile) or file.place(profile)
         yield _finding(file.name, lacking and f"{lacking}: {where}", f"{command(profile)} --only {file.name}")
 
 
@@ -299,10 +198,10 @@ def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> 
     """Of each disk that these models and files would come to: whether it has the room."""
     needed, free = Counter(), {}
     for one in wanted:
-        folder = place(profile, one).parent
+        folder = one.place(profile).parent
         bytes_free, disk = machine.disk(folder)
         free.setdefault(disk, (folder, bytes_free))
-        needed[disk] += bytes_to_come(profile, one)
+        needed[disk] += one.to_come(profile)
     for disk, (folder, count) in free.items():
         to_come = f"about {needed[disk] / 1e9:.1f} GB are still to come to the disk of {folder}"
         yield Finding(f"{to_come}, {count / 1e9:.1f} GB are free", DISK_MEND if count < needed[disk] else "")
@@ -311,7 +210,7 @@ def room(profile: Profile, wanted: Iterable[Model | File], machine: Machine) -> 
 def missing(profile: Profile, purpose: str = "book") -> list[Model | File]:
     """What of the published files is not there, or not whole."""
     needed = [*catalogue.models(profile, purpose), *catalogue.files(profile, purpose)]
-    return [one for one in needed if flaw(profile, one)]
+    return [one for one in needed if one.flaw(profile)]
 
 
 def _store(machine: Machine) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ def _check_licences(wanted: Sequence[Model | File], accept: Sequence[str]) -> No
     for model in wanted:
         if isinstance(model, Model) and model.accept and model.licence not in accept:
             mend = f"read it at {model.page}, then add `--accept {model.licence}`"
-            raise ValueError(f"{model.id} has a licence that restricts its use: {mend}.")
+            raise ValueError(f"{model.name} has a licence that restricts its use: {mend}.")
 
 
 def _fetch(profile: Profile, wanted: Model | File) -> Path:
@@ -81,16 +81,16 @@ def _fetch(profile: Profile, wanted: Model | File) -> Path:
 
 def _fetch_model(profile: Profile, model: Model) -> Path:
     """A model's folder; marked as unfinished until every file in it has its published hash."""
-    folder, mark = doctor.place(profile, model), doctor.under_way(profile, model)
+    folder, mark = model.place(profile), model.under_way(profile)
     folder.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    allow, ignore = list(catalogue.ALLOW), list(catalogue.IGNORE)
-    snapshot_download(model.id, revision=model.revision, local_dir=folder, allow_patterns=allow, ignore_patterns=ignore)
-    found = HfApi().verify_repo_checksums(model.id, revision=model.revision, local_dir=folder)
+    chosen = {"allow_patterns": list(catalogue.ALLOW), "ignore_patterns": list(catalogue.IGNORE)}
+    snapshot_download(model.name, revision=model.revision, local_dir=folder, **chosen)
+    found = HfApi().verify_repo_checksums(model.name, revision=model.revision, local_dir=folder)
     for wrong in found.mismatches:
-        _throw_away(folder / wrong["path"], f"{wrong['path']} of {model.id}")
-    if flaw := doctor.model_flaw(folder):
-        raise ValueError(f"{model.id} {flaw}: name a commit that has it, in the profile's `revisions`, or a folder.")
+        _throw_away(folder / wrong["path"], f"{wrong['path']} of {model.name}")
+    if flaw := catalogue.model_flaw(folder):
+        raise ValueError(f"{model.name} {flaw}: name a commit that has it, in the profile's `revisions`, or a folder.")
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's own notes
     mark.unlink()
     return folder
@@ -102,7 +102,7 @@ def _throw_away(path: Path, name: str) -> None:
 
 
 def _fetch_file(profile: Profile, file: File) -> Path:
-    place, part = doctor.place(profile, file), doctor.under_way(profile, file)
+    place, part = file.place(profile), file.under_way(profile)
     part.parent.mkdir(parents=True, exist_ok=True)
     if not (file.digest or file.members):  # nothing would tell that two versions were glued together
         part.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def _has_digest(path: Path, digest: str) -> bool:
 
 def _fetch_images(profile: Profile, file: File) -> Path:
     """The images that NoCaps' captions name, each decoded once; those that are there are left alone."""
-    folder = file.found(profile) or doctor.place(profile, file)
+    folder = file.found(profile) or file.place(profile)
     folder.mkdir(parents=True, exist_ok=True)
     captions = next(other for other in catalogue.files(profile) if other.name == "nocaps-captions").found(profile)
     if captions is None:
