@@ -12,7 +12,7 @@ from dfl_utils.game.drawings import IMAGES, Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.models import fidelity, similarity, workshop
 from dfl_utils.store import blocks
-from dfl_utils.store.claims import claim
+from dfl_utils.store.processes import claim
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data, profile
 

@@ -17,10 +17,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfl_utils.store import blocks, claims, shards
+from dfl_utils.store import blocks, processes, shards
 from dfl_utils.store import store as stores
 from dfl_utils.store.blocks import caption_streams, cut, image_seeds, join, join_texts, pick
-from dfl_utils.store.claims import claim
+from dfl_utils.store.processes import claim
 from dfl_utils.store.store import Job, Kind, RunStore, Spent
 
 LOOP, INNER, OUTER, OTHER = Kind("test-loop"), Kind("test-inner"), Kind("test-outer"), Kind("test-other")
@@ -177,7 +177,7 @@ def test_claimed_shards_are_visited_last(tmp_path):
 WORKER = """
 import json, os, signal, sys, time
 import numpy as np
-from dfl_utils.store import claims, shards
+from dfl_utils.store import processes, shards
 from dfl_utils.store.store import Job, Kind, RunStore
 root, log, task = sys.argv[1:]
 
@@ -195,7 +195,7 @@ def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 if task.startswith("stop"):
-    claims.STALE_SECONDS = 0.6
+    processes.STALE_SECONDS = 0.6
 if task == "hang":
     make_once, make = make, lambda key: (make_once(key), print("making", flush=True), time.sleep(100))
 if task == "stop":
@@ -248,7 +248,7 @@ def test_a_kill_loses_the_shard_in_hand_alone(tmp_path, task, cue):
 
 def test_a_blank_claim_is_dropped_whatever_the_clocks_say(tmp_path, monkeypatch):
     """Of a machine whose clock is a day ahead: it looks as if it had just been made, for a day."""
-    monkeypatch.setattr(claims, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "STALE_SECONDS", 0.3)
     path = tmp_path / "a.claim"
     path.touch()
     tomorrow = time.time() + 86_400
@@ -261,7 +261,7 @@ def test_a_blank_claim_is_dropped_whatever_the_clocks_say(tmp_path, monkeypatch)
 @pytest.mark.parametrize("skew", [-86_400, 86_400])
 def test_another_machines_claim_lasts_as_long_as_its_heartbeat(tmp_path, monkeypatch, skew):
     """Its process cannot be asked, and its clock may be wrong: only whether the file changes counts."""
-    monkeypatch.setattr(claims, "STALE_SECONDS", 0.6)
+    monkeypatch.setattr(processes, "STALE_SECONDS", 0.6)
     path = tmp_path / "a.claim"
     with claim(path):
         told = path.read_text().splitlines()
@@ -286,7 +286,7 @@ def beat(path, moment, marker):
 @pytest.mark.parametrize("task", ["stop", "stop-writing"])
 def test_a_holder_that_wakes_up_too_late_does_no_harm(tmp_path, monkeypatch, task):
     """Stopped while it makes or writes a shard, as by a closed lid; another makes it, and then it goes on."""
-    monkeypatch.setattr(claims, "STALE_SECONDS", 0.6)
+    monkeypatch.setattr(processes, "STALE_SECONDS", 0.6)
     store, key = RunStore(tmp_path / "store"), {"shard": 0}
     process = worker(tmp_path, task)
     assert process.stdout.readline() == "stopping\n"
@@ -306,7 +306,7 @@ def test_a_full_disk_while_claiming_is_named(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(claims.SoftFileLease, "acquire", full)
+    monkeypatch.setattr(processes.SoftFileLease, "acquire", full)
     with pytest.raises(OSError, match=r"loop-.*claim cannot be written \(No space left on device\): free some space"):
         RunStore(tmp_path).get(LOOP, {}, never)
 

@@ -132,14 +132,6 @@ def refuse_stale(scale: str) -> None:
             raise BuildFailed(f"Chapter {name} {worth}; run `dfl book --scale {scale}` again.")
 
 
-def _clean(source: Path) -> NotebookNode:
-    """The chapter without traces of an earlier papermill run; outputs and counts papermill itself drops."""
-    notebook = nbformat.read(source, as_version=4)
-    notebook.metadata.pop("papermill", None)
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    return notebook
-
-
 def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> NotebookNode:
     import papermill
     from traitlets.config import Config
@@ -155,7 +147,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
     try:
         with tempfile.TemporaryDirectory(prefix="dfl-", dir=kernels.socket_folder()) as sockets:
             return papermill.execute_notebook(
-                _clean(source),
+                str(source),
                 None,
                 parameters=dict(values),
                 engine_name=kernels.ENGINE,

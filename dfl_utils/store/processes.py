@@ -1,25 +1,36 @@
-"""The place of this process among those that `torchrun`, `accelerate launch` or a cluster started for the same work.
+"""Several processes on the same work: claims on files, and the place of each among those that were started together.
 
 Two ways to share work. Shards and runs are shared by the claims of the run store: every rank starts at its own part and
 then makes up for the others, so none waits, and none is missed. One training is shared step by step: there every rank
 is needed, and a lost one ends the others with one sentence.
+
+A claim is a lock file with its holder's process id, host and a heartbeat. The claim of a killed process is taken over
+at once on its own machine, and after `STALE_SECONDS` without a heartbeat on another.
 """
 
 import contextlib
+import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from filelock import SoftFileLease, Timeout
 
 if TYPE_CHECKING:  # neither torch nor accelerate is loaded by those who only ask for their place
     from accelerate import Accelerator
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+STALE_SECONDS = 60.0  # the heartbeat comes every third of it
 TIMEOUT_SECONDS = 1800  # half an hour: longer than any shard takes that one rank still makes while others wait
 
 Work = TypeVar("Work")
+
+_log = logging.getLogger(__name__)
 
 
 class RankLost(RuntimeError):
@@ -177,14 +188,7 @@ def join(cpu: bool) -> None:
         store = distributed.PrefixStore(f"dfl-{os.environ.get('DFL_CHAPTER', '')}", store)
         options = {"store": store, "rank": rank, "world_size": world_size, "timeout": limit}
         distributed.init_process_group("gloo" if cpu else "nccl", **options)
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
 
 
 @contextlib.contextmanager
@@ -195,3 +199,47 @@ def _hidden() -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
+
+
+def claim(path: Path, wait: bool = True) -> contextlib.AbstractContextManager | None:
+    """Claim `path` (a lock file that need not exist) until the returned context is left.
+
+    Args:
+        path: the lock file; its folder exists.
+        wait: stay until another's claim ends, rather than give up.
+
+    Returns:
+        A context manager, already entered; None if another process holds the claim and `wait` is False.
+
+    Raises:
+        OSError: the lock file cannot be written (disk full, folder gone or read-only).
+    """
+    blank = None
+    while True:
+        blank = _drop_blank(path, blank)
+        try:
+            return SoftFileLease(path, lease_duration=STALE_SECONDS).acquire(timeout=STALE_SECONDS if wait else 0)
+        except Timeout:
+            if not wait:
+                return None
+            _log.info("Waiting for %s, held by another process.", path)
+        except OSError as error:
+            reason = error.strerror or error
+            mend = "free some space, or make its folder writable (a run store is moved by DFL_STORE)"
+            raise OSError(f"{path} cannot be written ({reason}): {mend}.") from error
+
+
+def _drop_blank(path: Path, seen: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Remove a claim whose maker died before it could sign: filelock never does.
+
+    It goes when the clock says so, or when it has outlasted a whole wait, whatever the clock of its maker's machine
+    says. `seen` is what this function returned before that wait: which blank claim there is.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        state = path.stat()
+        if state.st_size == 0:
+            found = (state.st_ino, state.st_mtime_ns)
+            if found != seen and time.time() - state.st_mtime <= STALE_SECONDS:
+                return found
+            path.unlink()
+    return None

@@ -1,8 +1,8 @@
 """The run store: captions, reconstructions, embeddings and scores as shards, addressed by what made them.
 
 A shard (`shards`) is one file named by its kind and the SHA-256 of its key; one that is not whole is made anew.
-Processes and machines that share a folder claim shards (`claims`), so that each is made once. Beside the folder that a
-run writes lies the published run (`published_run`), which is only read.
+Processes and machines that share a folder claim its shards (`processes`), so that each is made once. Beside the folder
+that a run writes lies the published run (`published_run`), which is only read.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dfl_utils.store import published_run, shards
-from dfl_utils.store.claims import claim
+from dfl_utils.store.processes import claim
 from dfl_utils.store.published_run import PublishedRun
 from dfl_utils.store.shards import Content
 

@@ -24,7 +24,7 @@ from dfl_utils.models.blip import Captioner
 from dfl_utils.models.generator import decoder_folder, load_decoder, load_pipeline
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import processes, provenance
-from dfl_utils.store.claims import claim
+from dfl_utils.store.processes import claim
 from dfl_utils.store.store import Job, Kind, RunStore
 from dfl_utils.training import pairs
 from dfl_utils.training.finetune import ROLES, TRAINED, Finetuning, Recipe

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dfl_utils.store.claims import claim
+from dfl_utils.store.processes import claim
 from dfl_utils.world import captions, scenes
 from dfl_utils.world.profile import MINI
 from dfl_utils.world.scenes import IMAGE_SIZE, IN_DOMAIN, NOVEL, Scene, Thing
