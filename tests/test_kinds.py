@@ -44,7 +44,7 @@ class Listening(RunStore):
 
     wanted, given = "", {}
 
-    def _attempt(self, kind, key, make, wait):
+    def _content(self, kind, key, make):
         if kind.name == self.wanted:
             raise Asked(store.canonical(kind.key(**key)))
         return self.given[kind.name]

@@ -8,6 +8,7 @@ many more as this machine takes. On a GPU it takes what the published model size
 
 import argparse
 import tempfile
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,17 +39,8 @@ EACH = {"images": "NUM_INFERENCE_STEPS", "weights": "BATCH_SIZE"}  # what one ca
 MEASURED_EACH = {"images": 50, "weights": 8}  # of those benchmarks: denoising steps, pairs
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A card: peak TFLOP/s of dense products, in float16 on tensor cores and in float32 without; memory in GB."""
-
-    name: str
-    float16: float
-    float32: float
-    memory: int
-    source: str
-
-
+# Peak TFLOP/s of dense products, in float16 on tensor cores and in float32 without; memory in GB.
+Gpu = namedtuple("Gpu", "name float16 float32 memory source")
 GPUS = {row[0]: Gpu(*row) for row in pd.read_csv(BENCHMARKS.with_name("cards.csv")).itertuples(index=False)}
 MEASURED, PAPER = GPUS["H100"], GPUS["A10"]
 

@@ -95,7 +95,7 @@ _log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """A shard that the one in hand is made from is being made by another process."""
+    """A shard, or one that it is made from, is being made by another process."""
 
 
 @dataclass
@@ -186,9 +186,7 @@ class RunStore:
             ValueError: a content that cannot be stored, a key that is not JSON.
             OSError: the shard cannot be written (disk full).
         """
-        content = self._attempt(kind, key, make, wait=self._patient)
-        if content is None:
-            raise Busy(f"{kind.name} is being made by another process.")  # caught by the `fill` that does not wait
+        content = self._content(kind, key, make)
         return kind.holds(**content) if kind.holds else content
 
     def fill(self, jobs: Sequence[Job[Held]]) -> Iterator[tuple[int, Held]]:
@@ -214,8 +212,7 @@ class RunStore:
         """A job's content; None where another process is making it, or a shard that it is made from."""
         patient, self._patient = self._patient, False
         try:
-            content = self._attempt(job.kind, job.key, job.make, wait=False)
-            return job.kind.holds(**content) if content is not None and job.kind.holds else content
+            return self.get(job.kind, job.key, job.make)
         except Busy:
             return None
         finally:
@@ -240,8 +237,7 @@ class RunStore:
         if cost := self.cost(kind, key):
             self._meet("counted", kind.stem(key), kind, *cost)
 
-    def _attempt(self, kind: Kind, key: Mapping[str, Any], make: Make, wait: bool) -> Content | None:
-        """As `get`; None if another process is making the shard and is not waited for."""
+    def _content(self, kind: Kind, key: Mapping[str, Any], make: Make) -> Content:
         began, path = time.perf_counter(), self.path(kind, key)
         try:
             if (content := self._from_published(path, kind, key)) is not None:
@@ -254,9 +250,9 @@ class RunStore:
                     f"{path.stem} is not in the published run: a version, a model, an input, a parameter or a package "
                     "has changed since (or DFL_ONLY was left set: unset it)."
                 )
-            held = claim(path.with_suffix(".claim"), wait)
+            held = claim(path.with_suffix(".claim"), wait=self._patient)
             if held is None:
-                return None
+                raise Busy(f"{path.stem} is being made by another process.")  # caught by the `fill` that does not wait
             with held:
                 try:
                     return self._taken("found", path.stem, kind, key, shards.read(path))
