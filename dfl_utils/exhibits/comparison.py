@@ -18,7 +18,6 @@ from dfl_utils.scores.ranking import percent
 from dfl_utils.training.evaluation import Trials
 
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
-DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}
 VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `verdicts`
 BESIDE = ("gain, %", "smallest visible, %", "the paper's, %", "same direction?", paper.SIZE, "visible here?")
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
@@ -60,7 +59,7 @@ def rows(
 
 def _paper_gain(row: dict, published: pd.Series) -> float:
     old, new = (published[row[side], row["metric"]] for side in ("before", "after"))
-    return paper.improvement(100 * (new - old) / old, 0, 0, row["metric"])[0]
+    return paper.improvement(100 * (new - old) / old, row["metric"])
 
 
 def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
@@ -84,7 +83,7 @@ def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFr
 
 def places(made: pd.DataFrame) -> pd.Series:
     """Data set and split of each row, as a page calls them."""
-    return made.dataset.map(DATASETS) + " " + made["split"]
+    return made.dataset.map(tidy.DATASETS) + " " + made["split"]
 
 
 def table(made: pd.DataFrame, bases: Mapping[str, str], columns: Sequence[str] = VERDICT[:2]) -> pd.DataFrame:

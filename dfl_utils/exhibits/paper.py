@@ -89,14 +89,14 @@ def number(exhibit: str, *, dataset: str, split: str, method: str, metric: str, 
     return found
 
 
-def improvement(value: float, low: float, high: float, metric: str) -> tuple[float, float, float]:
-    """A change in a metric, with its interval, as an improvement: of a distance the sign turns and the bounds swap.
+def improvement(change: float, metric: str) -> float:
+    """A change in a metric as an improvement: of a distance the sign turns.
 
     The paper prints its gains so (a falling FID is a positive gain), and `gain` and `trend` rows are to follow it.
     """
     if metric not in HIGHER_IS_BETTER:
         raise ValueError(f"Whether a higher {metric} is better is not known; add it to paper.HIGHER_IS_BETTER.")
-    return (value, low, high) if HIGHER_IS_BETTER[metric] else (-value, -high, -low)
+    return change if HIGHER_IS_BETTER[metric] else -change
 
 
 def same_direction(low: float, high: float, published: float) -> str:

@@ -26,7 +26,7 @@ EXHIBITS = (
     *("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10))),
     *("tokenizer", "sweep", "ways", "beyond", "cost"),
 )
-DATASETS = ("nocaps", "coco")
+DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}  # as a page calls them
 SPLITS = ("in", "near", "out", "overall", "weighted", "train", "val", "test")  # weighted: overall by NoCaps' shares
 METRICS = (
     *("CIDEr", "SPICE", "SPICE-like", "B@1", "B@2", "B@3", "B@4", "WMD", "CLIP-text", "SBERT"),
@@ -256,7 +256,7 @@ def gain_table(
 def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | None = None) -> dict:
     """Ours beside the paper's; a gain over a level that may be zero is not stated."""
     if theirs is None:
-        theirs = float(paper.improvement(in_percent(best, base), 0, 0, metric)[0])
+        theirs = float(paper.improvement(in_percent(best, base), metric))
     absolute, change = improved(gain.absolute, metric), improved(gain.percent, metric)
     stated = gain.measurable
     return {
@@ -274,7 +274,8 @@ def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | N
 
 def improved(change: Estimate, metric: str) -> Estimate:
     """A change as an improvement: of a metric that is better lower, the sign turns."""
-    return Estimate(*paper.improvement(change.value, change.low, change.high, metric), change.n, change.excluded)
+    value, *bounds = (paper.improvement(part, metric) for part in (change.value, change.low, change.high))
+    return Estimate(value, *sorted(bounds), change.n, change.excluded)
 
 
 # What ranking is worth: a judge's similarities (images, N) by its name, and scores by that of their metric.
