@@ -30,7 +30,7 @@ from dfl_utils.mini.training import Schedule, Training
 from dfl_utils.models import similarity
 from dfl_utils.models.fidelity import Referee
 from dfl_utils.store import provenance
-from dfl_utils.world import captions, scenes, splits
+from dfl_utils.world import scenes, splits
 from dfl_utils.world.profile import MINI
 
 PSNR_BAR = 25.0  # dB, against the originals and against the real decoder; written down at step 350 of 3,600, at 20 dB
@@ -84,7 +84,7 @@ def test_restricted_head_equals_the_models_own_loss(monkeypatch):
     head = captioning.RestrictedHead(model, tokenizer)
     batch = [scenes.sample(f"test/{k}") for k in range(3)]
     images = autoencoder.pixels([scenes.render(scene) for scene in batch])
-    texts = [captions.web(scene, "test") for scene in batch]
+    texts = [scenes.web_caption(scene, "test") for scene in batch]
     tokens = tokenizer([f"{architectures.PROMPT} {text}" for text in texts], padding=True, return_tensors="pt")
     ids = tokens.input_ids.clone()
     ids[:, 0] = tokenizer.bos_token_id

@@ -19,13 +19,12 @@ from dfl_utils.scores.embeddings import centres, clip_encoder, cosine, get_model
 from dfl_utils.scores.ngrams import Cider, bleu_statistics, corpus_bleu, meteor, rouge_l, tokenise
 from dfl_utils.scores.quality import check
 from dfl_utils.scores.word_mover import STOP_WORDS, word_mover, word_vectors
-from dfl_utils.world.captions import references as annotators
-from dfl_utils.world.captions import web
-from dfl_utils.world.scenes import sample
+from dfl_utils.world.scenes import references as annotators
+from dfl_utils.world.scenes import sample, web_caption
 
 SCENES = [sample(f"test/quality/{i}") for i in range(12)]
 REFERENCES = [annotators(scene, f"r/{i}", 4 + i % 3) for i, scene in enumerate(SCENES)]
-CAPTIONS = [[web(scene, f"c/{i}/{k}") for k in range(3)] for i, scene in enumerate(SCENES)]
+CAPTIONS = [[web_caption(scene, f"c/{i}/{k}") for k in range(3)] for i, scene in enumerate(SCENES)]
 CAPTIONS[0][1], CAPTIONS[1][1], CAPTIONS[2][2] = "", "dog", REFERENCES[2][0]
 RAW = ("A T-shirt, and a dog's café (big) – 5.5 cm!", "...", "", "two\nlines\u2028here", "Can't stop")
 HAND = (

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from dfl_utils.scores import scene_graphs
 from dfl_utils.scores.scene_graphs import similar, spice_like, tuples
-from dfl_utils.world.captions import references as annotators
-from dfl_utils.world.captions import web
-from dfl_utils.world.scenes import CATEGORIES, COLOURS, sample
+from dfl_utils.world.scenes import CATEGORIES, COLOURS, sample, web_caption
+from dfl_utils.world.scenes import references as annotators
 
 # Five sentences of the project's first prototype. It had "rid" where a man is riding, a thing called "top", and
 # nothing to say on which nouns an adjective is said of; the comments tell what SPICE makes of each.
@@ -37,7 +36,7 @@ SENTENCES = {
 }
 SCENES = [sample(f"test/graphs/{i}") for i in range(12)]
 REFERENCES = [annotators(scene, f"r/{i}", 3 + i % 3) for i, scene in enumerate(SCENES)]
-CAPTIONS = [[web(scene, f"c/{i}/{k}") for k in range(3)] for i, scene in enumerate(SCENES)]
+CAPTIONS = [[web_caption(scene, f"c/{i}/{k}") for k in range(3)] for i, scene in enumerate(SCENES)]
 CAPTIONS[0][1], CAPTIONS[1][0] = "", "?!"
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils.world import captions, scenes, splits
+from dfl_utils.world import scenes, splits
 
 SCENES = [scenes.sample(f"test-world/{k}") for k in range(600)]
-NOUNS = {word: noun for noun in scenes.CATEGORIES for word in (noun, captions.SYNONYMS.get(noun, noun))}
+NOUNS = {word: noun for noun in scenes.CATEGORIES for word in (noun, scenes.SYNONYMS.get(noun, noun))}
 # Written down here a second time, on purpose: the caption's words and what they claim about two centres.
 CLAIMS = {
     "left of": lambda a, b: a[0] < b[0], "on the left of": lambda a, b: a[0] < b[0],
@@ -58,8 +58,8 @@ def test_domains_hold_known_mixed_and_new_categories():
 def test_the_same_seed_gives_the_same_pixels_and_captions():
     assert scenes.sample("a/1") == scenes.sample("a/1") != scenes.sample("a/2")
     np.testing.assert_array_equal(scenes.render(SCENES[0]), scenes.render(SCENES[0]))
-    assert captions.references(SCENES[0], "s", 5) == captions.references(SCENES[0], "s", 10)[:5]
-    assert len(set(captions.references(SCENES[2], "s", 10))) > 5
+    assert scenes.references(SCENES[0], "s", 5) == scenes.references(SCENES[0], "s", 10)[:5]
+    assert len(set(scenes.references(SCENES[2], "s", 10))) > 5
 
 
 def test_things_are_distinct_apart_and_inside():
@@ -87,7 +87,7 @@ def test_pixels_are_ground_outside_the_things_and_coloured_inside():
 
 def test_references_name_what_is_there_and_nothing_else():
     for k, scene in enumerate(SCENES):
-        for text in captions.references(scene, f"n/{k}", 3):
+        for text in scenes.references(scene, f"n/{k}", 3):
             words = set(re.findall(r"[a-z-]+", text))
             assert len(things_named(text, scene)) == len(scene.things) == len(words & NOUNS.keys())
             assert words & scenes.COLOURS.keys() <= {thing.colour for thing in scene.things}
@@ -99,7 +99,7 @@ def test_relation_words_are_true_to_the_picture():
     for k, scene in enumerate(SCENES):
         if len(scene.things) == 1:
             continue
-        for text in captions.references(scene, f"r/{k}", 5):
+        for text in scenes.references(scene, f"r/{k}", 5):
             if said := RELATION.search(text):
                 before, after = text[: said.start()], text[said.end() :]
                 for a in things_named(before, scene):
@@ -114,7 +114,7 @@ def test_a_lone_things_place_is_true_to_the_picture():
     places = set()
     for k, scene in enumerate(s for s in SCENES if len(s.things) == 1):
         x, y = (8 * c / 64 for c in centre(scene.things[0]))
-        for text in captions.references(scene, f"p/{k}", 4):
+        for text in scenes.references(scene, f"p/{k}", 4):
             words = set(text.split())
             claims = {"left": x < 1 / 3, "right": x >= 2 / 3, "top": y < 1 / 3, "bottom": y >= 2 / 3,
                       "middle": 1 / 3 <= min(x, y) <= max(x, y) < 2 / 3}  # fmt: skip
@@ -125,13 +125,13 @@ def test_a_lone_things_place_is_true_to_the_picture():
 
 def test_web_captions_err_as_often_as_stated():
     def wrong(k: int, scene: scenes.Scene) -> bool:
-        words = set(re.findall(r"[a-z-]+", captions.web(scene, f"web/{k}")))
+        words = set(re.findall(r"[a-z-]+", scenes.web_caption(scene, f"web/{k}")))
         nouns = {NOUNS[word] for word in words & NOUNS.keys()} - {thing.category for thing in scene.things}
         return bool(nouns or words & scenes.COLOURS.keys() - {thing.colour for thing in scene.things})
 
     share = np.mean([wrong(k, scenes.sample(f"web-rate/{k}")) for k in range(4000)])
     # Of the stated rate some draw the true word again, and some wrong colours are left unsaid.
-    assert 0.7 * captions.WEB_ERROR_RATE < share < captions.WEB_ERROR_RATE
+    assert 0.7 * scenes.WEB_ERROR_RATE < share < scenes.WEB_ERROR_RATE
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from transformers import (
     ViTModel,
 )
 
-from dfl_utils.world import captions, scenes
+from dfl_utils.world import scenes
 from dfl_utils.world.profile import MINI, PROFILES
 
 CLIP_BPE = MINI / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
@@ -59,7 +59,7 @@ def used_tokens(tokenizer, sample: int = 20_000) -> torch.Tensor:
     texts = [PROMPT]
     for k in range(sample):
         scene = scenes.sample(f"web/{k}")
-        texts += [captions.web(scene, f"vocabulary/{k}"), captions.reference(scene, f"vocabulary/{k}")]
+        texts += [scenes.web_caption(scene, f"vocabulary/{k}"), scenes.reference(scene, f"vocabulary/{k}")]
     ids = {token for row in tokenizer(texts).input_ids for token in row} | set(tokenizer.all_special_ids)
     return torch.tensor(sorted(ids))
 

@@ -21,7 +21,7 @@ from dfl_utils.mini import grounding, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.captioning import BATCH, coco_pairs, web_pairs
 from dfl_utils.mini.training import Schedule, Training
-from dfl_utils.world import captions, scenes, splits
+from dfl_utils.world import scenes, splits
 from dfl_utils.world.profile import PROFILES
 
 PROMPT = PROFILES["mini"].captioners["blip2"][1]
@@ -39,7 +39,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     with zipfile.ZipFile(COCO_JAR) as jar:
         annotations = json.loads(jar.read("coco/annotations/captions_train2014.json"))["annotations"]
     texts = [f" {row['caption'].strip().lower()}" for row in annotations]
-    texts += [f" {captions.web(web.scene(k), f'bpe/{k}')}" for k in range(20_000)] * 5  # a quarter's weight
+    texts += [f" {scenes.web_caption(web.scene(k), f'bpe/{k}')}" for k in range(20_000)] * 5  # a quarter's weight
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dfl_utils.mini import architectures, grounding, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
-from dfl_utils.world import captions, scenes, splits
+from dfl_utils.world import scenes, splits
 
 BATCH = 64
 
@@ -51,7 +51,7 @@ class RestrictedHead:
 def web_pairs(step: int, name: str) -> tuple[list[scenes.Scene], list[str]]:
     """Web scenes of a step and one fresh web caption each; `name` keeps two models' captions apart."""
     batch = [web.scene(BATCH * step + k) for k in range(BATCH)]
-    return batch, [captions.web(scene, f"{name}/{step}/{k}") for k, scene in enumerate(batch)]
+    return batch, [scenes.web_caption(scene, f"{name}/{step}/{k}") for k, scene in enumerate(batch)]
 
 
 def coco_pairs(step: int, items: list[splits.Item]) -> tuple[list[scenes.Scene], list[str]]:

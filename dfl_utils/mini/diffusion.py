@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dfl_utils.mini import architectures, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
-from dfl_utils.world import captions, scenes
+from dfl_utils.world import scenes
 
 NUM_SCENES = 49_152  # precomputed once; captions are drawn anew at each visit
 BATCH = 96
@@ -40,7 +40,7 @@ def precompute_latents(file: Path, vae: AutoencoderKL) -> Tensor:
 def web_captions(step: int, indices: list[int], generator: torch.Generator) -> list[str]:
     """One fresh web caption a scene; a tenth are empty."""
     dropped = (torch.rand(len(indices), generator=generator) < DROP_CAPTION).tolist()
-    return ["" if drop else captions.web(web.scene(k), f"unet/{step}/{k}")
+    return ["" if drop else scenes.web_caption(web.scene(k), f"unet/{step}/{k}")
             for k, drop in zip(indices, dropped, strict=True)]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dfl_utils.mini import architectures, grounding, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.mini.training import Schedule, Training
-from dfl_utils.world import captions, scenes
+from dfl_utils.world import scenes
 
 
 def variation(scene: scenes.Scene, seed: str) -> scenes.Scene:
@@ -55,7 +55,7 @@ def train_clip(folder: Path, ground_steps: int = 500, steps: int = CLIP_STEPS):
 
     def loss(step: int):
         batch = clip_batch(step)
-        texts = [captions.web(scene, f"clip/{step}/{k}") for k, scene in enumerate(batch)]
+        texts = [scenes.web_caption(scene, f"clip/{step}/{k}") for k, scene in enumerate(batch)]
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         out = model(pixel_values=pixels([scenes.render(scene) for scene in batch]), input_ids=tokens.input_ids)
         labels = torch.arange(len(batch))

@@ -24,8 +24,8 @@ from dfl_utils.models.generator import Generator
 from dfl_utils.store import provenance
 from dfl_utils.world import profile as profiles
 from dfl_utils.world import scenes, splits
-from dfl_utils.world.captions import SYNONYMS
 from dfl_utils.world.profile import MINI, Profile
+from dfl_utils.world.scenes import SYNONYMS
 
 GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
 GENERATORS = {"stable-diffusion": "SD", "amused": "aMUSEd"}  # as the rows name them

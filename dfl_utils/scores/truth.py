@@ -13,8 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from dfl_utils.world.captions import BESIDE, OVER, SYNONYMS
-from dfl_utils.world.scenes import CATEGORIES, COLOURS, Scene, Thing
+from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, SYNONYMS, Scene, Thing
 
 Fact = tuple[str, ...]  # (thing,), (thing, colour) or (thing, "left of" or "above", thing)
 

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dfl_utils.store.processes import claim
-from dfl_utils.world import captions, scenes
+from dfl_utils.world import scenes
 from dfl_utils.world.profile import MINI
 from dfl_utils.world.scenes import IMAGE_SIZE, IN_DOMAIN, NOVEL, Scene, Thing
 
@@ -117,7 +117,7 @@ def items(part: str, name: str) -> Iterator[Item]:
     every = SPLITS + DEVELOPMENT
     split = {(split.part, split.name): split for split in every}[part, name]
     for k, (seed, scene) in enumerate(_draws(every if split in DEVELOPMENT else SPLITS)[split]):
-        texts = captions.references(scene, seed, split.references)
+        texts = scenes.references(scene, seed, split.references)
         yield Item(split.first_id + k, seed, split, scene, tuple(texts))
 
 
