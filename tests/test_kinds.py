@@ -31,7 +31,7 @@ from dfl_utils.world import profile
 from dfl_utils.world.data import Example
 
 ROLES = {"captioner": "blip-base", "generator": "stable-diffusion", "clip": "clip", "dino": "dino", "probe": "probe"}
-ROLES |= {"tiny_decoder": "taesd"}
+ROLES |= {"tiny_decoder": "taesd", "efficientnet": "efficientnet-lite0"}
 RECIPE = Recipe(steps=2, batch_size=1, decoder="tiny")
 
 
@@ -155,10 +155,18 @@ KEYS = {
         lambda w, k: game(w, k).workshop.originals("dino", w.examples()),
         {"dino", "dino_size", "image"},
     ),
+    "efficientnet-originals": (
+        lambda w, k: game(w, k).workshop.originals("efficientnet", w.examples()),
+        {"efficientnet", "image"},
+    ),
     "images": (lambda w, k: (lambda d, b: d.draw(b))(*drawings(w, k)), DRAWN),
     "shown-images": (lambda w, k: drawings(w, k)[0].load(0), DRAWN),
     "clip-similarity": (lambda w, k: drawings(w, k)[0].compare(["clip"]), DRAWN | {"clip", "image"}),
     "dino-similarity": (lambda w, k: drawings(w, k)[0].compare(["dino"]), DRAWN | {"dino", "dino_size", "image"}),
+    "efficientnet-similarity": (
+        lambda w, k: drawings(w, k)[0].compare(["efficientnet"]),
+        DRAWN | {"efficientnet", "image"},
+    ),
     "readings": (lambda w, k: drawings(w, k)[0].describe(w.num_beams), DRAWN | SAID | {"num_beams"}),
     "features": (lambda w, k: drawings(w, k)[0].features(), DRAWN | {"probe"}),
     "pixel-similarity": (lambda w, k: judges.pixels(drawings(w, k)[0]), DRAWN | {"image"}),
@@ -249,7 +257,10 @@ def make_world(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(ROLES.values()):
         if not (folder / name).is_dir():
-            shutil.copytree(profile.MINI / name, folder / name)
+            shutil.copytree(
+                next(root / name for root in (profile.MINI, profile.MINI.parent) if (root / name).is_dir()),
+                folder / name,
+            )
     image = folder / "7.png"
     Image.fromarray(np.full((8, 8, 3), 40, np.uint8)).save(image)
     models = {role: str(folder / name) for role, name in ROLES.items()}
@@ -329,7 +340,7 @@ def test_a_raised_version_is_another_key_also_of_what_is_made_from_it(world, key
     assert changed == {kind} | MADE_FROM.get(kind, set())
 
 
-@pytest.mark.parametrize("role", ["captioner", "generator", "clip", "dino", "probe"])
+@pytest.mark.parametrize("role", ["captioner", "generator", "clip", "dino", "efficientnet", "probe"])
 def test_another_way_of_asking_a_model_changes_what_its_file_changes(world, keys, role, monkeypatch):
     monkeypatch.setitem(workshop.ASKED, role, 2)
     changed = {kind for kind in KEYS if key(world, kind) != keys[kind]}
@@ -342,6 +353,7 @@ MADE_FROM = {
         "shown-images",
         "clip-similarity",
         "dino-similarity",
+        "efficientnet-similarity",
         "readings",
         "features",
         "pixel-similarity",
@@ -350,6 +362,7 @@ MADE_FROM = {
     "token-images": {"shown-token-images"},
     "clip-originals": {"clip-similarity", "clip-score"},
     "dino-originals": {"dino-similarity"},
+    "efficientnet-originals": {"efficientnet-similarity"},
     "latents": {"weights", "finetuning", "validation-losses", "anatomy", "way-gradients"},
     "weights": {"finetuning"},
     "census": {"token-map", "census-tally"},

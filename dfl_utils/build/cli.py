@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     rank.add_argument("-o", "--output", type=Path, default="ranked.csv", metavar="CSV", help="(ranked.csv)")
     rank.add_argument("--html", type=Path, metavar="HTML", help="a page with images, drawings and captions")
     rank.add_argument("--profile", default="mini", metavar="NAME", help="whose models (mini); -p sets its fields")
-    rank.add_argument("--similarity", choices=("clip", "dino"), default="clip", help="that ranks (clip)")
+    rank.add_argument(
+        "--similarity", choices=("clip", "dino", "efficientnet"), default="clip", help="that ranks (clip)"
+    )
     rank.add_argument("--candidates", type=int, default=10, metavar="N", help="that the captioner writes (10)")
     rank.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (0)")
     add("data", _data, "write the embedded world's data sets")

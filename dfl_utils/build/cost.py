@@ -23,7 +23,10 @@ from dfl_utils.world import data, profile
 BENCHMARKS = provenance.ROOT / "data" / "gpu" / "benchmarks.csv"
 ASKED = ("NUM_IMAGES", "NUM_COCO_IMAGES", "NUM_SAMPLED_IMAGES", "NUM_NOCAPS_IMAGES", "NUM_OTHER_IMAGES")
 DRAWN = ("NUM_DRAWN", "NUM_COCO_DRAWN")
-OF_DRAWINGS = ("images", "clip-similarity", "dino-similarity", "features", "readings", "labels")
+OF_DRAWINGS = (
+    *("images", "clip-similarity", "dino-similarity", "efficientnet-similarity"),
+    *("features", "readings", "labels"),
+)
 TRAINED = ("weights", "validation-losses")
 FIXED = ("token-images", "anatomy", "way-gradients", "vocabulary-map")  # and all that begins with "step-"
 # Kind of work -> the benchmark of a call of the published size; other kinds are scores on the CPU.
@@ -32,6 +35,7 @@ BENCHMARK_OF = {
     **dict.fromkeys(("readings", "descriptions"), "caption by beam search, blip-large"),
     "images": "drawing, Stable Diffusion, 4 at a time",
     **dict.fromkeys(("clip-similarity", "clip-originals", "features", "quality-clip-text"), "embedding, clip"),
+    **dict.fromkeys(("efficientnet-similarity", "efficientnet-originals"), "embedding, clip"),
     **dict.fromkeys(("dino-similarity", "dino-originals"), "embedding, dino"),
     **dict.fromkeys((*TRAINED, "anatomy", "way-gradients", "step-seconds"), "joint step, one generator pass"),
 }

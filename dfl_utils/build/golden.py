@@ -45,7 +45,7 @@ TEXTS = 0.02
 OF_PIXELS = ("shown-images", "shown-token-images", "images", "token-images", "anatomy", "way-gradients")
 COUNTED = ("quality-cider", "quality-wmd", "quality-spice", "step-flops", "census", "token-map")
 SEEN = (
-    *("clip-similarity", "dino-similarity", "pixel-similarity", "clip-embeddings"),
+    *("clip-similarity", "dino-similarity", "efficientnet-similarity", "pixel-similarity", "clip-embeddings"),
     *("features", "labels", "probe-labels"),
 )
 OWN = {"noted", "digests"}  # contents of one day, and of the last bits of one machine

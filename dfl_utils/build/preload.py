@@ -47,7 +47,7 @@ def read_ahead() -> None:
     data.load(mini, "coco", "train")
     examples = [*data.load(mini, "coco", "test"), *data.load(mini, "nocaps", "overall")]
     ngrams.tokenise(text for example in examples for text in example.references)
-    for model in (mini.captioner, mini.generator, mini.clip, mini.dino, mini.probe):
+    for model in (mini.captioner, mini.generator, mini.clip, mini.dino, mini.probe, mini.efficientnet):
         provenance.checkpoint_hash(Path(mini.locate(model)).resolve())
 
 

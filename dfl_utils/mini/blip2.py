@@ -112,12 +112,28 @@ def tokens(texts: list[str], prompt: str) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, targets
 
 
-def caption_loss(blip2: Blip2ForConditionalGeneration, images: Tensor | None, texts: list[str]) -> Tensor:
+@cache
+def used_tokens() -> Tensor:
+    """Ids that occur in 20,000 captions of the world, ascending, `(U,)`; the end of a text is one of them."""
+    rows = tokenizer()([f" {captions.web(web.scene(k), f'bpe/{k}')}" for k in range(20_000)]).input_ids
+    return torch.tensor(sorted({token for row in rows for token in row}))
+
+
+def candidates(step: int) -> Tensor:
+    """The ids that a step's loss chooses among: all used ones and 512 others, drawn anew: less work than all."""
+    others = torch.randint(VOCABULARY, (512,), generator=torch.Generator().manual_seed(step))
+    return torch.cat([used_tokens(), others]).unique()
+
+
+def caption_loss(
+    blip2: Blip2ForConditionalGeneration, images: Tensor | None, texts: list[str], among: Tensor | None = None
+) -> Tensor:
     """Mean negative log-likelihood a token; without images the language model alone.
 
     Args:
         images: `(B, 3, 64, 64)` in [-1, 1].
         texts: one caption each.
+        among: the ids `(C,)`, ascending, that the softmax goes over; all where None. Targets outside are left out.
     """
     ids, mask, targets = tokens(texts, PROMPT if images is not None else "")
     language = blip2.language_model
@@ -131,34 +147,49 @@ def caption_loss(blip2: Blip2ForConditionalGeneration, images: Tensor | None, te
         embeds = torch.cat([prefix, embeds], 1)
         mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], 1)
         targets = torch.cat([targets.new_full(prefix.shape[:2], -100), targets], 1)
-    logits = language(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
+    hidden = language.model.decoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state[:, :-1]
+    columns, targets = torch.arange(VOCABULARY) if among is None else among, targets[:, 1:]
+    asked = torch.isin(targets, columns)
+    logits = F.linear(hidden[asked], language.lm_head.weight[columns])
+    return F.cross_entropy(logits, torch.searchsorted(columns, targets[asked]))
+
+
+def connect(folder: Path, blip2: Blip2ForConditionalGeneration, schedule: Schedule) -> None:
+    """Web pairs for Q-Former, queries, projection and language model, then one gentle pass over the in-domain pairs."""
+    blip2.vision_model.eval().requires_grad_(False)
+
+    def pair_loss(batch: list[scenes.Scene], texts: list[str], among: Tensor | None):
+        return caption_loss(blip2, pixels([scenes.render(scene) for scene in batch]), texts, among), {}
+
+    def web_loss(step: int):
+        return pair_loss(*web_pairs(step, "blip2"), candidates(step))
+
+    Training(folder / "web", blip2, web_loss, schedule).run()
+    blip2.language_model.requires_grad_(False)  # as BLIP-2 is finetuned
+    pairs = list(splits.items("coco", "train"))
+
+    def coco_loss(step: int):
+        return pair_loss(*coco_pairs(step, pairs), None)
+
+    Training(folder / "coco", blip2, coco_loss, Schedule(len(pairs) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)).run()
+    blip2.requires_grad_(True)
 
 
 def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_steps: int = 2150):
-    """Train from nothing: see, write, connect, then one gentle pass over the in-domain pairs."""
+    """Train from nothing: see, write, connect."""
     torch.manual_seed(8)
     blip2 = model()
     grounding.train(folder / "grounding", blip2.vision_model, 128, ground_steps, seed=13)
-    blip2.vision_model.eval().requires_grad_(False)
 
     def text_loss(step: int):
         return caption_loss(blip2, None, web_pairs(step, "opt")[1]), {}
 
     Training(folder / "text", blip2.language_model, text_loss, Schedule(text_steps, lr=2e-3, ema_decay=0.99)).run()
+    connect(folder, blip2, Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998))
+    return blip2
 
-    def pair_loss(batch: list[scenes.Scene], texts: list[str]):
-        return caption_loss(blip2, pixels([scenes.render(scene) for scene in batch]), texts), {}
 
-    def web_loss(step: int):
-        return pair_loss(*web_pairs(step, "blip2"))
-
-    Training(folder / "web", blip2, web_loss, Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998)).run()
-    blip2.language_model.requires_grad_(False)  # as BLIP-2 is finetuned
-    pairs = list(splits.items("coco", "train"))
-
-    def coco_loss(step: int):
-        return pair_loss(*coco_pairs(step, pairs))
-
-    Training(folder / "coco", blip2, coco_loss, Schedule(len(pairs) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)).run()
+def train_on(folder: Path, blip2: Blip2ForConditionalGeneration, steps: int = 1500):
+    """Train shipped weights on: fresh web pairs along a second cosine, then the in-domain pass again."""
+    connect(folder / "onward", blip2, Schedule(steps, lr=7e-4, warmup=200, ema_decay=0.998))
     return blip2

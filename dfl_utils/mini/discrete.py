@@ -1,8 +1,12 @@
 """The second generator: a discrete autoencoder whose codes a transformer writes (aMUSEd's classes), told by CLIP.
 
 It is no diffusion model: of the family of the first DALL-E, a VAE with a codebook and a prior over its codes. The
-autoencoder is Stable Diffusion's with a codebook laid over its latents; the transformer learns to fill in masked codes
+autoencoder starts as Stable Diffusion's and learns to draw from codes; the transformer learns to fill in masked codes
 (MaskGIT). It stands where the paper put LAFITE (Table 8).
+
+Codes must be clean: a code is what an 8 x 8 patch of pixels looks like, so that like patches have the same code. (With
+the nearest of 1,024 mean latents, plain ground alone had 587 codes, 4.0 nats of chance that no caption explains: the
+transformer spent itself on them, and drew 8 % of the things that it was asked for.)
 """
 
 import math
@@ -18,14 +22,16 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModelWithProjection
 
 from dfl_utils.mini import architectures, web
-from dfl_utils.mini.diffusion import NUM_SCENES, precompute_latents, web_captions
+from dfl_utils.mini.autoencoder import pixels
+from dfl_utils.mini.diffusion import NUM_SCENES, web_captions
 from dfl_utils.mini.training import Schedule, Training
 from dfl_utils.world import scenes
 
-CODES = 1024
+CODES = 2048
 MASK = CODES  # id of the masked code
 SIDE = 8  # codes a side
 CODEBOOK_SCENES = 4000
+DRAWING_BATCH = 32  # scenes a step of the autoencoder's
 OUTPUT_SCALE = 0.1  # of the first output weights; embeddings are normalised and need none
 BATCH = 64
 IMAGE_SIZE, AESTHETIC_SCORE = 64, 6  # aMUSEd's further conditions; constants here
@@ -71,21 +77,25 @@ def _merge(first: torch.nn.Conv2d, pointwise: torch.nn.Conv2d, channels: int) ->
     return weight, mix @ first.bias + pointwise.bias[:channels]
 
 
-def _codebook(latents: Tensor) -> Tensor:
-    """Mean latent of each of `CODES` clusters of patches, `(CODES, channels)`.
+def looks(file: Path) -> Tensor:
+    """The pixels that each code stands for, `(CODES, 192)` in [-1, 1]: centres of clusters of patches; kept in `file`.
 
-    What is clustered are the distinct patches' pixels, not their latents: plain ground is two thirds of all patches
-    and four different ones, and clusters of latents would spend three quarters of the codes on it.
+    What is clustered are the distinct patches: plain ground is two thirds of all patches and four different ones.
     """
-    scene_patches = [_patches(scenes.render(web.scene(k))) for k in range(len(latents))]
-    patches = np.concatenate(scene_patches).astype(np.float32) / 127.5 - 1
-    clusters = MiniBatchKMeans(
-        CODES, batch_size=8192, n_init=1, max_iter=20, max_no_improvement=20, init="random", random_state=0
-    ).fit(np.unique(patches, axis=0))
-    which = torch.from_numpy(clusters.predict(patches)).long()
-    rows = latents.permute(0, 2, 3, 1).reshape(len(which), -1)
-    total = torch.zeros(CODES, rows.shape[1]).index_add_(0, which, rows)
-    return total / torch.bincount(which, minlength=CODES).clamp(min=1)[:, None]
+    if not file.exists():
+        patches = np.concatenate([_patches(scenes.render(web.scene(k))) for k in range(CODEBOOK_SCENES)])
+        distinct = np.unique(patches, axis=0).astype(np.float32) / 127.5 - 1
+        clusters = MiniBatchKMeans(CODES, batch_size=8192, n_init=1, max_iter=20, init="random", random_state=0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        centres = torch.from_numpy(clusters.fit(distinct).cluster_centers_.astype(np.float32))
+        save_file({"looks": centres}, file)
+    return load_file(file)["looks"]
+
+
+def codes_of(batch: list[scenes.Scene], centres: Tensor) -> Tensor:
+    """The code of each patch, `(B, 8, 8)` int64: the nearest of `looks`."""
+    patches = torch.from_numpy(np.concatenate([_patches(scenes.render(scene)) for scene in batch])).float() / 127.5 - 1
+    return torch.cdist(patches, centres).argmin(-1).reshape(-1, SIDE, SIDE)
 
 
 def _patches(image: np.ndarray) -> np.ndarray:
@@ -94,12 +104,12 @@ def _patches(image: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def autoencoder(vae: AutoencoderKL, latents: Tensor) -> VQModel:
-    """A `VQModel` with the weights of `vae` and a codebook of its mean latents of like patches.
+def autoencoder(vae: AutoencoderKL, codebook: Tensor) -> VQModel:
+    """A `VQModel` that starts with the weights of `vae`.
 
     Args:
         vae: the trained autoencoder; images in [-1, 1].
-        latents: scaled latent means `(scenes, channels, 8, 8)` of the web scenes, in their order.
+        codebook: a latent for each code, `(CODES, channels)`.
 
     Returns:
         Encodes images in [-1, 1]; decodes codes to images in [0, 1], as aMUSEd's pipeline expects.
@@ -127,39 +137,60 @@ def autoencoder(vae: AutoencoderKL, latents: Tensor) -> VQModel:
     model.decoder.load_state_dict(vae.decoder.state_dict())
     model.decoder.conv_out.weight.mul_(0.5)  # [-1, 1] -> [0, 1]
     model.decoder.conv_out.bias.mul_(0.5).add_(0.5)
-    model.quantize.embedding.weight.copy_(_codebook(latents[:CODEBOOK_SCENES].float() / config.scaling_factor))
+    model.quantize.embedding.weight.copy_(codebook)
     return model.eval()
 
 
 @torch.no_grad()
-def precompute_codes(file: Path, model: VQModel, latents: Tensor, scaling_factor: float) -> Tensor:
-    """Codes of the web scenes, `(scenes, 8, 8)` int16; kept in `file`."""
-    if file.exists():
-        return load_file(file)["codes"]
-    book = model.quantize.embedding.weight
-    rows = (latents / scaling_factor).permute(0, 2, 3, 1).reshape(-1, SIDE * SIDE, book.shape[1])
-    codes = torch.cat([torch.cdist(part.float(), book).argmin(-1).short() for part in rows.split(256)])
-    codes = codes.reshape(-1, SIDE, SIDE)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"codes": codes.contiguous()}, file.with_suffix(".partial"))
-    file.with_suffix(".partial").replace(file)
-    return codes
+def mean_latents(vae: AutoencoderKL, centres: Tensor) -> Tensor:
+    """Mean latent of the patches of each code over the first web scenes, `(CODES, channels)`."""
+    total, count = torch.zeros(CODES, vae.config.latent_channels), torch.zeros(CODES)
+    for start in range(0, CODEBOOK_SCENES, 64):
+        batch = [web.scene(k) for k in range(start, start + 64)]
+        which = codes_of(batch, centres).flatten()
+        latents = vae.encode(pixels([scenes.render(scene) for scene in batch])).latent_dist.mean
+        total.index_add_(0, which, latents.permute(0, 2, 3, 1).flatten(0, 2))
+        count += torch.bincount(which, minlength=CODES)
+    return total / count.clamp(min=1)[:, None]
+
+
+def train_autoencoder(folder: Path, vae: AutoencoderKL, centres: Tensor, steps: int = 400) -> VQModel:
+    """Decoder and codebook learn to draw web scenes from their codes (L1 + MSE), the encoder to find the codes."""
+    torch.manual_seed(71)
+    model = autoencoder(vae, mean_latents(vae.eval(), centres))
+    spread = model.quantize.embedding.weight.var().item()
+
+    def loss(step: int):
+        batch = [web.scene(DRAWING_BATCH * step + k) for k in range(DRAWING_BATCH)]
+        codes, images = codes_of(batch, centres), pixels([scenes.render(scene) for scene in batch])
+        latents = model.quantize.embedding(codes).permute(0, 3, 1, 2)
+        error = 2 * model.decoder(model.post_quant_conv(latents)) - 1 - images
+        encoded = model.encode(images).latents
+        distance = (encoded - latents.detach()).square().mean() / spread
+        drawn = error.square().mean()
+        psnr = (4 / drawn.detach()).log10().item() * 10
+        return error.abs().mean() + drawn + 0.1 * distance, {"psnr": psnr, "distance": distance.item()}
+
+    Training(folder, model, loss, Schedule(steps, lr=5e-4, ema_decay=0.99)).run()
+    return model
+
+
+def precompute_codes(file: Path, centres: Tensor) -> Tensor:
+    """Codes of the web scenes, `(NUM_SCENES, 8, 8)` int16; kept in `file`."""
+    if not file.exists():
+        parts = [codes_of([web.scene(k) for k in range(start, start + 128)], centres).short()
+                 for start in range(0, NUM_SCENES, 128)]  # fmt: skip
+        save_file({"codes": torch.cat(parts)}, file)
+    return load_file(file)["codes"]
 
 
 @torch.no_grad()
-def start_from_looks(model: UVit2DModel, codes: Tensor) -> None:
+def start_from_looks(model: UVit2DModel, looks: Tensor) -> None:
     """Give codes of like patches like embeddings and like output weights, before any training.
 
-    As unrelated classes, a thousand codes must each be learned by themselves; here a red corner starts beside a red
-    corner. The vectors are principal components of the mean patch of each code.
-
-    Args:
-        codes: of the first web scenes, `(scenes, 8, 8)`.
+    As unrelated classes, thousands of codes must each be learned by themselves; here a red corner starts beside a red
+    corner. The vectors are principal components of the pixels `(CODES, 192)` that each code stands for.
     """
-    which = codes.reshape(-1).long()
-    patches = torch.from_numpy(np.concatenate([_patches(scenes.render(web.scene(k))) for k in range(len(codes))]))
-    count = torch.bincount(which, minlength=CODES).clamp(min=1)[:, None]
-    looks = torch.zeros(CODES, patches.shape[1]).index_add_(0, which, patches.float()) / count
     left, scale, _ = torch.linalg.svd(looks - looks.mean(0), full_matrices=False)
     width = model.mlm_layer.conv2.weight.shape[1]
     vectors = left[:, :width] * scale[:width].sqrt()  # the root lets faint differences speak, too
@@ -194,17 +225,14 @@ def pipeline(final: Path, clip: CLIPModel) -> AmusedPipeline:
 
 
 def train(folder: Path, vae: AutoencoderKL, clip: CLIPModel, steps: int = 2500) -> UVit2DModel:
-    """Codebook, then masked-code prediction on web captions, text encoder frozen."""
+    """Codes, an autoencoder that draws from them, then masked-code prediction on web captions, text encoder frozen."""
+    centres = looks(folder / "looks.safetensors")
+    if not (folder / "vqvae").exists():
+        train_autoencoder(folder / "autoencoder", vae, centres).save_pretrained(folder / "vqvae")
+    codes = precompute_codes(folder / "codes.safetensors", centres)
     torch.manual_seed(7)
-    latents = precompute_latents(folder.parent / "unet" / "latents.safetensors", vae)
-    if (folder / "vqvae").exists():
-        vqvae = VQModel.from_pretrained(folder / "vqvae")
-    else:
-        vqvae = autoencoder(vae, latents)
-        vqvae.save_pretrained(folder / "vqvae")
-    codes = precompute_codes(folder / "codes.safetensors", vqvae, latents, vae.config.scaling_factor)
     model, encoder, tokenizer = transformer(), text_encoder(clip), architectures.clip_tokenizer()
-    start_from_looks(model, codes[:CODEBOOK_SCENES])
+    start_from_looks(model, centres)
 
     def loss(step: int):
         generator = torch.Generator().manual_seed(step)

@@ -67,50 +67,67 @@ def train_clip(folder: Path, ground_steps: int = 500, steps: int = CLIP_STEPS):
     return model
 
 
-GREY_VIEWS = 0.2
+SHIFT = 2  # cells that a view may be moved by, along each side
+GREY_VIEWS, TRUE_VIEWS = 0.2, 0.1  # the other seven tenths have their channels permuted
 
 
-def random_views(images: Tensor, side: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Random square crops of `(B, 3, 64, 64)` covering `[low, high]` of a side, resized to `side`, with mild noise.
+def random_views(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Views of `(B, 3, 64, 64)`: moved by whole cells, most of them without their colours, with mild noise.
 
-    A fifth of them lose their colour and the others get a faint cast (DINO's own share of grey views, Caron et al.
-    2021): where colour always survives, it is all that the student learns to see.
+    Where colour survives it is all that the student learns to see, so a fifth of the views are grey and most others
+    have their channels permuted, stretched and shifted. A view moves by whole patches of the tower, as things do here.
     """
-    count = len(images)
-    scale = low + (high - low) * torch.rand(count, generator=generator)
-    shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - scale)[:, None]
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = shift
-    views = F.grid_sample(
-        images,
-        F.affine_grid(theta, [count, 3, side, side], align_corners=False),
-        padding_mode="border",
-        align_corners=False,
-    )
-    grey = torch.rand(count, 1, 1, 1, generator=generator) < GREY_VIEWS
-    views = torch.where(grey, views.mean(1, keepdim=True), views)
-    views = views * (0.8 + 0.4 * torch.rand(count, 3, 1, 1, generator=generator))
-    brightness = 0.1 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
-    return views + brightness + 0.03 * torch.randn(views.shape, generator=generator)
+    count, side = len(images), images.shape[-1]
+    room = 2 * SHIFT * scenes.CELL
+    padded = F.pad(images, (room // 2,) * 4, mode="replicate")
+    corners = scenes.CELL * torch.randint(0, 2 * SHIFT + 1, (count, 2), generator=generator)
+    views = torch.stack([
+        image[:, y : y + side, x : x + side] for image, (y, x) in zip(padded, corners.tolist(), strict=True)
+    ])  # fmt: skip
+    order = torch.rand(count, 3, generator=generator).argsort(1)
+    gain = 0.5 + 0.5 * torch.rand(count, 3, 1, 1, generator=generator)
+    bias = (1 - gain) * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
+    permuted = gain * views.gather(1, order[:, :, None, None].expand_as(views)) + bias
+    grey = gain[:, :1] * views.mean(1, keepdim=True) + bias[:, :1]
+    kind = torch.rand(count, 1, 1, 1, generator=generator)
+    views = torch.where(kind < GREY_VIEWS, grey, torch.where(kind < 1 - TRUE_VIEWS, permuted, views))
+    return views + 0.03 * torch.randn(views.shape, generator=generator)
+
+
+SINGLE = 40  # scenes of a single thing in a batch of 64; photographs that DINO learns from mostly show one, too
+
+
+def dino_batch(step: int) -> list[scenes.Scene]:
+    """The scenes DINO sees at a step: 40 with one thing, 24 of any kind."""
+    batch = []
+    for k in range(64 * step, 64 * step + SINGLE):
+        tries = (web.scene(1000 * k + again, "dino") for again in range(1000))
+        batch.append(next(scene for scene in tries if len(scene.things) == 1))
+    return batch + [web.scene(k) for k in range(64 * step + SINGLE, 64 * step + 64)]
+
+
+PROTOTYPES = 256
 
 
 class Student(nn.Module):
     """DINO's student: backbone and projection head; the teacher is its moving average, kept beside it."""
 
-    HEAD = (128, 512, 128, 1024)  # input, hidden, bottleneck, output widths
+    HEAD = (128, 512, 128, PROTOTYPES)  # input, hidden, bottleneck, output widths
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
-        self.backbone, self.head = backbone, DINOProjectionHead(*self.HEAD)
-        self.loss = DINOLoss(1024, warmup_teacher_temp=0.04, teacher_temp=0.06, warmup_teacher_temp_epochs=5)
-        teacher_head = DINOProjectionHead(*self.HEAD)  # weight norm forbids a deepcopy
+        self.backbone, self.head = backbone, self._head()
+        self.loss = DINOLoss(PROTOTYPES, warmup_teacher_temp=0.04, teacher_temp=0.06, warmup_teacher_temp_epochs=5)
+        teacher_head = self._head()  # weight norm forbids a deepcopy
         teacher_head.load_state_dict(self.head.state_dict())
         self.teacher = nn.ModuleList([copy.deepcopy(backbone), teacher_head]).requires_grad_(False)
 
+    def _head(self) -> DINOProjectionHead:
+        """With batch norm: without it all views look alike to a tower this small, and training never starts."""
+        return DINOProjectionHead(*self.HEAD, batch_norm=True)
+
     def forward(self, views: Tensor) -> Tensor:
-        hidden = self.backbone(views, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-        return self.head(hidden)
+        return self.head(self.backbone(views).last_hidden_state[:, 0])
 
     @torch.no_grad()
     def teach(self, views: Tensor, momentum: float) -> Tensor:
@@ -120,24 +137,21 @@ class Student(nn.Module):
         return self.teacher[1](self.teacher[0](views).last_hidden_state[:, 0])
 
 
-def train_dino(folder: Path, steps: int = 2000):
-    """Self-distillation (DINO) on pixels alone: two wide and two narrow views of each scene, no label, no text."""
+def train_dino(folder: Path, steps: int = 2600):
+    """Self-distillation (DINO) on pixels alone: two views of each scene, no label, no text."""
     torch.manual_seed(2)
     student = Student(architectures.dino())
 
     def loss(step: int):
         generator = torch.Generator().manual_seed(step)
-        images = pixels([scenes.render(web.scene(64 * step + k)) for k in range(64)])
-        wide = [random_views(images, 64, 0.7, 1.0, generator) for _ in range(2)]
-        narrow = [random_views(images, 32, 0.4, 0.6, generator) for _ in range(2)]
-        momentum = 1 - 0.008 * (1 - step / steps)
-        targets = student.teach(torch.cat(wide), momentum).chunk(2)
-        outputs = [*student(torch.cat(wide)).chunk(2), *student(torch.cat(narrow)).chunk(2)]
+        images = pixels([scenes.render(scene) for scene in dino_batch(step)])
+        views = torch.cat([random_views(images, generator) for _ in range(2)])
+        targets = student.teach(views, momentum=1 - 0.01 * (1 - step / steps)).chunk(2)
         spread = F.normalize(torch.cat(targets), dim=-1).std(0).mean().item()
-        return student.loss(targets, outputs, epoch=int(10 * step / steps)), {"spread": spread}
+        return student.loss(targets, student(views).chunk(2), epoch=int(10 * step / steps)), {"spread": spread}
 
     carried = {"center": student.loss.center} | dict(student.teacher.named_parameters())
-    schedule = Schedule(steps, lr=5e-4, weight_decay=0.04, ema_decay=0.99)
+    schedule = Schedule(steps, lr=1e-3, weight_decay=0.04, ema_decay=0.99)
     Training(folder, student, loss, schedule, carried).run()
     return student.backbone
 

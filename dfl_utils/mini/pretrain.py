@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from transformers import Blip2Processor, BlipProcessor, CLIPModel, CLIPProcessor, CLIPTextModel
+from transformers import (
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -51,6 +58,9 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
         return judges.train_probe(folder)
     if stage == "dino":
         return judges.train_dino(folder)
+    if stage == "blip2" and onward:
+        start = Blip2ForConditionalGeneration.from_pretrained(SHIPPED / "blip2", dtype=torch.float32)
+        return blip2.train_on(folder, start)
     if stage == "blip2":
         return blip2.train(folder)
     if stage in UPSTREAM:
@@ -148,7 +158,9 @@ def training_record(root: Path) -> dict[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--onward", nargs="*", choices=("unet",), default=(), help="start from the shipped weights")
+    parser.add_argument(
+        "--onward", nargs="*", choices=("unet", "blip2"), default=(), help="start from the shipped weights"
+    )
     parser.add_argument("--root", type=Path, default=SHIPPED / "training", help="where training states are kept")
     arguments = parser.parse_args()
     for stage in STAGES:

@@ -26,7 +26,13 @@ _log = logging.getLogger(__name__)
 
 SPARE_ROWS = 64  # OPT's table is padded to a multiple of 64; BLIP was published with two unnamed tokens
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KINDS = {"clip": "clip", "dino": "vit", "probe": "ForImageClassification", "tiny_decoder": "AutoencoderTiny"}
+KINDS = {
+    "clip": "clip",
+    "dino": "vit",
+    "efficientnet": "timm_wrapper",
+    "probe": "ForImageClassification",
+    "tiny_decoder": "AutoencoderTiny",
+}
 SHARD = r"(-\d+-of-\d+)?"
 WEIGHTS = re.compile(rf"(model|diffusion_pytorch_model){SHARD}(\.fp16)?{SHARD}\.safetensors")
 

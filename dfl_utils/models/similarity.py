@@ -1,4 +1,4 @@
-"""Image similarity: cosines of CLIP's and DINO's image embeddings (Appendix A.1)."""
+"""Image similarity: cosines of CLIP's and DINO's image embeddings (Appendix A.1), and of EfficientNet-Lite0's."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, CLIPModel, ViTModel
+from transformers import AutoImageProcessor, CLIPModel, TimmWrapperForImageClassification, ViTModel
 
 from dfl_utils.models import checkpoint
 from dfl_utils.world.profile import Profile
@@ -52,6 +52,10 @@ def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
     return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]  # the class token
 
 
+def _before_logits(model: TimmWrapperForImageClassification, pixels: Tensor) -> Tensor:
+    return model.timm_model.forward_head(model.timm_model.forward_features(pixels), pre_logits=True)
+
+
 def load_clip(profile: Profile) -> ImageEncoder:
     """CLIP's image embedding, projected unless the profile says not; of an image that is not square, of its middle."""
     model, _ = checkpoint.load(CLIPModel, profile, "clip")
@@ -68,12 +72,18 @@ def load_dino(profile: Profile) -> ImageEncoder:
     return ImageEncoder(model, processor, _dino_features, min(EMBED_BATCH, max(1, EMBED_PIXELS // side**2)))
 
 
+def load_efficientnet(profile: Profile) -> ImageEncoder:
+    """EfficientNet-Lite0's 1,280 features before its last layer: it learned from ImageNet's photographs and labels."""
+    model, _ = checkpoint.load(TimmWrapperForImageClassification, profile, "efficientnet")
+    return ImageEncoder(model, _processor(profile, profile.efficientnet), _before_logits)
+
+
 def _processor(profile: Profile, model: str, **options):
     folder, place = checkpoint.source(profile, model)
     return AutoImageProcessor.from_pretrained(folder, backend="pil", **place, **options)
 
 
-ENCODERS = {"clip": load_clip, "dino": load_dino}
+ENCODERS = {"clip": load_clip, "dino": load_dino, "efficientnet": load_efficientnet}
 
 
 def cosine(originals: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -33,7 +33,10 @@ ASKED = {
     **dict.fromkeys(("probe", "inception"), fidelity.VERSION),
 }
 # What a profile says of encoders and extractor.
-JUDGING = ("clip", "clip_projected", "dino", "dino_size", "probe", "inception", "image_size", "squeeze", "device")
+JUDGING = (
+    *("clip", "clip_projected", "dino", "dino_size", "efficientnet"),
+    *("probe", "inception", "image_size", "squeeze", "device"),
+)
 # What a profile says of a model's inference, in its keys only where it is not this: so the mini profile's keys stay.
 USUAL = {
     "captioner": {"dtype": "float32", "repetition_penalty": 1.0, "limits_count_prompt": False},
@@ -122,8 +125,8 @@ class Workshop:
         return self.made_by("captioner") | {"prompt": self.profile.captioner_prompt, "words": words}
 
     def encoder_key(self, name: str) -> dict:
-        key = self.made_by(name)
-        return key | {"size": self.profile.dino_size} if name == "dino" else key
+        own = {"dino": {"size": self.profile.dino_size}, "efficientnet": {"timm": provenance.release("timm")}}
+        return self.made_by(name) | own.get(name, {})
 
     def extractor_key(self) -> dict:
         own = {"image_size": self.profile.image_size, "torch-fidelity": provenance.release("torch-fidelity")}

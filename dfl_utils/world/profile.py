@@ -10,7 +10,7 @@ from pathlib import Path
 from dfl_utils.world.limits import number
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLES = ("captioner", "generator", "clip", "dino", "probe", "tiny_decoder")  # fields that name a model
+ROLES = ("captioner", "generator", "clip", "dino", "probe", "tiny_decoder", "efficientnet")  # fields that name a model
 # Of fields, and of the chapters' parameters that are called so.
 RANGES = {
     **dict.fromkeys(("image_size", "dino_size"), number(8)),
@@ -37,6 +37,7 @@ class Profile:
     clip: str
     dino: str
     probe: str | None  # the referee's folder
+    efficientnet: str = str(ROOT / "data" / "efficientnet-lite0")  # a judge that learned from photographs
     captioner_prompt: str = "a picture of"  # which the captioner continues; cut from its captions
     image_size: int = 512  # pixels a side of a drawn image
     dino_size: int = 384  # pixels a side that DINO sees (Appendix A.1)
