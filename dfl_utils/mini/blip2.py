@@ -154,15 +154,18 @@ def caption_loss(
     return F.cross_entropy(logits, torch.searchsorted(columns, targets[asked]))
 
 
-def connect(folder: Path, blip2: Blip2ForConditionalGeneration, schedule: Schedule) -> None:
-    """Web pairs for Q-Former, queries, projection and language model, then one gentle pass over the in-domain pairs."""
+def connect(folder: Path, blip2: Blip2ForConditionalGeneration, schedule: Schedule, first: int = 0) -> None:
+    """Web pairs for Q-Former, queries, projection and language model, then one gentle pass over the in-domain pairs.
+
+    `first` is the step of the web's stream to begin at.
+    """
     blip2.vision_model.eval().requires_grad_(False)
 
     def pair_loss(batch: list[scenes.Scene], texts: list[str], among: Tensor | None):
         return caption_loss(blip2, pixels([scenes.render(scene) for scene in batch]), texts, among), {}
 
     def web_loss(step: int):
-        return pair_loss(*web_pairs(step, "blip2"), candidates(step))
+        return pair_loss(*web_pairs(first + step, "blip2"), candidates(step))
 
     Training(folder / "web", blip2, web_loss, schedule).run()
     blip2.language_model.requires_grad_(False)  # as BLIP-2 is finetuned
@@ -175,7 +178,10 @@ def connect(folder: Path, blip2: Blip2ForConditionalGeneration, schedule: Schedu
     blip2.requires_grad_(True)
 
 
-def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_steps: int = 2150):
+WEB_STEPS = 2150
+
+
+def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_steps: int = WEB_STEPS):
     """Train from nothing: see, write, connect."""
     torch.manual_seed(8)
     blip2 = model()
@@ -190,6 +196,6 @@ def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_step
 
 
 def train_on(folder: Path, blip2: Blip2ForConditionalGeneration, steps: int = 1500):
-    """Train shipped weights on: fresh web pairs along a second cosine, then the in-domain pass again."""
-    connect(folder / "onward", blip2, Schedule(steps, lr=7e-4, warmup=200, ema_decay=0.998))
+    """Train shipped weights on: web pairs that they have not seen, along a second cosine; the in-domain pass again."""
+    connect(folder / "onward", blip2, Schedule(steps, lr=7e-4, warmup=200, ema_decay=0.998), WEB_STEPS)
     return blip2

@@ -30,7 +30,7 @@ from dfl_utils.world.scenes import SYNONYMS
 GUIDANCES = (1.5, 2.0, 3.0, 5.0, 7.5)
 GENERATORS = {"stable-diffusion": "SD", "amused": "aMUSEd"}  # as the rows name them
 CAPTIONERS = {"blip-base": "BLIP base", "blip-large": "BLIP large", "blip2": "BLIP-2"}
-BARS = {"SD": (0.85, 0.92, 0.55), "BLIP base": 0.92, "BLIP large": 0.92}  # the second of each kind has none
+BARS = {"SD": (0.85, 0.92, 0.55), "aMUSEd": (0.7, 0.9, None)} | dict.fromkeys(CAPTIONERS.values(), 0.92)
 MODELS = ("clip", "dino", "probe", *GENERATORS, *CAPTIONERS)
 NOUNS = {name: name for name in scenes.CATEGORIES} | {synonym: name for name, synonym in SYNONYMS.items()}
 
@@ -149,7 +149,8 @@ def measure_generator(profile: Profile, name: str, referee: Referee, count: int 
 def captioners_stream() -> Iterator[scenes.Scene]:
     """Web scenes that captioners were pretrained on: development scenes were not kept clear of them."""
     trained = json.loads((MINI / "training.json").read_text(encoding="utf-8"))
-    steps = max(trained[f"{name}/web"]["steps"] for name in CAPTIONERS)
+    stages = [(f"{name}/web", f"{name}/onward/web") for name in CAPTIONERS]
+    steps = max(sum(trained[stage]["steps"] for stage in two if stage in trained) for two in stages)
     return (web.scene(k) for k in range(captioning.BATCH * steps))
 
 
@@ -199,7 +200,7 @@ def measure_clip(profile: Profile, items: list[splits.Item], images: np.ndarray)
 
 
 def measure_dino(profile: Profile, items: list[splits.Item], images: np.ndarray) -> dict:
-    """Nearest neighbour by DINO among single-object scenes: same category, same colour."""
+    """Nearest neighbour by DINO among single-object scenes: same category, colour, another colour."""
     single = [k for k, item in enumerate(items) if len(item.scene.things) == 1]
     embeddings = similarity.load_dino(profile).embed(images[single])
     cosines = embeddings @ embeddings.T
@@ -211,8 +212,9 @@ def measure_dino(profile: Profile, items: list[splits.Item], images: np.ndarray)
         for name in ("category", "colour")
     ]
     return {
-        "DINO neighbour category": row(np.mean(same[0]), len(single)),
+        "DINO neighbour category": row(np.mean(same[0]), len(single), 0.6),
         "DINO neighbour colour": row(np.mean(same[1]), len(single)),
+        "DINO neighbour other colour": row(1 - np.mean(same[1]), len(single), 0.1),
     }
 
 
