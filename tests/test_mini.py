@@ -141,7 +141,7 @@ def test_labels_by_hand():
 def test_the_tokens_left_out_of_a_steps_loss_hardly_count():
     model = Blip2ForConditionalGeneration.from_pretrained(MINI / "blip2", dtype=torch.float32).eval()
     scene = web.scene(0, "second")
-    case = model, autoencoder.pixels([scenes.render(scene)]), [captions.reference(scene, "0")]
+    case = model, autoencoder.pixels([scenes.render(scene)]), [scenes.reference(scene, "0")]
     assert blip2.caption_loss(*case, blip2.candidates(0)).item() == pytest.approx(
         blip2.caption_loss(*case).item(), abs=1e-3
     )

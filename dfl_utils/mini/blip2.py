@@ -115,7 +115,7 @@ def tokens(texts: list[str], prompt: str) -> tuple[Tensor, Tensor, Tensor]:
 @cache
 def used_tokens() -> Tensor:
     """Ids that occur in 20,000 captions of the world, ascending, `(U,)`; the end of a text is one of them."""
-    rows = tokenizer()([f" {captions.web(web.scene(k), f'bpe/{k}')}" for k in range(20_000)]).input_ids
+    rows = tokenizer()([f" {scenes.web_caption(web.scene(k), f'bpe/{k}')}" for k in range(20_000)]).input_ids
     return torch.tensor(sorted({token for row in rows for token in row}))
 
 
