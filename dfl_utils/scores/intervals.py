@@ -119,6 +119,14 @@ def smallest_effect(change: Estimate) -> float:
     return (change.high - change.low) / 2
 
 
+def enough(effect: float, change: Estimate) -> float:
+    """How many images would make `smallest_effect` as small as an effect: its square falls as their number grows.
+
+    A lower bound where several trainings are compared, since more images do not make seeds agree.
+    """
+    return change.n * (smallest_effect(change) / effect) ** 2
+
+
 def would_show(effect: float, change: Estimate) -> Literal["yes", "no", ""]:
     """Would a difference as large as `effect` have been visible with our n and seeds?
 
