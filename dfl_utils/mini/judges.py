@@ -137,7 +137,7 @@ class Student(nn.Module):
         return self.teacher[1](self.teacher[0](views).last_hidden_state[:, 0])
 
 
-def train_dino(folder: Path, steps: int = 2600):
+def train_dino(folder: Path, steps: int = 1700):
     """Self-distillation (DINO) on pixels alone: two views of each scene, no label, no text."""
     torch.manual_seed(2)
     student = Student(architectures.dino())
