@@ -217,8 +217,8 @@ def test_a_generator_of_ones_own_keeps_its_sampler(tmp_path):
     for given, kind in (({}, LCMScheduler), ({"scheduler": "DDPMScheduler"}, DDPMScheduler)):
         own = profile.load("mini", generator=str(folder), **given)
         assert isinstance(Generator.load(own).pipeline.scheduler, kind)
-    assert profile.load("mini").with_generator(str(profile.MINI / "stable-diffusion")).scheduler == "DDPMScheduler"
-    assert profile.load("mini").with_generator(str(folder)).scheduler is None
+    assert profile.load("mini").pair(generator=str(profile.MINI / "stable-diffusion")).scheduler == "DDPMScheduler"
+    assert profile.load("mini").pair(generator=str(folder)).scheduler is None
 
 
 def test_a_broken_drawing_is_refused():

@@ -95,7 +95,7 @@ def _profiled(chapter: str, values: Mapping[str, Scalar]) -> None:
     models = load(values["PROFILE"])
     if "GENERATOR" in values:  # a pair of one's own
         captioner, generator = (str(_path(values[name])) for name in ("CAPTIONER", "GENERATOR"))
-        models = models.with_captioner(captioner).with_generator(generator)
+        models = models.pair(captioner, generator)
     else:
         known = {"CAPTIONER": models.captioners, "CAPTIONERS": models.captioners, "OTHER_GENERATOR": models.generators}
         for name in values.keys() & known.keys():

@@ -293,10 +293,7 @@ def game_of(profile, captioner, generator, steps, store, progress, roles: Sequen
     if steps is not None and steps < 1:
         raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
     models = profile if isinstance(profile, Profile) else profiles.load(profile)
-    if captioner is not None:
-        models = models.with_captioner(captioner)
-    if generator is not None:
-        models = models.with_generator(generator)
+    models = models.pair(captioner, generator)
     for role in roles:
         models.locate(getattr(models, role))
         if models.trained(getattr(models, role)) is None:

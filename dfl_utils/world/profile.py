@@ -80,18 +80,22 @@ class Profile:
                 raise ValueError(f"{name} of a profile is {getattr(self, name)!r}: {error}.") from error
 
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
-        """The same profile with another of its captioners or generators (the paper's Tables 3, 4 and 8).
+        """The same profile with another of its captioners or generators by name (Tables 3, 4 and 8), or one's own.
 
-        Beside a captioner of `image_sizes` images are drawn at that size, if it is the smaller one.
+        Beside a captioner of `image_sizes` images are drawn at that size, if it is the smaller one. One's own captioner
+        continues the profile's prompt; one's own generator keeps its own sampler.
         """
         chosen = {}
         if captioner is not None:
-            model, prompt = _named("captioner", self.captioners, captioner)
+            model, prompt = self.captioners.get(captioner, (str(captioner), self.captioner_prompt))
             size = min(self.image_size, self.image_sizes.get(captioner, self.image_size))
             chosen |= {"captioner": model, "captioner_prompt": prompt, "image_size": size}
-        if generator is not None:
-            model, steps, guidance = _named("generator", self.generators, generator)
+        if generator in self.generators:
+            model, steps, guidance = self.generators[generator]
             chosen |= {"generator": model, "num_inference_steps": steps, "guidance_scale": guidance}
+        elif generator is not None:
+            known = place(generator).resolve() == place(self.generator).resolve()
+            chosen |= {"generator": str(generator), "scheduler": self.scheduler if known else None}
         return replace(self, **chosen)
 
     def locate(self, model: str) -> str:
@@ -105,17 +109,6 @@ class Profile:
         if self.offline:
             raise FileNotFoundError(f"{_no_folder(model)}.")
         return model
-
-    def with_captioner(self, model: str) -> "Profile":
-        """The same profile with a captioner of its `captioners`, by name, or one's own, which continues the prompt."""
-        return self.pair(captioner=model) if model in self.captioners else replace(self, captioner=str(model))
-
-    def with_generator(self, model: str) -> "Profile":
-        """The same profile with a generator of its `generators`, by name, or one's own, which keeps its own sampler."""
-        if model in self.generators:
-            return self.pair(generator=model)
-        known = place(model).resolve() == place(self.generator).resolve()
-        return replace(self, generator=str(model), scheduler=self.scheduler if known else None)
 
     def provide(self, model: str) -> str:
         """What a loader opens: `locate`; the folder of a finetuned model is written first where need be."""
@@ -185,12 +178,6 @@ def place(path: Path | str) -> Path:
     path = Path(path).expanduser()
     typed = Path(os.environ.get("DFL_FROM", "")) / path
     return typed if typed.exists() or not path.exists() else path
-
-
-def _named(role: str, models: Mapping[str, tuple], name: str) -> tuple:
-    if name not in models:
-        raise ValueError(f"The profile has no {role} {name!r}: choose one of {', '.join(models)}.")
-    return models[name]
 
 
 def _folder(variable: str) -> Path | None:
@@ -317,7 +304,7 @@ def configured(name: str, **overrides: object) -> Profile:
     in_this_way = {"way": way, **WAYS[way], **PROFILES[name].ways.get(way, {})}
     made = replace(PROFILES[name], **in_this_way | overrides | folders)
     if "generator" in overrides and "scheduler" not in overrides:
-        made = replace(made, scheduler=PROFILES[name].with_generator(made.generator).scheduler)
+        made = replace(made, scheduler=PROFILES[name].pair(generator=made.generator).scheduler)
     return made
 
 
