@@ -81,18 +81,25 @@ def _asked(what: str, check: Callable[..., object], *arguments) -> Finding:
 
 def examine(profile: Profile, machine: Machine | None = None, purpose: str = "book") -> list[Finding]:
     """Everything that a purpose of `catalogue.ROLES` needs of this machine, the profile being such; gaps and all."""
-    machine = machine or Machine()
-    found = [
-        *_gpu(profile, machine, catalogue.GPU_MEMORY[purpose]),
-        *_settings(profile),
-        *_folders(profile, purpose),
-        *_models(profile, purpose),
-        *_files(profile, purpose),
-        *(_data(profile) if purpose == "book" else ()),
-        *room(profile, missing(profile, purpose), machine),
-        *_store(machine),
-    ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_findings(profile, machine or Machine(), purpose)))
+
+
+def _findings(profile: Profile, machine: Machine, purpose: str) -> Iterator[Finding]:
+    from dfl_utils.models import checkpoint, generator  # torch takes seconds, and `dfl fetch` does without
+
+    yield _gpu(profile, machine, catalogue.GPU_MEMORY[purpose])
+    yield _asked(f"dtype {profile.dtype}", checkpoint.inference_dtype, profile)
+    yield _asked(f"scheduler {profile.scheduler}", generator.scheduler_class, profile.scheduler)
+    yield from _folders(profile, purpose)
+    yield from _models(profile, purpose)
+    for file in catalogue.files(profile, purpose):
+        lacking, where = file.flaw(profile), file.found(profile) or file.place(profile)
+        yield _finding(file.name, lacking and f"{lacking}: {where}", f"{command(profile)} --only {file.name}")
+    if purpose == "book":
+        yield from _data(profile)
+    yield from room(profile, missing(profile, purpose), machine)
+    lacking = None if machine.can_write(default_root()) else "cannot be written"
+    yield _finding(f"run store {default_root()}", lacking, "set DFL_STORE to a folder of yours")
 
 
 def command(profile: Profile) -> str:
@@ -105,22 +112,14 @@ def command(profile: Profile) -> str:
     return shlex.join(words)
 
 
-def _gpu(profile: Profile, machine: Machine, needed: int) -> Iterator[Finding]:
+def _gpu(profile: Profile, machine: Machine, needed: int) -> Finding:
     if not profile.device.startswith("cuda"):
-        yield _asked(f"device {profile.device}", check_device, profile)
-        return
+        return _asked(f"device {profile.device}", check_device, profile)
     found = machine.gpus()
     largest = max((memory for _, memory in found), default=0)
     said = f"the largest GPU has {largest / GIB:.0f} GiB of {needed / GIB:.0f} GiB"
     none = f"torch {importlib.metadata.version('torch')} sees no GPU"  # +cpu: it never will
-    yield Finding(said if found else none, GPU_MEND if largest < needed else "")
-
-
-def _settings(profile: Profile) -> Iterator[Finding]:
-    from dfl_utils.models import checkpoint, generator  # torch takes seconds, and `dfl fetch` does without
-
-    yield _asked(f"dtype {profile.dtype}", checkpoint.inference_dtype, profile)
-    yield _asked(f"scheduler {profile.scheduler}", generator.scheduler_class, profile.scheduler)
+    return Finding(said if found else none, GPU_MEND if largest < needed else "")
 
 
 def _kind(what: str, profile: Profile, folder: Path, roles: Iterable[str]) -> Iterator[Finding]:
@@ -154,12 +153,6 @@ def _models(profile: Profile, purpose: str) -> Iterator[Finding]:
         if lacking and model.accept:
             accept = f"read it at {model.page}, then {mend} --accept {model.licence}"
             yield Finding(f"licence {model.licence} of {model.name} asks to be accepted", accept)
-
-
-def _files(profile: Profile, purpose: str) -> Iterator[Finding]:
-    for file in catalogue.files(profile, purpose):
-        lacking, where = file.flaw(profile), file.found(profile) or file.place(profile)
-        yield _finding(file.name, lacking and f"{lacking}: {where}", f"{command(profile)} --only {file.name}")
 
 
 def _data(profile: Profile) -> Iterator[Finding]:
@@ -211,8 +204,3 @@ def missing(profile: Profile, purpose: str = "book") -> list[Model | File]:
     """What of the published files is not there, or not whole."""
     needed = [*catalogue.models(profile, purpose), *catalogue.files(profile, purpose)]
     return [one for one in needed if one.flaw(profile)]
-
-
-def _store(machine: Machine) -> Iterator[Finding]:
-    lacking = None if machine.can_write(default_root()) else "cannot be written"
-    yield _finding(f"run store {default_root()}", lacking, "set DFL_STORE to a folder of yours")
