@@ -20,13 +20,12 @@ def number(low: float, high: float = math.inf, *, above: bool = False, below: bo
     return check
 
 
-def word(names: Iterable[str] | Callable[[], Iterable[str]]) -> Check:
-    """One of some names, or of those that a function gives when a value is looked at."""
+def word(names: Iterable[str]) -> Check:
+    """One of some names."""
 
     def check(value: str) -> None:
-        known = names() if callable(names) else names
-        if value not in known:
-            raise ValueError(f"choose one of {', '.join(known)}")
+        if value not in names:
+            raise ValueError(f"choose one of {', '.join(names)}")
 
     return check
 
