@@ -147,7 +147,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
     try:
         with tempfile.TemporaryDirectory(prefix="dfl-", dir=kernels.socket_folder()) as sockets:
             return papermill.execute_notebook(
-                str(source),
+                nbformat.read(source, as_version=4),
                 None,
                 parameters=dict(values),
                 engine_name=kernels.ENGINE,
