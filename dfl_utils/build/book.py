@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 
 from dfl_utils.build import chapter as chapters
-from dfl_utils.build import disclosure, kernels, publish, ranges
+from dfl_utils.build import disclosure, front, kernels, publish, ranges
 from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.build.execution import environment, folder, refuse_stale, run_chapter
 from dfl_utils.store import processes, provenance, published_run
@@ -60,6 +60,7 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     refuse_disclosure(scale)
     if scale == "full" and here.rank == 0:
         print(f"published {publish.publish('mini', results, default_root()).relative_to(provenance.ROOT)}")
+        front.main()
     return render(scale) if html else None
 
 
@@ -150,7 +151,7 @@ def _rendered_from(scale: str) -> str:
 
 
 def _copy_prose() -> None:
-    """Copy book/ without its chapters beside the executed copies, and published pictures to where pages look."""
+    """Copy book/ without its chapters beside the executed copies, its tables filled, and published pictures."""
     book, src, results = provenance.ROOT / "book", folder("src"), provenance.ROOT / "results"
     src.mkdir(parents=True, exist_ok=True)
     for path in src.iterdir():
@@ -159,6 +160,8 @@ def _copy_prose() -> None:
         elif path.stem not in chapters.sources() or path.suffix != ".ipynb":
             path.unlink()
     shutil.copytree(book, src, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+    for page in src.glob("*.md"):
+        page.write_text(front.filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     for picture in [path for pattern in PICTURES for path in results.glob(f"*/{pattern}")]:
         # A page names it ../results/<profile>/<picture>: the same place seen from book/ and from _build/src/.
         copy = folder("results") / picture.relative_to(results)

@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
     add("chapters", _chapters, "list the chapters and their parameters")
     add("check", _of("build.publish"), "say which files have changed since the commit of the published results")
+    add("answers", _of("build.front"), "write README's table of answers anew, from the published rows")
     golden = add("golden", _of("build.golden"), "compare a build at scale ci with results/ci/exhibits.csv")
     golden.add_argument("--write", action="store_true", help="write that file anew in place of comparing")
     verify = add("verify", _of("build.verify"), "recompute some published numbers from nothing, and compare")
@@ -140,9 +141,13 @@ def _run(arguments: argparse.Namespace) -> None:
     whole = chapters.effective(source, chapters.at_scale(source, arguments.scale or "published") | values)
     ranges.check(source.stem, whole)
     from dfl_utils.build import cost, execution  # these take seconds
+    from dfl_utils.exhibits import answers, tidy
 
     print(cost.estimate(source.stem, whole), flush=True)
     print(f"executed copy: {execution.run_chapter(source.stem, values, arguments.scale)}")
+    rows = execution.folder("results") / "run" / f"{source.stem}.csv"
+    if rows.is_file():
+        print(answers.answer(source.stem, tidy.read(rows), int(whole.get("NUM_SEEDS", 0))) or "")
 
 
 def _chapters(arguments: argparse.Namespace) -> None:

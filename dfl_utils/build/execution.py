@@ -103,7 +103,8 @@ def _ages(scale: str | None) -> list[tuple[str, int, int]]:
     package = (root / "dfl_utils").rglob("*.py")
     store = published_run.place()
     results = [*(root / "results").glob("*/*.*"), store, store / published_run.INDEX] if scale == "published" else []
-    return [_age(path) for path in sorted({*package, *data, *results}) if path.exists()]
+    questions = root / "book" / "questions.yml"
+    return [_age(path) for path in sorted({*package, *data, *results, questions}) if path.exists()]
 
 
 def _age(path: Path) -> tuple[str, int, int]:

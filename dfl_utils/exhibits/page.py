@@ -8,18 +8,24 @@ On the page `num_images=300` is {glue:text}`num-images`, and the table `tab-one`
 
 import base64
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Markdown, display, update_display
 from matplotlib.figure import Figure
 
-from dfl_utils.exhibits import paper, tidy
+from dfl_utils.exhibits import answers, paper, tidy
 from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store.store import RunStore
 
 DPI = 150  # of saved figures
+
+
+def answer(chapter: str) -> None:
+    """Open a chapter with its answer in four lines: the published run's, until `save` puts this run's in its place."""
+    display(replace(answers.published()[chapter], note=answers.LATER), display_id=f"answer-{chapter}")
 
 
 def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) -> None:
@@ -65,7 +71,7 @@ def show(
         The figure, for the cell to show.
     """
     if isinstance(shown, Figure):
-        shown.savefig(tidy.folder() / f"{name}.png", dpi=DPI)
+        shown.savefig(tidy.folder() / f"{name}.png", dpi=DPI, bbox_inches="tight")  # no line below it is cut
         return shown
     from myst_nb import glue
 
@@ -123,15 +129,20 @@ def compare(
     show(name, beside, caption, digits=digits)
 
 
-def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict]) -> None:
+def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict], trainings: int = 0) -> None:
     """Keep a chapter's rows and what its work cost, which the page may say as `minutes`; call it once, at the end.
+
+    What the rows answer takes its place at the chapter's top, see `answer`.
 
     Args:
         chapter: the notebook's name without its suffix.
         store: where its work lies.
         *rows: as `tidy.validate` wants them, or as `tidy.row` makes them.
+        trainings: how many were averaged, where the chapter trains.
     """
     frames = [part if isinstance(part, pd.DataFrame) else pd.DataFrame(part, columns=tidy.COLUMNS) for part in rows]
     cost = tidy.spent(store)
     say(minutes=cost["seconds"] / 60)
-    tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost)
+    path = tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost)
+    if now := answers.answer(chapter, tidy.read(path), trainings):
+        update_display(now, display_id=f"answer-{chapter}")

@@ -132,6 +132,25 @@ def excludes_size(low: float, high: float, published: float) -> str:
     return "yes, smaller" if (high < published) == (published > 0) else "yes, larger"
 
 
+def standing(low: float, high: float, published: float, sized: bool = True) -> str:
+    """How an improvement of ours stands to the paper's, in one word: what `same_direction` and `excludes_size` say.
+
+    Args:
+        low, high, published: as there.
+        sized: whether `published` has a size; of a figure there is its sign alone.
+
+    Returns:
+        "agrees": the paper's direction, and its size lies in our interval (or it has none); "smaller" or "larger": our
+        interval excludes the paper's size, smaller also where nothing of the effect is visible; "contradicts": the
+        other direction; "cannot tell": our interval holds both zero and the paper's number; "" as there.
+    """
+    direction = same_direction(low, high, published)
+    size = excludes_size(low, high, published).removeprefix("yes, ") if sized else "no"
+    if direction in ("", "no") or size in ("smaller", "larger"):
+        return {"no": "contradicts"}.get(direction, size)
+    return "agrees" if direction == "yes" else "cannot tell"
+
+
 def withhold(table: pd.DataFrame) -> pd.DataFrame:
     """A table without its verdicts, for a page whose sanity check failed: they read `withheld`."""
     columns = [name for name in table if name.startswith(("verdict", "same direction?", SIZE))]

@@ -1,0 +1,106 @@
+"""Answers: which words are said is computed from rows, and no page says another number than the published rows."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfl_utils.build import chapter, front
+from dfl_utils.exhibits import answers, paper, tidy
+from dfl_utils.scores.ranking import Estimate
+from dfl_utils.store import provenance
+
+NAN = float("nan")
+GAIN = {"exhibit": "table1", "dataset": "nocaps", "split": "overall", "method": "clip gain", "metric": "CIDEr"}
+
+
+def asked(low: float, value: float, high: float, **entry) -> answers.Fact:
+    """The fact that one row gives, with the words better, worse and unclear."""
+    rows = [
+        tidy.row("table1", ("nocaps", "overall"), "clip gain", "CIDEr", Estimate(value, low, high, 30), published=8.4)
+    ]
+    words = {"yes": "better by {by}", "no": "worse by {by}", "unclear": "unclear, {by}"}
+    return answers._fact(pd.DataFrame(rows, columns=tidy.COLUMNS), row=GAIN, unit=" %", **words | entry)
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "entry", "sentence", "standing", "smallest"),
+    [
+        (24.8, 28.9, 33.3, {}, "better by 28.9 % (24.8 to 33.3)", "larger", "4.2 %"),
+        (-5.0, -3.0, -1.0, {}, "worse by 3.0 % (1.0 to 5.0)", "contradicts", "2.0 %"),
+        (-1.0, 1.0, 3.0, {}, "unclear, +1.0 % (-1.0 to +3.0)", "smaller", "2.0 %"),
+        (-1.0, 5.0, 11.0, {}, "unclear, +5.0 % (-1.0 to +11.0)", "cannot tell", "6.0 %"),
+        (1.0, 5.0, 9.0, {}, "better by 5.0 % (1.0 to 9.0)", "agrees", "4.0 %"),
+        (1.0, 2.0, 3.0, {"flip": True}, "worse by 2.0 % (1.0 to 3.0)", "agrees", "1.0 %"),  # the paper's turns, too
+        (9.0, 9.5, 10.0, {"expects": "above"}, "better by 9.5 % (9.0 to 10.0)", "agrees", ""),
+        (8.0, 8.2, 8.3, {"expects": "about"}, "worse by 8.2 % (8.0 to 8.3)", "smaller", ""),
+        (8.0, 8.2, 8.5, {"expects": "about"}, "better by 8.2 % (8.0 to 8.5)", "agrees", ""),
+    ],
+)
+def test_the_words_follow_the_interval(low, value, high, entry, sentence, standing, smallest):
+    fact = asked(low, value, high, **entry)
+    if entry.get("flip"):
+        standing = "smaller"  # ours falls by 1 to 3 where the paper's falls by 8.4
+    assert (fact.sentence.replace("\u00a0", " "), fact.standing, fact.smallest) == (sentence, standing, smallest)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "published", "sized", "said"),
+    [
+        (1, 3, 2, True, "agrees"),
+        (1, 3, 4, True, "smaller"),
+        (1, 3, 0.5, True, "larger"),
+        (-1, 3, 2, True, "cannot tell"),
+        (-1, 1, 2, True, "smaller"),
+        (-3, -1, 2, True, "contradicts"),
+        (-3, -1, -2, True, "agrees"),
+        (-3, -1, -0.5, True, "larger"),
+        (0.1, 0.2, 1, False, "agrees"),
+        (-0.1, 0.2, 1, False, "cannot tell"),
+        (NAN, NAN, 1, True, ""),
+        (1, 2, NAN, True, ""),
+    ],
+)
+def test_how_an_interval_stands_to_the_papers_number(low, high, published, sized, said):
+    assert paper.standing(low, high, published, sized) == said
+
+
+def test_a_run_without_the_row_says_so():
+    rows = pd.DataFrame(columns=tidy.COLUMNS)
+    one = answers.answer("finding_caption", rows)
+    assert one.found == "Not in this run." and one.sure == "not measured in this run"
+    assert answers.answer("world", rows) is None
+
+
+def test_every_question_is_a_chapters_and_every_row_was_published():
+    published = answers.published()
+    assert set(published) <= set(chapter.sources())
+    for name, one in published.items():
+        text = chapter.find(name).read_text(encoding="utf-8")
+        assert all(fact.sentence for fact in one.facts), name
+        assert f'exhibits.answer(\\"{name}\\")' in text and "exhibits.save(" in text
+        assert all(len(line) < 600 for line in one.lines().values())
+        assert "<script" not in one._repr_html_() and f'href="#{one.table[0]}"' in one._repr_html_()
+
+
+def test_readme_says_what_the_published_rows_say():
+    text = (provenance.ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == front.filled(text, front.IN_README), "write it anew: dfl answers"
+    first = answers.published()["finding_caption"].facts[0].estimate
+    rows = tidy.read(provenance.ROOT / "results/mini/exhibits.csv")
+    row = rows[np.logical_and.reduce([rows[name] == value for name, value in GAIN.items()])].iloc[0]
+    assert (first.value, first.low, first.high, first.n) == (row.value, row.low, row.high, row.n)
+    assert f"{row.value:.1f}\u00a0%\u00a0({row.low:.1f}\u00a0to\u00a0{row.high:.1f})" in text
+
+
+def test_no_number_of_a_filled_page_is_typed():
+    for page in (provenance.ROOT / "book").glob("*.md"):
+        for found in front.PART.finditer(page.read_text(encoding="utf-8")):
+            assert not re.search(r"\d", found[0].removeprefix(found[1])), page
+
+
+def test_a_table_has_a_line_a_question():
+    lines = answers.table(answers.published(), front.IN_BOOK).splitlines()
+    assert len(lines) == 2 + len(answers.questions())
+    assert all(line.count("|") == 6 for line in lines) and "{doc}`finding_caption`" in lines[2]
