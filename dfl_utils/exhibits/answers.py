@@ -188,7 +188,7 @@ def _published(row: pd.Series, levels: tuple[str, ...]) -> float:
     exhibit, after, before, metric = levels
     place = {"dataset": row.dataset, "split": row.split, "metric": metric}
     new, old = (paper.number(exhibit, method=method, **place) for method in (after, before))
-    return float(paper.improvement(100 * (new - old) / old, 0, 0, metric)[0])
+    return float(paper.improvement(100 * (new - old) / old, metric))
 
 
 def _turned(change: Estimate) -> Estimate:
