@@ -52,6 +52,27 @@ def test_pairs_lists_and_the_matrix_hold_the_same_scores(mini, paths, store):
         np.testing.assert_allclose(np.concatenate(lists[name]), [values[0, 0], *values[1, 1:]], atol=1e-5)
 
 
+def test_captions_that_a_model_sees_in_part_are_said_once(mini, paths, store, caplog):
+    long, prefixed = "a red dog " * 20, replace(mini, clip_score_prefix="A photo depicts ")
+    options = {"profile": prefixed, "store": store}
+    dfl_utils.score_captions(paths[:1] * 2, [long, "a cup"], ["CLIPScore", "likelihood"], **options)
+    said = "reads only the first %d tokens of %s, such as %r"
+    assert caplog.messages == [
+        f"the text encoder of clip {said}" % (32, "1 longer texts", f"A photo depicts {long}"),
+        f"the captioner {said}" % (43, "longer captions", long),
+    ]
+    results = [{"image_id": 7, "caption": long}]
+    dfl_utils.evaluate_captions(results, ANNOTATIONS, ["CLIPScore"], images={7: paths[0]}, **options)
+    assert "of clip reads only the first 32 tokens" in caplog.messages[-1] and len(caplog.messages) == 3
+
+
+def test_scores_that_need_no_model_need_no_gpu(store):
+    found = dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["ROUGE-L"], profile="paper", store=store)
+    assert found == dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["ROUGE-L"], store=store)
+    with pytest.raises(ValueError, match="Profile 'paper' wants the device 'cuda', which is not here"):
+        dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["CLIPScore"], images={}, profile="paper", store=store)
+
+
 @pytest.mark.parametrize(
     ("captions", "options", "message"),
     [

@@ -322,6 +322,14 @@ def test_nan_makes_no_words(folders, images, name):
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("changes", [{"max_words": 100}, {"captioner_prompt": "a dog " * 40}])
+@pytest.mark.parametrize("name", ["blip", "blip2"])
+def test_captions_longer_than_the_model_are_refused(folders, name, changes):
+    words = changes.get("max_words", 8)
+    with pytest.raises(ValueError, match=f"max_words is {words}, and .*/{name} has .* positions behind the prompt"):
+        load(folders[name], **changes)
+
+
 def test_what_cannot_be_asked_is_refused(loaded, images):
     with pytest.raises(ValueError, match="of the kind llava cannot be asked here how likely .*: take blip, blip-2, g"):
         loaded["llava"].log_likelihood(images, CAPTIONS)

@@ -132,11 +132,18 @@ def test_truncated_and_missing_images_are_refused(tmp_path, format, keep):
     Image.fromarray(noise).save(path, format)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
-    with pytest.raises(OSError, match="picture is truncated or not an image") as caught:
+    with pytest.raises(
+        OSError, match="picture is truncated or not an image .*: put a whole copy in its place, or"
+    ) as caught:
         data.read_image(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match=r"a.png is missing; fetch or write the data again \(`dfl data`\)"):
-        data.read_image(tmp_path / "a.png")
+    for folder, mend in (
+        (tmp_path, "put a whole copy in its place, or leave it out"),
+        (profiles.MINI / "world", "delete its folder, then `dfl data`"),
+        (profiles.DOWNLOADS / "coco", "delete its folder, then `dfl fetch --profile paper`"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"a.png is missing: {mend}"):
+            data.read_image(folder / "a.png")
 
 
 def examples(**counts):

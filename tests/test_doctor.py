@@ -299,6 +299,6 @@ def test_replaced_models_are_examined_and_named_in_the_commands(here, tmp_path):
 
 def test_the_embedded_profile_asks_for_its_data_alone_and_the_exit_status_tells(mini, tmp_path, capsys):
     assert gaps(mini, gpus=[]) == []
-    assert cli.main(["doctor", "--profile", "mini", "-p", "data_root", f"{tmp_path}/none"]) == 1
+    assert cli.main(["doctor", "-p", "data_root", f"{tmp_path}/none"]) == 1
     out = capsys.readouterr().out
     assert f"GAP  data are missing: {tmp_path}/none - mend: dfl data\n" in out and out.endswith("\n1 gap\n")

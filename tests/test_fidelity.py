@@ -87,6 +87,10 @@ def test_bad_images_and_a_probe_that_is_not_there(mini, extractor):
         extractor.features([])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         fidelity.load(replace(mini, probe="nowhere"))
+    broken = Referee.load(mini)
+    broken.model.classifier[1].bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="What is seen in an image by .*probe holds NaN or infinity"):
+        broken.logits(patches(2, 1))
 
 
 # --- Inception ----------------------------------------------------------------------------------------------

@@ -62,6 +62,14 @@ def test_a_way_is_a_set_of_fields_and_what_is_named_beside_it_goes_before():
     assert profile.configured("paper, way=blip-repo").top_k == 50
     with pytest.raises(ValueError, match="Unknown way 'theirs': choose one of paper, blip-repo, authors"):
         profile.configured("mini, way=theirs")
+    assert (
+        mini.pair("blip-base", "stable-diffusion").captioner == profile.configured("mini").pair("blip-base").captioner
+    )
+    for pair in ({"captioner": "blip2"}, {"generator": "amused"}):
+        with pytest.raises(
+            ValueError, match=f"way=authors knows no {min(pair.values())}: take another way, or another"
+        ):
+            mini.pair(**pair)
 
 
 def test_a_path_is_meant_from_where_the_command_was_typed(tmp_path, monkeypatch):
@@ -97,6 +105,9 @@ def test_what_is_no_model_folder_is_told_apart(tmp_path):
         ("paper, coco_roots=/data", "A profile takes no coco_roots=/data: see"),
         ("paper, top_p=much", "A profile takes no top_p=much"),
         ("papers, top_p=0.5", "Unknown profile 'papers': choose one of mini, paper."),
+        ("mini, min_words=40", "min_words of a profile is 40: give at most max_words, 30."),
+        ("mini, image_size=60", "image_size of a profile is 60: give at least 8 and a multiple of 8."),
+        ("mini, sbert_pooling=max", "sbert_pooling of a profile is 'max': choose one of cls, mean."),
     ],
 )
 def test_a_wrong_change_behind_a_profile_is_named(name, sentence):

@@ -57,6 +57,13 @@ def test_the_choices_are_those_that_the_package_knows():
         ("judge", {"PROFILE": f"mini, captioner={profile.MINI}/clip"}, "clip is no captioner"),
         ("own_pair", {"CAPTIONER": "no/such/folder"}, "There is no model folder"),
         ("own_pair", {"GENERATOR": "../data/mini/clip"}, "clip is a single model, no pipeline"),
+        ("finetuning", {"PROFILE": "mini, way=authors"}, "way=authors knows no blip2: take another way"),
+        (
+            "finding_caption",
+            {"PROFILE": f"mini, captioner={profile.MINI}/blip2"},
+            "way=authors knows a BlipForConditionalGeneration alone as the captioner, and",
+        ),
+        ("own_pair", {"PROFILE": "mini, way=authors", "GENERATOR": "../data/mini/amused"}, "is a AmusedPipeline: take"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_before_anything_runs(chapter, values, said):
@@ -73,6 +80,14 @@ def test_the_command_says_how_long_it_will_work(monkeypatch, capsys):
     assert "own_pair: how long it takes is not known" in capsys.readouterr().out
     assert cli.main(["cost", "table3", "-p", "NUM_SEEDS", "0"]) == 2
     assert "NUM_SEEDS of chapter finetuning is 0" in capsys.readouterr().err
+
+
+def test_real_spice_is_refused_before_anything_runs_where_corenlp_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr("dfl_utils.scores.spice.LIBRARY", tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match="SPICE needs .* bring them by `dfl fetch .*, or take the metric SPICE-l"
+    ):
+        run_chapter("finding_caption", {"SPICE": "SPICE"})
 
 
 def test_a_model_may_be_left_out():

@@ -178,10 +178,17 @@ def test_a_picture_of_any_shape_is_ranked(ask, size):
     assert -1 <= row[0].similarity <= 1
 
 
-def test_captions_that_the_generator_sees_in_part_are_counted(ask, paths, caplog):
+def test_texts_that_a_model_sees_in_part_are_said(ask, paths, caplog):
     long = "a red dog " * 20
     ask(rerank.rerank_captions, paths[:1], [[long, "a cup"]])
-    assert "sees only the beginning of 1 captions" in caplog.text
+    said = f"reads only the first 32 tokens of 1 longer texts, such as {long!r}"
+    assert caplog.messages == [f"the text encoder of generator {said}"]
+    ask(rerank.rerank_images, [long], [paths[:1]])
+    assert caplog.messages[1:] == [f"the text encoder of clip {said}"]
+    rerank.warn_of_cut(None, ["sbert"], ["dog " * 510, "dog " * 511])
+    assert caplog.messages[-1].endswith(
+        f"sbert reads only the first 512 tokens of 1 longer texts, such as {'dog ' * 511!r}"
+    )
 
 
 def test_the_embedded_models_say_once_that_a_photograph_is_none_of_theirs(ask, paths, caplog):

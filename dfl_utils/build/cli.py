@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     models = argparse.ArgumentParser(add_help=False, parents=[settings])
     text = "what is asked for: all of the book (default), or ranking what is one's own"
     models.add_argument("--for", dest="purpose", choices=("book", "rerank"), default="book", help=text)
-    models.add_argument("--profile", default="paper", metavar="NAME", help="whose models and data (paper)")
+    models.add_argument("--profile", default="mini", metavar="NAME", help="whose models and data (mini)")
 
     def add(name: str, command: Callable, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, parents=parents)

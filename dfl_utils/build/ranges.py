@@ -81,6 +81,10 @@ def check(chapter: str, values: Mapping[str, Scalar], machine: bool = True) -> N
         _say(chapter, "SPLIT", values["SPLIT"], word(splits))
     if machine and "PROFILE" in values:
         _profiled(chapter, values)
+    if machine and values.get("SPICE") == "SPICE":
+        from dfl_utils.scores import spice  # it opens Java's door
+
+        spice.require()
 
 
 def _say(chapter: str, name: str, value: object, check: Check) -> None:
@@ -100,6 +104,8 @@ def _profiled(chapter: str, values: Mapping[str, Scalar]) -> None:
         known = {"CAPTIONER": models.captioners, "CAPTIONERS": models.captioners, "OTHER_GENERATOR": models.generators}
         for name in values.keys() & known.keys():
             _say(chapter, name, values[name], several(word(known[name])))
+            for model in values[name].split():
+                models.pair(**{"generator" if name == "OTHER_GENERATOR" else "captioner": model})
     usual = PROFILES[models.name]
     named = {role: getattr(models, role) for role in ROLES}
     roles = [role for role, model in named.items() if model and not _same(model, getattr(usual, role))]
@@ -111,8 +117,9 @@ def _profiled(chapter: str, values: Mapping[str, Scalar]) -> None:
         generators.scheduler_class(models.scheduler)
         for role in roles:
             folder = models.locate(str(_path(getattr(models, role))))
-            if Path(folder).is_dir():  # others are of the hub, and not fetched
-                workshop.check(replace(models, **{role: folder}), role)
+            for way in {models.way, values.get("WAY", models.way)}:
+                if Path(folder).is_dir():  # others are of the hub, and not fetched
+                    workshop.check(replace(models, **{role: folder}, way=way), role)
 
 
 def _path(model: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_disk, warn_of_photographs
+from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_disk, warn_of_cut, warn_of_photographs
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.scores import ngrams, spice
 from dfl_utils.store.store import RunStore
@@ -63,6 +63,8 @@ def score_captions(
     game = game_of(profile, captioner, None, None, store, progress, roles)
     examples = [on_disk(image, game.store) for image in images]
     warn_of_photographs(game.profile, roles, examples)
+    if "clip" in roles:
+        _warn_of_cut(game.profile, captions if alone else sum(map(list, captions), []))
     rows = [captions] * len(images) if matrix else [[row] if alone else row for row in captions]
     longest = max(map(len, rows))
     full = [[*row, *[row[0]] * (longest - len(row))] for row in rows]
@@ -123,6 +125,8 @@ def evaluate_captions(
         word_vectors((), game.profile.word_vectors)
     shown = [on_disk(_image(image_id, images, files), game.store) for image_id in said if roles]
     warn_of_photographs(game.profile, roles, shown)
+    if roles:
+        _warn_of_cut(game.profile, list(said.values()))
     examples = [Example(image_id, Path(), tuple(truth[image_id])) for image_id in said]
     return _scores(Scorer(game.profile, game.store, examples), examples, shown, list(said.values()), metrics)
 
@@ -147,6 +151,10 @@ def _scores(scorer: Scorer, examples, shown, said: list[str], metrics: Sequence[
             values = one_each[metric]() if metric in one_each else scorer.score(examples, captions, [metric])[metric]
             found[metric] = np.nan if np.isnan(values).all() else np.nanmean(values)
     return {metric: float(value) for metric, value in found.items()}
+
+
+def _warn_of_cut(models: Profile, captions: Sequence[str]) -> None:
+    warn_of_cut(models, ["clip"], [models.clip_score_prefix + text for text in captions])
 
 
 def _check_metrics(metrics: Sequence[str], known: Sequence[str]) -> None:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import JUDGES, Scorer
+from dfl_utils.models import checkpoint, workshop
 from dfl_utils.models import generator as generators
-from dfl_utils.models import workshop
 from dfl_utils.models.similarity import ENCODERS
-from dfl_utils.scores import ranking
+from dfl_utils.scores import embeddings, ranking
 from dfl_utils.store import blocks
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
@@ -124,9 +124,7 @@ def rerank_captions(
     warn_of_photographs(game.profile, roles, examples)
     if captions is None:
         captions = _sampled(game, examples, num_candidates, seed)
-    cut = generators.truncated(game.profile, [text for row in captions for text in row])
-    if cut:
-        _log.warning("the generator's text encoder sees only the beginning of %d captions: they are longer", cut)
+    warn_of_cut(game.profile, ["generator"], [text for row in captions for text in row])
     # Each text once and in one order, so that neither repetition nor order reaches a model.
     texts = [sorted(set(row)) for row in captions]
     seeds = [[_seed(seed, e.image_id, text) for text in row] for e, row in zip(examples, texts, strict=True)]
@@ -178,6 +176,8 @@ def rerank_images(
         check_lists("images", images, Picture, len(captions))
     roles = ["captioner", *(["clip"] if similarity == "clip" else []), *(["generator"] if images is None else [])]
     game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    readers = {similarity, *(["generator"] if images is None else [])}
+    warn_of_cut(game.profile, sorted(readers & TOKENIZERS.keys()), captions)
     if images is None:
         readings, loaders = _drawn(game, captions, num_candidates, num_beams, seed)
     else:
@@ -209,6 +209,22 @@ def warn_of_photographs(models: Profile, roles: Sequence[str], examples: Sequenc
             f"The {', '.join(own)} of data/mini know 48 drawn icons and nothing else: of photographs their ranking "
             "says nothing; take the profile paper, or models of your own."
         )
+
+
+TOKENIZERS = {  # of the text encoders that cut a long text
+    "generator": generators.tokenizer,
+    "clip": embeddings.clip_tokenizer,
+    "sbert": lambda models: embeddings.sbert_tokenizer(),
+}
+
+
+def warn_of_cut(models: Profile, readers: Iterable[str], texts: Sequence[str]) -> None:
+    """Say which texts the readers, of `TOKENIZERS`, see only in part."""
+    for reader in readers:
+        tokenizer = TOKENIZERS[reader](models)
+        if cut := checkpoint.too_long(tokenizer, texts):
+            said = "the text encoder of %s reads only the first %d tokens of %d longer texts, such as %r"
+            _log.warning(said, reader, tokenizer.model_max_length, len(cut), cut[0])
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -292,8 +308,8 @@ def game_of(profile, captioner, generator, steps, store, progress, roles: Sequen
     """The game of the profile with those models in place of its own; those of `roles` are there."""
     if steps is not None and steps < 1:
         raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
-    models = profile if isinstance(profile, Profile) else profiles.load(profile)
-    models = models.pair(captioner, generator)
+    find = profiles.load if roles else profiles.configured  # without a model no device is needed
+    models = (profile if isinstance(profile, Profile) else find(profile)).pair(captioner, generator)
     for role in roles:
         models.locate(getattr(models, role))
         if models.trained(getattr(models, role)) is None:

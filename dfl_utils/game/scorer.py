@@ -99,8 +99,7 @@ class Scorer:
 
     def _load_clip_text(self) -> embeddings.TextEncoder:
         model, folder = checkpoint.load(CLIPModel, self.profile, "clip")
-        _, place = checkpoint.source(self.profile, self.profile.clip)
-        tokenizer = checkpoint.load_tokenizer(folder, **place)
+        tokenizer = embeddings.clip_tokenizer(self.profile)
         checkpoint.check_vocabulary(folder, len(tokenizer), model.config.text_config.vocab_size)
         return embeddings.clip_encoder(use_onednn(model), tokenizer, projected=self.profile.clip_projected)
 

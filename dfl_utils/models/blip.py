@@ -1,5 +1,6 @@
 """What every captioner does, and BLIP and BLIP-2: sampled (Section 3.1), read by beam search, or asked."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ from transformers import (
 )
 
 from dfl_utils.models import checkpoint
+
+_log = logging.getLogger(__name__)
 
 # BERT's tokens of "man's" come back as "man ' s"; of "dogs' bowl" the apostrophe belongs to no ending.
 CLITIC = re.compile(r"(?<=\w) ' (?=(?:s|re|ve|d|ll|m)\b)|(?<=n) ' (?=t\b)")
@@ -129,14 +132,18 @@ class Captioner:
         """How likely the captioner finds given captions, `(B, N)` float32: mean log-probability (nats) a token.
 
         The caption's tokens and the end token count, each given the image, the prompt and the tokens before it. An
-        empty caption is the end token alone. What exceeds the model's positions is not read.
+        empty caption is the end token alone. What exceeds the model's positions is not read; a warning says so.
 
         Args:
             images: B RGB images.
             captions: B lists of N >= 1 texts without the prompt.
         """
         embeds, per_image = self.image_embeds(images), len(captions[0])
-        targets = [self._caption_ids(text, embeds.shape[1]) for row in captions for text in row]
+        texts = [text for row in captions for text in row]
+        targets = [self._caption_ids(text, embeds.shape[1]) for text in texts]
+        room = self._positions(embeds.shape[1]) - len(self._prompt_ids())
+        if longer := [text for text, ids in zip(texts, targets, strict=True) if len(ids) > room]:
+            _log.warning("the captioner reads only the first %d tokens of longer captions, such as %r", room, longer[0])
         parts = [
             self._mean_log_probability(
                 embeds[torch.arange(k, min(k + LIKELIHOOD_BATCH, len(targets))) // per_image],
@@ -191,6 +198,17 @@ class Captioner:
             "max_new_tokens": max(self.max_words - counted, 1),
             **({"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}),
         }
+
+    def check_lengths(self, image_tokens: int) -> None:
+        """ValueError where the model has too few positions for its prompt and the longest caption."""
+        prompt = len(self._prompt_ids())
+        longest = self._limits(prompt if self.limits_count_prompt else 0)["max_new_tokens"]
+        room = self._positions(image_tokens) - prompt
+        if longest > room:
+            raise ValueError(
+                f"max_words is {self.max_words}, and {self.model.name_or_path} has {max(room, 0)} positions behind the "
+                f"prompt {self.prompt!r}: give fewer, or a shorter captioner_prompt."
+            )
 
     def _texts(self, ids: Tensor) -> list[str]:
         """Sentences as people write them, with single spaces and none before an ending such as that of "man's"."""

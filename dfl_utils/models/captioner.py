@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from dfl_utils.models import checkpoint, other_captioners
 from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner
-from dfl_utils.world.profile import Profile
+from dfl_utils.world.profile import Profile, check_way
 
 VERSION = 1  # of what any captioner says of the same image and files; part of every key that names one
 OTHER_TASK = re.compile(r"For(?!ConditionalGeneration$|CausalLM$|ImageTextToText$|Vision2Seq$)\w+$")
@@ -18,13 +18,15 @@ def load(profile: Profile) -> Captioner:
 
     Raises:
         FileNotFoundError, ValueError: as `checkpoint.load`; a checkpoint of no captioner that transformers knows; a
-            `dtype` that the device cannot do.
+            `dtype` that the device cannot do; captions that BLIP or BLIP-2 have no positions for.
     """
     checkpoint.inference_dtype(profile)
     kind = choose(profile)
     model, _ = checkpoint.load(kind.model_class, profile, "captioner")
     made = kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
     made.repetition_penalty, made.limits_count_prompt = profile.repetition_penalty, profile.limits_count_prompt
+    if kind in CAPTIONERS.values():
+        made.check_lengths(getattr(model.config, "num_query_tokens", 0))
     return made
 
 
@@ -35,7 +37,7 @@ def processor(profile: Profile):
 
 
 def choose(profile: Profile) -> type[Captioner]:
-    """The class that serves the profile's captioner; ValueError where its configuration is of none."""
+    """The class that serves the profile's captioner; ValueError where its configuration is of none, or fits no way."""
     folder, place = checkpoint.source(profile, profile.captioner)
     with checkpoint.explain(folder, place["revision"]):
         config, _ = PreTrainedConfig.get_config_dict(folder, **place)
@@ -47,4 +49,6 @@ def choose(profile: Profile) -> type[Captioner]:
             )
     # A BLIP-2 with an encoder-decoder reads the prompt; it does not continue it.
     ours = CAPTIONERS if config.get("use_decoder_only_language_model", True) else {}
-    return ours.get(config.get("model_type")) or other_captioners.choose(folder, config)
+    kind = ours.get(config.get("model_type")) or other_captioners.choose(folder, config)
+    check_way(profile, "captioner", kind.model_class.__name__)
+    return kind

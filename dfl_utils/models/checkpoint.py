@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -226,6 +226,12 @@ def load_tokenizer(folder: str, subfolder: str = "", **options) -> PreTrainedTok
     """The tokenizer of a checkpoint, or of a pipeline's subfolder; `options` as for transformers' `from_pretrained`."""
     options |= {"subfolder": subfolder}
     return shared("tokenizer", Path(folder, subfolder), lambda: AutoTokenizer.from_pretrained(folder, **options))
+
+
+def too_long(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """The texts of which a model reads the beginning alone: they have more tokens than its tokenizer says it reads."""
+    ids = tokenizer(list(texts), verbose=False).input_ids
+    return [text for text, row in zip(texts, ids, strict=True) if len(row) > tokenizer.model_max_length]
 
 
 def of_pipeline(folder: str) -> dict[str, PreTrainedTokenizerBase]:

@@ -67,7 +67,7 @@ class Referee:
         for start in range(0, len(images), PROBE_BATCH):
             pixels = torch.from_numpy(images[start : start + PROBE_BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
             parts.append(self.model(pixel_values=pixels.to(self.model.device)).logits.cpu())
-        return torch.cat(parts).numpy()
+        return checkpoint.require_finite(torch.cat(parts).numpy(), "What is seen in an image", self.model.name_or_path)
 
 
 def _count_categories(labels: Sequence[str]) -> int:

@@ -23,9 +23,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dfl_utils.models import checkpoint
-from dfl_utils.world.profile import Profile
+from dfl_utils.world.profile import Profile, check_way
 
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `truncated` counts them
@@ -42,11 +43,14 @@ LITERAL = {"clean_caption": False, "use_resolution_binning": False}
 
 def truncated(profile: Profile, captions: Sequence[str]) -> int:
     """How many captions the text encoder sees only in part, longer than its tokens (SD v1: 77, the mini SD: 32)."""
+    return len(checkpoint.too_long(tokenizer(profile), captions))
+
+
+def tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
+    """The tokenizer of the profile's pipeline."""
     folder, place = checkpoint.source(profile, profile.generator)
     # For a pipeline's tokenizer, which has no config.json, the library would ask the hub, even where all is cached.
-    tokenizer = checkpoint.load_tokenizer(checkpoint.snapshot(folder, place["revision"]), "tokenizer", **place)
-    ids = tokenizer(list(captions), verbose=False).input_ids
-    return sum(len(row) > tokenizer.model_max_length for row in ids)
+    return checkpoint.load_tokenizer(checkpoint.snapshot(folder, place["revision"]), "tokenizer", **place)
 
 
 class SeededAmusedScheduler(AmusedScheduler):
@@ -87,8 +91,8 @@ def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     return Float32Steps
 
 
-def _pipeline_class(folder: str, place: dict) -> type[DiffusionPipeline]:
-    """The class of diffusers that a checkpoint names; ValueError where it draws no images of texts."""
+def _pipeline_class(profile: Profile, folder: str, place: dict) -> type[DiffusionPipeline]:
+    """The class of diffusers that a checkpoint names; ValueError where it draws no images of texts or fits no way."""
     if (Path(folder) / "config.json").is_file() and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} is a single model, no pipeline of diffusers: give one such as Stable Diffusion.")
     with checkpoint.explain(folder, place["revision"]):
@@ -102,6 +106,7 @@ def _pipeline_class(folder: str, place: dict) -> type[DiffusionPipeline]:
             f"{folder} is a {name or 'nameless pipeline'}, which is no text-to-image pipeline of diffusers; "
             "give one such as StableDiffusionPipeline or AmusedPipeline."
         )
+    check_way(profile, "generator", name)
     return kind
 
 
@@ -117,7 +122,7 @@ def _without_checker(kind: type[DiffusionPipeline]) -> dict[str, object]:
 def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch.dtype) -> DiffusionPipeline:
     """The profile's pipeline; Stable Diffusion with that scheduler, if there is one, any other with its own."""
     folder, place = checkpoint.source(profile, profile.generator)
-    kind = _pipeline_class(folder, place)
+    kind = _pipeline_class(profile, folder, place)
     stable_diffusion = issubclass(kind, StableDiffusionPipeline)
     options = place | checkpoint.of_pipeline(folder) | _without_checker(kind)
     with checkpoint.opening(folder, "generator", place["revision"]):
@@ -156,7 +161,7 @@ def _sampler(scheduler: type[SchedulerMixin] | None, saved: Mapping, dtype: torc
 def check(profile: Profile) -> None:
     """What `Generator.load` refuses, as far as it is seen without weights: class, tokenizers, sampler, steps."""
     folder, place = checkpoint.source(profile, profile.generator)
-    scheduler, kind = scheduler_class(profile.scheduler), _pipeline_class(folder, place)
+    scheduler, kind = scheduler_class(profile.scheduler), _pipeline_class(profile, folder, place)
     checkpoint.of_pipeline(folder)
     if issubclass(kind, StableDiffusionPipeline):
         with checkpoint.explain(folder, place["revision"]):
@@ -294,7 +299,7 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
     Raises:
         FileNotFoundError, ValueError: as `Generator.load`; a pipeline whose losses Section 4 does not define.
     """
-    kind = _pipeline_class(*checkpoint.source(profile, profile.generator))
+    kind = _pipeline_class(profile, *checkpoint.source(profile, profile.generator))
     if kind is not StableDiffusionPipeline:
         raise ValueError(
             f"{profile.generator} is a {kind.__name__}, and the finetuning needs a StableDiffusionPipeline: give one."

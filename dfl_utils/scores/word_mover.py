@@ -82,10 +82,7 @@ def word_mover(
 
     NaN where a caption, or every reference of its image, holds no word that has a vector and is no stop word (gensim
     says infinity there, which no mean survives): leave it out and state the n. `vectors_file`: see `word_vectors`.
-    ValueError for another `tokenize`.
     """
-    if tokenize not in TOKENIZE:
-        raise ValueError(f"wmd_tokens is {tokenize!r}: choose one of {', '.join(TOKENIZE)}.")
     pairs = Candidates.of(captions, references)
     words = [sorted(word for word in text if word not in STOP_WORDS) for text in TOKENIZE[tokenize](pairs.texts)]
     vectors = word_vectors((word for bag in words for word in bag), vectors_file)

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dfl_utils.world import annotations
 from dfl_utils.world.annotations import DOMAINS, Example
 from dfl_utils.world.annotations import folder as folder  # it belongs to the interface
-from dfl_utils.world.profile import Profile
+from dfl_utils.world.profile import PROFILES, Profile
 from dfl_utils.world.scenes import Scene
 from dfl_utils.world.scenes import read as scenes_of
 
@@ -136,7 +136,7 @@ def read_image(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for some broken PNG chunks.
         reason = "Pillow knows no such format" if isinstance(error, UnidentifiedImageError) else error
-        raise OSError(f"{path} is truncated or not an image ({reason}); fetch it or run `dfl data` again.") from error
+        raise OSError(f"{path} is truncated or not an image ({reason}): {_mend(path)}.") from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -144,7 +144,15 @@ def read_bytes(path: Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing; fetch or write the data again (`dfl data`).") from None
+        raise FileNotFoundError(f"{path} is missing: {_mend(path)}.") from None
+
+
+def _mend(path: Path) -> str:
+    """What brings an image file back: a command, where it is of a profile's data; one's own only its owner can."""
+    for profile in PROFILES.values():
+        if Path(path).absolute().is_relative_to(profile.data_root):
+            return f"delete its folder, then `{profile.data_command}`"
+    return "put a whole copy in its place, or leave it out"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable
 Check = Callable[[object], None]  # raises ValueError with what is to be given in the value's place
 
 
-def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Check:
-    """A finite number from `low` to `high`; with `above` not `low` itself, with `below` not `high`."""
+def number(
+    low: float, high: float = math.inf, *, above: bool = False, below: bool = False, step: int | None = None
+) -> Check:
+    """A finite number from `low` to `high`, a multiple of `step`; `above` leaves out `low` itself, `below` `high`."""
     asked = f"{'more than' if above else 'at least'} {low:g}"
     asked += f" and {'less than' if below else 'at most'} {high:g}" if high < math.inf else ""
+    asked += f" and a multiple of {step}" if step else ""
 
     def check(value: float) -> None:
         inside = low < value if above else low <= value
         inside &= value < high if below else value <= high
-        if not (math.isfinite(value) and inside):
+        if not (math.isfinite(value) and inside) or (step and value % step):
             raise ValueError(f"give {asked}")
 
     return check

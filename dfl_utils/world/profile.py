@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from dfl_utils.world.limits import number
+from dfl_utils.world.limits import number, word
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("captioner", "generator", "clip", "dino", "probe", "tiny_decoder", "efficientnet")  # fields that name a model
 # Of fields, and of the chapters' parameters that are called so.
 RANGES = {
-    **dict.fromkeys(("image_size", "dino_size"), number(8)),
+    "image_size": number(8, step=8),  # a latent stands for 8 x 8 pixels
+    "dino_size": number(8),
     **dict.fromkeys(("num_inference_steps", "max_words", "draw_batch"), number(1)),
     **dict.fromkeys(("guidance_scale", "top_k", "min_words"), number(0)),
     "top_p": number(0, 1, above=True),
     "repetition_penalty": number(0, above=True),
+    "sbert_pooling": word(("cls", "mean")),
+    "wmd_tokens": word(("ptb", "split")),
 }
 
 
@@ -78,14 +81,19 @@ class Profile:
                 check(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"{name} of a profile is {getattr(self, name)!r}: {error}.") from error
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words of a profile is {self.min_words}: give at most max_words, {self.max_words}.")
 
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
         """The same profile with another of its captioners or generators by name (Tables 3, 4 and 8), or one's own.
 
         Beside a captioner of `image_sizes` images are drawn at that size, if it is the smaller one. One's own captioner
-        continues the profile's prompt; one's own generator keeps its own sampler.
+        continues the profile's prompt; one's own generator keeps its own sampler. ValueError: a name of the tables that
+        the profile's way does not know.
         """
         chosen = {}
+        for name in {captioner, generator} & set(UNKNOWN.get(self.way, ())):
+            raise ValueError(f"way={self.way} knows no {name}: take another way, or another model.")
         if captioner is not None:
             model, prompt = self.captioners.get(captioner, (str(captioner), self.captioner_prompt))
             size = min(self.image_size, self.image_sizes.get(captioner, self.image_size))
@@ -279,6 +287,21 @@ WAYS = {
     "blip-repo": {"top_k": 50, **_AS_BLIP},
     "authors": {"scheduler": None, **_AS_BLIP, **_COMPARED},
 }
+
+
+# The classes that the authors' code opens, and the models of the tables that it has no code for.
+OPENED = {"authors": {"captioner": "BlipForConditionalGeneration", "generator": "StableDiffusionPipeline"}}
+UNKNOWN = {"authors": ("blip2", "amused")}
+
+
+def check_way(profile: Profile, role: str, kind: str) -> None:
+    """ValueError where the profile's way is that of a code which opens another kind of model in that role."""
+    wanted = OPENED.get(profile.way, {}).get(role, kind)
+    if kind != wanted:
+        raise ValueError(
+            f"way={profile.way} knows a {wanted} alone as the {role}, and {getattr(profile, role)} is a {kind}: take "
+            "another way (a profile's `way=`, a chapter's WAY), or such a model."
+        )
 
 
 def configured(name: str, **overrides: object) -> Profile:
