@@ -52,11 +52,6 @@ def test_a_parameters_cell_holds_capitals_and_scalars_alone(house, cells, senten
         chapter.parameters(house.chapter(*cells))
 
 
-def test_parameters_are_read_with_their_comments(house):
-    path = house.chapter(cell('SEED = -1  # "é", any\nNAME = "#"\n', tags=["parameters"]))
-    assert chapter.parameters(path) == {"SEED": chapter.Parameter(-1, '"é", any'), "NAME": chapter.Parameter("#")}
-
-
 def test_a_scale_sets_a_chapters_own_block_over_the_common_one(house):
     house.write("params/ci.yml", "common: {PROFILE: paper, NUM_IMAGES: 8, OTHER: 1}\none: {NUM_IMAGES: 2}\n")
     assert chapter.at_scale(chapter.find("one"), "ci") == {"PROFILE": "paper", "NUM_IMAGES": 2}
@@ -187,17 +182,6 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
     house.write("params/quick.yml", "two: {SEEDS: 2}\n")
     with pytest.raises(ValueError, match="Chapter two has no parameter SEEDS; it knows SEED"):
         book.build("quick")
-
-
-def test_a_chapter_is_of_its_values_its_scale_and_where_it_is_published_the_results(house):
-    plain = house.chapter(TAGGED, cell("x = 1"))
-    values = {}, {"NUM_IMAGES": 1}
-    keys = {execution.key(plain, one, scale) for one in values for scale in ("ci", "quick", None)}
-    assert len(keys) == 6 and execution.key(plain, {}, "ci") in keys
-    before = [execution.key(plain, {}, scale) for scale in ("published", "full")]
-    house.write("results/mini/store/index.json", "{}")
-    after = [execution.key(plain, {}, scale) for scale in ("published", "full")]
-    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_a_full_build_wants_a_commit(house, monkeypatch):

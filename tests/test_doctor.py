@@ -232,11 +232,6 @@ def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
         assert said in line
 
 
-def test_half_precision_is_for_gpus(here):
-    (line,) = gaps(replace(here, device="cpu"))
-    assert line == "GAP  dtype is float16, which is for GPUs - mend: set dtype='float32' with device='cpu'"
-
-
 def test_reranking_needs_three_models_and_a_smaller_gpu(here, tmp_path):
     bare = replace(here, data_root=tmp_path / "none", word_vectors=tmp_path / "none", dino="lab/dino")
     found = doctor.examine(bare, machine(gpus=[("T4", 15 * 2**30)]), "rerank")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfl_utils.exhibits import diagrams
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, similarity
@@ -204,53 +203,10 @@ def test_the_walk_is_the_step_that_is_trained(pair, batch, found):
     assert found.told == words and len(words.split()) > 2
 
 
-def test_one_batch_to_be_passed_through_by_hand_leaves_the_store_alone(models, finetuner, recipe, lessons, tmp_path):
-    few = Finetuner(models, RunStore(tmp_path), lessons[: recipe.batch_size], progress=False)
-    few.vocabulary_map = finetuner.vocabulary_map
-    pair, batch = anatomy.one_batch(few, recipe)
-    assert not few.store.spent
-    trained = few.pairs(*few.pair(recipe), recipe).batch(0)
-    torch.testing.assert_close(batch.latents, trained.latents)
-    assert batch.prompt_ids.equal(trained.prompt_ids) and batch.noise.equal(trained.noise)
-    with torch.no_grad():
-        logits = anatomy.predict(pair, batch.pixel_values, batch.caption)
-        torch.testing.assert_close(F.cross_entropy(logits, batch.caption.targets), pair(batch)["caption_loss"])
-
-
-def test_shapes_fit_each_other(found, batch):
-    shapes = found.shapes
-    assert shapes["logits"][0] == shapes["distributions"][0] + 3  # the ends of three captions
-    assert shapes["distributions"][0] == shapes["mapped embeds"][0] == sum(batch.caption.counts)
-    assert shapes["encoder_hidden_states"] == shapes["encoder_hidden_states of the caption"]
-    assert shapes["noisy latents"] == shapes["noise prediction"] == shapes["one-step latents"]
-    assert {picture.shape for picture in found.pictures.values()} == {(64, 64, 3)}
-    assert found.timestep == int(batch.timesteps[0])
-
-
 def test_each_loss_reaches_what_appendix_h_says(found):
     assert found.reaches() == anatomy.REACHES
     assert found.gradients["caption_loss"]["generator"] == found.gradients["generation_loss"]["captioner"] == 0
     assert all(count > 0 for count in found.trained.values())
-
-
-def test_of_micro_batches_the_first_is_taken_apart(finetuner, found):
-    part = anatomy.dissect(finetuner, finetune.Recipe(steps=1, batch_size=3, micro_batches=3))
-    assert part.shapes["noisy latents"] == (1, *found.shapes["noisy latents"][1:])
-    assert part.caption == found.caption and part.timestep == found.timestep  # of the whole batch's first pair
-    with pytest.raises(ValueError, match="joint step has the losses"):
-        anatomy.dissect(finetuner, finetune.Recipe(losses=("caption_loss",), steps=1))
-
-
-def test_the_diagrams_show_every_shape_and_every_loss(found):
-    a, b = (
-        "\n".join(text.get_text() for axis in draw(found).axes for text in axis.texts)
-        for draw in (diagrams.image_text_image, diagrams.text_image_text)
-    )
-    for name, shape in found.shapes.items():
-        assert " × ".join(f"{size:,}" for size in shape) in a + b, name
-    for text, equations in ((a, (1, 2)), (b, (3, 4))):
-        assert f"timestep {found.timestep}" in text
-        assert all(f"{found.losses[LOSSES[k - 1]]:.3g} (Eq. {k})" in text for k in equations)
 
 
 # --- what the captioner is shown in each way -----------------------------------------------------------------

@@ -180,12 +180,6 @@ def test_losses_are_summed_with_equal_weights(tmp_path):
     assert both.curves["generation_loss"].tolist() == [7.0] * 3
 
 
-def test_a_loss_that_reaches_nothing_moves_nothing(tmp_path):
-    run = toy(tmp_path, lambda weights, _: weights.detach().sum().square(), steps=2).run()
-    assert run.parameters["captioner.query_tokens"].tolist() == [0.5, -0.25]
-    assert run.curves["caption_loss"].tolist() == [0.0625, 0.0625]
-
-
 def good_until(step, then):
     """The bowl's losses, at `step` another's."""
     return lambda weights, now: then(weights) if now == step else bowl(weights, now)
@@ -269,10 +263,6 @@ def test_a_wrong_recipe_is_refused(wrong, told):
 
 
 # --- micro-batches: parts that add up to the whole, whoever made them ----------------------------------------
-def test_rows_are_cut_as_evenly_as_they_can_be():
-    assert micro_batches.cut(8, 4) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
-    assert micro_batches.cut(4, 3) == [slice(0, 1), slice(1, 2), slice(2, 4)]
-    assert micro_batches.cut(5, 1) == [slice(0, 5)]
 
 
 def test_a_micro_batch_weighs_as_much_as_it_has_terms():
@@ -291,17 +281,6 @@ def test_with_a_share_the_reconstructed_rows_alone_weigh():
     assert [part["image_reconstruction_loss"] for part in found] == [2 / 3, 1 / 3]
     assert [part["generation_loss"] for part in found] == [3 / 4, 1 / 4]
     assert [part["text_reconstruction_loss"] for part in found] == [(6 + 3) / 14, 5 / 14]
-
-
-@pytest.mark.parametrize(
-    ("count", "processes", "own"),
-    [(4, 1, [[0, 1, 2, 3]]), (4, 2, [[0, 1], [2, 3]]), (3, 2, [[0, 1], [2]]), (1, 3, [[0], [], []]),
-     (4, 3, [[0, 1], [2, 3], []])],
-)  # fmt: skip
-def test_every_micro_batch_has_one_rank(count, processes, own):
-    world = [SimpleNamespace(num_processes=processes, process_index=rank) for rank in range(processes)]
-    sums = [micro_batches.Sum(one, count, ["a"], [nn.Parameter(torch.zeros(1))]) for one in world]
-    assert [list(one.own) for one in sums] == own
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])

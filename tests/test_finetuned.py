@@ -1,6 +1,5 @@
 """What finetuning leaves: runs of the store that are found again, and folders that the libraries load."""
 
-import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from dfl_utils.models.generator import Generator
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import provenance
 from dfl_utils.store.store import RunStore
-from dfl_utils.training import finetune, finetuned
+from dfl_utils.training import finetuned
 from dfl_utils.training.finetune import Finetuning, Recipe
 from dfl_utils.training.finetuned import Finetuner, load_pipeline
 from dfl_utils.training.vocabulary import VocabularyMap
@@ -70,16 +69,6 @@ def located(run, role):
     return run.profile.provide(getattr(run.profile, role))
 
 
-def test_a_pair_takes_memory_for_what_moves_alone(make, tmp_path):
-    finetuner = make(tmp_path)
-    pair, pipeline = finetuner.pair(JOINT)
-    moved = {id(p) for p in finetune.unfreeze(pair).values()}
-    captioner, original = finetuner._base_models
-    for made, base in ((pair.model, captioner.model), (pipeline.unet, original.unet)):
-        for ours, theirs in zip(made.parameters(), base.parameters(), strict=True):
-            assert torch.equal(ours, theirs) and (ours is theirs) == (id(ours) not in moved)
-
-
 # --- folders ----------------------------------------------------------------------------------------------
 def weights(content, role):
     """Trained weights of a shard, by their names in the model."""
@@ -127,28 +116,6 @@ def test_the_generators_folder_loads_in_diffusers(runs, contents, mini):
         assert_moved(getattr(pipeline, part).state_dict(), getattr(base, part).state_dict(), {})
     models = replace(runs[0].profile, num_inference_steps=1)  # and the game loads both
     assert captioners.load(models).describe([Generator.load(models).draw(["a red key"], [0])[0]], num_beams=1)
-
-
-def test_a_folder_is_written_when_it_is_asked_for(make, root, runs, mini):
-    """By what loads a model, not by what names it in a key; also of a profile that was changed meanwhile."""
-    joint, aside = runs[0], make(root).run([JOINT])[0].profile
-    folders = [Path(getattr(joint.profile, role)) for role in ("captioner", "generator")]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    changed = replace(aside, num_inference_steps=1)
-    assert not any(folder.exists() for folder in folders)
-    key = Workshop(changed, RunStore(root), progress=False).captioner_key()
-    assert " trained as weights-" in key["checkpoint"] and not any(folder.exists() for folder in folders)
-    assert changed.provide(changed.captioner) == changed.captioner
-    assert [folder.exists() for folder in folders] == [True, False]
-    assert changed.locate(mini.clip) == mini.clip and not folders[1].exists()
-    sent = copy.copy(changed)  # as to another process
-    assert (
-        all(folder.exists() for folder in folders)
-        and sent == changed
-        and not any(write for _, write in sent.made.values())
-    )
-    assert Workshop(sent, RunStore(root), progress=False).captioner_key() == key
 
 
 # --- the store --------------------------------------------------------------------------------------------

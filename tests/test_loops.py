@@ -1,6 +1,5 @@
 """The games through the store: resume, no model work on a second run, independence of the run's size."""
 
-import contextlib
 import shutil
 from dataclasses import replace
 
@@ -8,11 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils.game.drawings import IMAGES, Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.models import fidelity, similarity, workshop
 from dfl_utils.store import blocks
-from dfl_utils.store.processes import claim
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data, profile
 
@@ -184,41 +181,6 @@ def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
 
 
 # --- several processes ------------------------------------------------------------------------------------
-def test_what_another_process_is_drawing_is_put_aside(game, examples, monkeypatch):
-    """Its similarities wait for the end, with those of other drawings made first; each drawing has one rank."""
-    monkeypatch.setattr(blocks, "SHARD_IMAGES", 1)
-    captions = [["a red key"], ["a blue dog"], ["a boat"]]
-    run = Drawings(game.workshop, examples[:3], captions, [[1], [2], [3]])
-    drawn, make = [], Drawings.draw
-    taken = contextlib.ExitStack()
-    taken.enter_context(claim(game.store.path(IMAGES, run.keys[run.blocks[0]]).with_suffix(".claim")))
-
-    def draw(self, block):
-        found = make(self, block)
-        drawn.append(block.images.start)
-        if len(drawn) == 4:  # two drawings, each for two encoders
-            taken.close()
-        return found
-
-    monkeypatch.setattr(Drawings, "draw", draw)
-    sims = run.compare(("clip", "dino"))
-    assert drawn == [1, 1, 2, 2, 0, 0] and all((sim > -1).all() for sim in sims.values())
-    assert game.store.spent["images"].made == 3
-
-
-def test_both_similarities_of_a_drawing_are_of_one_rank(game, examples, monkeypatch):
-    monkeypatch.setattr(blocks, "SHARD_IMAGES", 1)
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    run = Drawings(game.workshop, examples[:3], [["a red key"]] * 3, [[1], [2], [3]])
-    drawn, make = [], Drawings.draw
-    monkeypatch.setattr(Drawings, "draw", lambda self, block: drawn.append(block.images.start) or make(self, block))
-    found = run.compare(("clip", "dino"))
-    assert drawn == [1, 1, 0, 0, 2, 2]
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name)
-    for name, sim in run.compare(("clip", "dino")).items():
-        np.testing.assert_array_equal(sim, found[name])
 
 
 def test_an_unusual_type_or_scheduler_is_part_of_a_key(hall, mini):

@@ -115,15 +115,6 @@ def test_captions_end_and_prompt_and_padding_are_no_targets(shipped_tokenizer):
         assert shipped_tokenizer.decode(ids) == f" {text}"
 
 
-def test_the_image_reaches_the_queries_and_the_vision_tower_is_left_alone(shipped_tokenizer):
-    torch.manual_seed(0)
-    model = blip2.model()
-    loss = blip2.caption_loss(model, torch.randn(2, 3, 64, 64), ["a red key", "a blue house"])
-    loss.backward()
-    assert model.query_tokens.grad.abs().sum() > 0 and model.language_projection.weight.grad.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in model.vision_model.parameters())
-
-
 # --- judges -----------------------------------------------------------------------------------------------
 def test_labels_by_hand():
     scene = scenes.Scene((scenes.Thing("dog", "red", "small", 5, 0),), "gray", None)
@@ -145,16 +136,6 @@ def test_the_tokens_left_out_of_a_steps_loss_hardly_count():
     assert blip2.caption_loss(*case, blip2.candidates(0)).item() == pytest.approx(
         blip2.caption_loss(*case).item(), abs=1e-3
     )
-
-
-def test_dino_never_sees_a_label_and_moves_its_teacher():
-    student = judges.Student(architectures.dino())
-    before = student.teacher[0].embeddings.cls_token.clone()
-    with torch.no_grad():
-        student.backbone.embeddings.cls_token += 1
-    targets = student.teach(torch.rand(2, 3, 64, 64), momentum=0.9)
-    assert not targets.requires_grad
-    torch.testing.assert_close(student.teacher[0].embeddings.cls_token, before + 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -237,13 +218,6 @@ def test_of_one_step_estimates_it_makes_what_the_real_decoder_makes(tiny, pipeli
         *asked, lambda *_: SimpleNamespace(sample=known), torch.Generator().manual_seed(3)
     )
     torch.testing.assert_close(told, latents, atol=1e-4, rtol=0)  # where the U-Net knows the noise
-
-
-def test_every_latent_gets_a_gradient_through_the_tiny_decoder(tiny, latents):
-    leaf = latents[:4].clone().requires_grad_()
-    tiny.decode(leaf).sample.square().mean().backward()
-    assert torch.isfinite(leaf.grad).all()
-    assert (leaf.grad != 0).all()
 
 
 @pytest.fixture(scope="module")

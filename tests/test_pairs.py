@@ -153,15 +153,6 @@ def test_an_image_stands_beside_one_of_its_own_captions(make, captioner, pipelin
     assert np.mean(different) > 0.5 and all(len(texts) > 1 for texts in said.values())
 
 
-def test_timesteps_are_uniform_and_noise_is_normal(make):
-    lessons = make(batch_size=10)
-    batches = [lessons.batch(step) for step in range(30)]
-    timesteps, noise = torch.cat([b.timesteps for b in batches]), torch.cat([b.noise for b in batches])
-    assert 0 <= timesteps.min() < 50 and 950 < timesteps.max() <= 999
-    assert timesteps.float().mean() == pytest.approx(499.5, abs=5 * 288.7 / 300**0.5)  # five standard errors
-    assert noise.mean().abs() < 5 / noise.numel() ** 0.5 and noise.std() == pytest.approx(1, abs=0.01)
-
-
 # --- bad input --------------------------------------------------------------------------------------------
 def refused(captioner, pipeline, example, *references):
     with pytest.raises(ValueError) as error:

@@ -121,11 +121,6 @@ def test_compare_is_one_table_with_a_verdict_for_gains_alone():
     assert shown[paper.SIZE].tolist() == ["", "no", "no", "yes, smaller", ""]
 
 
-def test_rows_are_filled_in_a_copy():
-    rows = our_rows(("overall", "gain", "CIDEr", 9.5, 4.0, 14.0, 300))
-    assert paper.fill(rows).paper.tolist() == [8.4] and rows.paper.isna().all()
-
-
 def test_an_interval_excludes_a_size_whatever_it_says_of_zero():
     cases = {
         (1.0, 4.0, 3.0): "no",

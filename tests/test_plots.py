@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from dfl_utils.exhibits import plots
-from dfl_utils.scores.ranking import Estimate
 
 METRICS = ["CIDEr", "WMD", "SBERT"]
 
@@ -51,15 +50,6 @@ def test_curves_are_drawn_by_rank_with_their_intervals_and_only_a_distance_is_re
     assert len(axis.collections) == 2
 
 
-def test_the_baseline_is_a_level_line_and_may_be_missing(rows):
-    for axis, level in zip(
-        plots.score_curves(rows, METRICS, plots.RANK, reverse=True).axes, (40, 41, 42), strict=False
-    ):
-        assert set(curves(axis)["random pick"].get_ydata()) == {level}
-    axis = plots.score_curves(rows[rows.method != "random"], ["CIDEr"], plots.RANK, reverse=True).axes[0]
-    assert set(curves(axis)) == {"ranked by CLIP", "ranked by DINO"}
-
-
 @pytest.fixture
 def swept():
     """Rows of figure9: two lines against N, one of a method without a colour of its own, a level and a gain."""
@@ -86,19 +76,3 @@ def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
     assert "nats a token" in figure.axes[0].get_ylabel()
     (short,) = figure.axes[1].lines  # shorter than the window, which is cut
     np.testing.assert_allclose(short.get_xydata(), [[1, 2]])
-
-
-def test_estimates_are_points_of_their_labels_and_groups():
-    estimates = {("own", "clip"): Estimate(0.9, 0.8, 1.0, 9), ("other", "clip"): Estimate(2, 1, 3, 9)}
-    (container,) = plots.interval_points(estimates, "cosine").axes[0].containers
-    np.testing.assert_allclose(container.lines[0].get_xydata(), [[0.9, 0], [2, 1]])
-
-
-def test_stacked_parts_begin_where_the_last_one_ends():
-    places = pd.MultiIndex.from_product([["slow", "fast"], ["read", "draw"], ["forward", "backward"]])
-    figure = plots.stacked_bars(pd.Series([1, 2, 3, 4, 1, 1, 1, 1], index=places), "ms")
-    (axis,), (legend,) = figure.axes, figure.legends
-    assert [text.get_text() for text in legend.texts] == ["read", "draw"]
-    boxes = axis.patches
-    assert [(box.get_x(), box.get_width()) for box in boxes[:5]] == [(0, 1), (1, 2), (3, 3), (6, 4), (0, 1)]
-    assert [bool(box.get_hatch()) for box in boxes[:4]] == [False, True, False, True]

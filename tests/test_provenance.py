@@ -1,8 +1,5 @@
 """What made a number: checkpoints by their contents, packages, the machine."""
 
-import json
-import platform
-
 import pytest
 
 from dfl_utils.store import provenance
@@ -51,11 +48,3 @@ def test_a_key_names_the_release_of_a_package_and_not_its_build(monkeypatch):
         provenance.importlib.metadata, "version", lambda name: {"one": "2.14.1+cpu", "other": "2.14.1"}[name]
     )
     assert provenance.release("one") == provenance.release("other") == "2.14.1"
-
-
-def test_versions_and_machine_name_no_host():
-    assert provenance.versions()["python"] == platform.python_version()
-    assert "torch" in provenance.versions()
-    machine = provenance.machine()
-    assert machine["cores"] >= 1 and machine["memory_gb"] > 0 and machine["cpu"] and machine["gpu"]
-    assert platform.node() not in json.dumps(machine)

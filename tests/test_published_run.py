@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import forget
 
 from dfl_utils.build import book, publish
 from dfl_utils.store import provenance, published_run, shards
@@ -126,17 +125,6 @@ def test_a_file_that_is_lost_or_cut_short_is_said_once_for_all_its_shards(run, t
     assert str(path) in said and told in said
 
 
-def staying():
-    forget()
-    from dfl_utils.build import publish
-
-    return publish.staying()
-
-
-def test_publishing_knows_what_stays_in_a_process_that_makes_nothing(quiet):
-    assert quiet(staying) == {"images", "latents", "token-images", "weights"}
-
-
 def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path):
     stem = f"weights-{64 * '0'}"
     shards.write(tmp_path / f"{stem}.safetensors", {"x": np.zeros(1)}, {"key": "{}", "seconds": "1", "calls": "2"})
@@ -171,19 +159,6 @@ def test_a_run_that_cannot_be_used_is_said_in_one_sentence(run, text, said, monk
     assert published_run.opened() is None
     assert book._stores(True, "published", fresh=False) == {"DFL_PUBLISHED": ""}  # said once for all chapters
     assert len(caplog.records) == 2
-
-
-def test_a_build_that_proves_the_code_uses_neither_published_nor_old_work(run, house, monkeypatch):
-    monkeypatch.setenv("DFL_PUBLISHED", str(run.folder))
-    assert book._stores(True, "published", fresh=False) == {}
-    old = house.write("_build/store/ci/old.safetensors", "")
-    assert book._stores(False, "ci", fresh=True) == {
-        "DFL_STORE": str(old.parent),
-        **dict.fromkeys(("DFL_PUBLISHED", "DFL_ONLY", "DFL_PUBLISHED_INNER"), ""),
-    }
-    assert not old.exists()
-    assert book._stores(True, "ci", fresh=False) == {}  # unless told so
-    assert book._stores(False, "full", fresh=False) == {"DFL_PUBLISHED": ""}
 
 
 def test_an_own_folder_has_no_published_run_beside_it(tmp_path, run, monkeypatch):

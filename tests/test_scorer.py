@@ -122,18 +122,6 @@ def test_similarity_ranks_what_was_said_before_what_was_not(scored, texts):
     np.testing.assert_array_equal(sims["cider"][:, 3], 0)
 
 
-def test_similarity_is_the_score_with_the_original_for_reference(scored, examples, texts):
-    own, readings = texts
-    sims = scored[0].similarity(own[:3], readings[:3])
-    originals = [[text] for text in own[:3]]
-    encode = scored[0]._sbert
-    np.testing.assert_allclose(sims["wmd"][:, :3], -word_mover(readings[:3], originals)[:, :3])
-    expected = embeddings.cosine(encode, readings[:3], embeddings.centres(encode, originals))
-    np.testing.assert_allclose(sims["sbert"], expected, atol=1e-6)
-    cider = Cider([example.references for example in examples]).score(readings[:3], originals)
-    np.testing.assert_allclose(sims["cider"], cider)
-
-
 def test_clip_score_by_hand(scored, mini, examples):
     scorer = scored[0]
     captions = [[example.references[0], "a red dog"] for example in examples]

@@ -90,16 +90,6 @@ def test_the_turns_are_those_of_the_alternating_way(cost):
         assert {loss: value.item() for loss, value in found.items()} == pytest.approx(wanted, rel=1e-4)
 
 
-def test_what_is_not_frozen_has_a_gradient(cost):
-    naive, saved = (cost.bench.step("joint", WAYS[name]) for name in ("naive", "gradient where needed"))
-    trained = saved.prepare()
-    assert {id(p) for p in saved.parameters() if p.requires_grad} == {id(p) for p in trained}
-    assert {id(p) for p in trained} == {id(p) for p in naive.prepare()}  # the optimiser's are the same
-    assert all(p.requires_grad for p in naive.model.parameters())
-    assert all(p.requires_grad for p in naive.unet.parameters())
-    assert not any(p.requires_grad for part in (naive.vae, naive.text_encoder) for p in part.parameters())
-
-
 # --- the meter --------------------------------------------------------------------------------------------
 class Two(nn.Module):
     def __init__(self):
@@ -153,15 +143,6 @@ def test_savings_save_flops(flops):
         half = part(spent["ours"], name).sum() / 2
         assert part(spent["share 0.5"], name).sum() == pytest.approx(half, rel=rel)
     assert part(spent["share 0.5"], IMAGE).sum() == part(spent["ours"], IMAGE).sum()
-
-
-def test_a_plain_step_that_a_saving_does_not_touch_costs_the_same(cost, flops):
-    """It is not done again; this does it again."""
-    bench = cost.bench
-    for name in ("captioning", "generation"):
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            alone = bench.step(name, WAYS["share 0.5"]).spend(bench.batch, bench.images, counter.get_total_flops)
-        assert np.array_equal(alone, flops.spent[0, -1, list(STEPS).index(name)])
 
 
 def test_the_ratio_is_of_one_way_and_one_round():

@@ -60,15 +60,6 @@ def test_every_token_after_the_prompt_is_a_target_and_the_end_too(captioner, cap
     assert caption.words.tolist() == [flag for own in words for flag in [True] * len(own) + [False]]
 
 
-def test_rows_are_those_of_their_captions(captioner, caption):
-    part, alone = caption.rows(slice(1, 3)), teacher_forcing.read(captioner, CAPTIONS[1:3], image_tokens(captioner))
-    assert part.counts == alone.counts and torch.equal(part.targets, alone.targets)
-    assert torch.equal(part.input_ids[part.places], alone.input_ids[alone.places])
-    assert torch.equal(part.words, alone.words)
-    assert caption.rows(slice(0, 1)).counts == caption.counts[:1]
-    assert caption.rows(slice(-1, None)).counts == caption.counts[-1:]
-
-
 @torch.no_grad()
 def test_the_logits_of_one_pass_are_those_of_a_call_a_token(captioner, image_embeds, caption, logits):
     by_hand = []

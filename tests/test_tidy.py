@@ -135,11 +135,6 @@ def test_a_clone_without_the_commit_says_so(house, saved):
     assert "stamp.json cannot be read" in said and "`git checkout -- results/mini` brings it back" in said
 
 
-def test_without_numbers_nothing_is_published(house, saved):
-    with pytest.raises(ValueError, match="No chapter saved numbers"):
-        publish.publish("mini", house.root / "_build/results/ci", house.root / ".store")
-
-
 def test_texts_that_look_like_nothing_stay_texts(house, tmp_path):
     names = ["NA", "None", "null", "nan", "", "a"]
     frame = tidy.validate(rows(*[{"method": name, "paper": None} for name in names]))
@@ -150,20 +145,6 @@ def test_texts_that_look_like_nothing_stay_texts(house, tmp_path):
 
 # --- what a page shows of them ----------------------------------------------------------------------------
 E = Estimate(1.25, -0.04, 2.5, 7, excluded=1)
-
-
-def test_a_row_of_an_estimate_is_one_that_exhibits_take():
-    found = tidy.row("table9", ("nocaps", "overall"), "ours", "CIDEr", E)
-    assert [found[name] for name in ("value", "low", "high", "n")] == [1.25, -0.04, 2.5, 7]
-    assert pd.isna([found["x"], found["paper"]]).all()
-    tidy.validate(pd.DataFrame([found]))
-    found = tidy.row("table9", ("coco", "test"), "ours", "CIDEr", E, 50.0, n=3, published=2.0)
-    assert [found[name] for name in ("x", "n", "paper")] == [50.0, 3, 2.0]
-
-
-@pytest.mark.parametrize(("metric", "numbers"), [("CIDEr", (1.25, -0.04, 2.5)), ("FID", (-1.25, -2.5, 0.04))])
-def test_an_improvement_turns_the_sign_of_a_distance(metric, numbers):
-    assert tidy.improved(E, metric) == Estimate(*numbers, 7, 1)
 
 
 def test_a_gain_is_set_beside_the_papers_and_not_stated_over_a_level_that_may_be_zero():
@@ -177,11 +158,6 @@ def test_a_gain_is_set_beside_the_papers_and_not_stated_over_a_level_that_may_be
     assert table["gain, %"].tolist() == [change, "not stated", Estimate(-25.0, -40.0, -10.0, 9), change]
     assert table["same direction?"].tolist() == ["yes", "", "yes", ""]  # ours and the paper's FID grew
     assert table["visible at our n?"].tolist() == ["no", "", "no", ""]
-
-
-def test_levels_are_printed_with_the_decimals_of_their_metric():
-    found = tidy.printed(pd.Series([E, 0.71, np.nan], index=list("abc")), ["SBERT", "CLIP", "CIDEr"])
-    assert found.to_dict() == {"a": "1.250 (-0.040 to 2.500)", "b": "0.7100", "c": ""}
 
 
 class Scored(Trials):

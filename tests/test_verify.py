@@ -7,7 +7,6 @@ import subprocess
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import House, cell
 
@@ -266,13 +265,3 @@ def test_numbers_are_alike_within_what_machines_differ_by(kind, old, new, agrees
 )
 def test_contents_are_alike_within_what_machines_differ_by(old, new, agrees):
     assert golden.alike(old, new, "images")[1] == agrees
-
-
-def test_a_row_of_an_exhibit_that_others_make_too_is_theirs_where_these_chapters_made_none():
-    values = dict.fromkeys(tidy.COLUMNS) | {"value": 1, "n": 1, "metric": "CIDEr", "dataset": "coco", "split": "test"}
-    names = ("table1", "table2", "table3")
-    frame = tidy.validate(pd.DataFrame([values | {"exhibit": name} for name in names], columns=tidy.COLUMNS))
-    known = {"one": {"exhibits": ["table1", "table2"]}, "two": {"exhibits": ["table2", "table3"]}}
-    for made, apart in ((names[:2], []), (names[:1], []), (names[1:2], ["table1"]), (names, ["table3"])):
-        lines = verify._lines(frame, frame[frame.exhibit.isin(made)], known, ["one"])
-        assert list(lines[~lines.agrees.astype(bool)].exhibit) == apart

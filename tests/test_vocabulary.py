@@ -239,11 +239,6 @@ def test_a_map_is_learned_once(tmp_path, learned, bert, clip):
         assert all(getattr(found, name) == getattr(learned, name) for name in names)
 
 
-def test_captions_are_cleaned_as_blip_does():
-    assert census.clean('  A "Big"  dog; (brown) #1!\n') == "a big dog brown 1"
-    assert census.clean("It's well-lit, isn't it?") == "it's well-lit, isn't it?"
-
-
 def test_a_share_has_the_interval_of_its_images():
     rng = np.random.default_rng(0)
     images = np.repeat(np.arange(300), 5)
