@@ -79,7 +79,8 @@ def test_scores_that_need_no_model_need_no_gpu(store):
         (["a dog"], {}, "captions has 1 entries for 2 images: give one for each, or matrix=True"),
         ([["a dog"], []], {}, r"captions\[1\] is empty"),
         (["a dog", " "], {}, r"captions\[1\] is blank"),
-        (["a dog", "a cat"], {"metrics": ["denoising"]}, "some of CLIPScore, likelihood"),
+        (["a dog", "a cat"], {"metrics": ["fluency"]}, "some of CLIPScore, likelihood, denoising"),
+        (["a dog", "a cat"], {"metrics": ["denoising"], "generator": "amused"}, "is a AmusedPipeline, which cannot be"),
     ],
 )
 def test_bad_pairs_are_refused(mini, paths, store, captions, options, message):

@@ -254,6 +254,9 @@ def test_likelihood_equals_the_slow_one(loaded, images, name, monkeypatch):
     theirs = [[slow(image, text) for text in row] for image, row in zip(images, CAPTIONS, strict=True)]
     assert ours.shape == (3, 2) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    summed = captioner.log_likelihood(images, CAPTIONS, summed=True)
+    counts = [[len(ids) - given for ids, given in (tokens_of(captioner, text) for text in row)] for row in CAPTIONS]
+    np.testing.assert_allclose(summed, ours * counts, rtol=1e-4)
     monkeypatch.setattr(blip, "LIKELIHOOD_BATCH", 2)
     np.testing.assert_allclose(ours, captioner.log_likelihood(images, CAPTIONS), atol=1e-4)
     scores = captioner.log_likelihood(images[:1], [["dog " * 100, "dog " * 200]])  # more than the model's positions

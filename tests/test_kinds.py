@@ -14,7 +14,7 @@ import pytest
 from conftest import forget
 from PIL import Image
 
-from dfl_utils.game import judges, token_drawings
+from dfl_utils.game import denoising, judges, token_drawings
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import Scorer
@@ -149,6 +149,15 @@ KEYS = {
         lambda w, k: game(w, k).log_likelihood(w.examples(), [[w.candidate]]),
         SAID | {"image", "candidate"},
     ),
+    "denoising": (
+        lambda w, k: denoising.losses(game(w, k).workshop, w.examples(), [[w.candidate]], seed=w.seed),
+        {"generator", "image", "candidate", "seed", "size"},
+    ),
+    "drawing-denoising": (
+        lambda w, k: denoising.drawing_losses(drawings(w, k)[0], [w.caption], timesteps=(300,), seed=w.seed),
+        DRAWN | {"caption"},
+    ),
+    "drawing-likelihood": (lambda w, k: judges.likelihood(drawings(w, k)[0]), DRAWN | SAID),
     "original-features": (lambda w, k: game(w, k).original_features(w.examples()), {"probe", "image", "size"}),
     "clip-originals": (lambda w, k: game(w, k).workshop.originals("clip", w.examples()), {"clip", "image"}),
     "dino-originals": (
@@ -358,6 +367,8 @@ MADE_FROM = {
         "features",
         "pixel-similarity",
         "labels",
+        "drawing-denoising",
+        "drawing-likelihood",
     },
     "token-images": {"shown-token-images"},
     "clip-originals": {"clip-similarity", "clip-score"},

@@ -26,6 +26,11 @@ def test_ranks_by_hand_ties_in_candidate_order():
     assert ranking.ranks([[0.3], [0.4]]).tolist() == [[0], [0]]
 
 
+def test_standardised_by_hand():
+    found = ranking.standardised([[1.0, 3.0], [0.1, 0.1], [-5.0, 5.0]])
+    np.testing.assert_allclose(found, [[-1, 1], [0, 0], [-1, 1]])
+
+
 @fixed
 @given(tables)
 def test_ranks_equal_scipys(pair):

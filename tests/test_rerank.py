@@ -10,7 +10,7 @@ from PIL import Image
 
 import dfl_utils
 from dfl_utils.build import cli
-from dfl_utils.game import loops, rerank
+from dfl_utils.game import denoising, loops, rerank
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
@@ -162,6 +162,36 @@ def test_given_images_are_ranked_as_drawn_ones(ask, paths, tmp_path):
     assert [[e.similarity for e in row] for row in turned] == [[e.similarity for e in row] for row in given]
 
 
+def test_captions_are_ranked_by_the_loss_and_drawn_when_they_are_looked_at(ask, hall, paths, tmp_path, caplog):
+    ranked = ask(dfl_utils.rerank_captions, paths, CAPTIONS, judge="denoising", timesteps=(300, 700), store=tmp_path)
+    for path, row, given in zip(paths, ranked, CAPTIONS, strict=True):
+        shown = [rerank.on_disk(path, hall.store)]
+        (losses,) = denoising.losses(hall.workshop, shown, [[e.caption for e in row]], timesteps=(300, 700))
+        np.testing.assert_allclose([entry.similarity for entry in row], -losses.mean(axis=1), atol=1e-6)
+        assert [given[entry.candidate] for entry in row] == [entry.caption for entry in row]
+    assert not list(tmp_path.glob("images-*"))
+    drawn = ask(dfl_utils.rerank_captions, paths[:1], CAPTIONS[:1], store=tmp_path)[0]
+    assert {e.caption: e.image_hat.tobytes() for e in drawn} == {e.caption: e.image_hat.tobytes() for e in ranked[0]}
+    ask(dfl_utils.rerank_captions, paths[:1], [["a cup"]], judge="denoising", timesteps=2, store=tmp_path)
+    assert "1 images have a single candidate: what denoising says of it tells nothing alone" in caplog.text
+
+
+def test_captions_and_images_are_ranked_by_their_likelihood(ask, hall, paths):
+    captions = ask(dfl_utils.rerank_captions, paths[:1], CAPTIONS[1:2], judge="likelihood")[0]
+    shown = [rerank.on_disk(path, hall.store) for path in paths]
+    expected = hall.log_likelihood(shown[:1], [[entry.caption for entry in captions]])[0]
+    np.testing.assert_allclose([entry.similarity for entry in captions], expected, atol=1e-5)
+    (images,) = ask(dfl_utils.rerank_images, TEXTS[:1], [paths], judge="likelihood")
+    expected = hall.log_likelihood(shown, [TEXTS[:1]] * 3)[:, 0]
+    np.testing.assert_allclose([entry.similarity for entry in images], sorted(expected, reverse=True), atol=1e-5)
+    assert [entry.candidate for entry in images] == list(np.argsort(-expected)) and images[0].caption_hat is None
+    drawn = ask(dfl_utils.rerank_images, TEXTS, num_candidates=2, judge="likelihood")
+    pictures = [[entry.image for entry in row] for row in drawn]
+    given = ask(dfl_utils.rerank_images, TEXTS, pictures, judge="likelihood")
+    for some, others in zip(drawn, given, strict=True):
+        np.testing.assert_allclose([e.similarity for e in some], [e.similarity for e in others], atol=1e-5)
+
+
 def test_more_captions_cost_their_own_drawings_and_fewer_none(ask, paths, tmp_path):
     captions, made = [f"a red dog {k}" for k in range(10)], []
     for texts in (captions, ["a cat", *captions], captions[3:6]):
@@ -238,6 +268,10 @@ def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatc
         (["a.png"], [[]], {}, r"captions\[0\] is empty"),
         (["a.png"], [["a", " "]], {}, r"captions\[0\]\[1\] is blank: write something, or leave it out"),
         (["a.png"], [["a"]], {"similarity": "sbert"}, "similarity is 'sbert': choose one of clip, dino"),
+        (["a.png"], [["a"]], {"judge": "reading"}, "judge is 'reading': choose one of drawing, denoising, likelihood"),
+        (["a.png"], [["a"]], {"judge": "denoising", "timesteps": 0}, r"timesteps is \[\]: give one at least"),
+        (["a.png"], [["a"]], {"judge": "denoising", "timesteps": [1000]}, "a whole number from 0 to 999"),
+        (["a.png"], [["a"]], {"judge": "denoising", "generator": "amused"}, "AmusedPipeline, which cannot be asked"),
         (["a.png"], None, {"num_candidates": 0}, "num_candidates or num_beams is 0: give at least 1"),
         (["a.png"], [["a"]], {"generator": "my/sd"}, "There is no model folder .*my/sd"),
     ],

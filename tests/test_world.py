@@ -2,13 +2,13 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dfl_utils.world import scenes, splits
+from dfl_utils.world import data, profile, scenes, splits
 
 SCENES = [scenes.sample(f"test-world/{k}") for k in range(600)]
 NOUNS = {word: noun for noun in scenes.CATEGORIES for word in (noun, scenes.SYNONYMS.get(noun, noun))}
@@ -154,6 +154,20 @@ def test_written_world_has_the_real_formats(small, tmp_path):
     for record in nocaps["images"]:
         with Image.open(tmp_path / "nocaps/images" / record["file_name"]) as written:
             np.testing.assert_array_equal(np.asarray(written), scenes.render(truth[record["id"]]))
+
+
+def test_development_scenes_are_written_apart_with_their_truth(small, tmp_path, monkeypatch):
+    few = tuple(replace(split, count=3) for split in splits.DEVELOPMENT)
+    monkeypatch.setattr(splits, "DEVELOPMENT", few)
+    monkeypatch.setattr(splits, "DEVELOPED", 2)
+    models = replace(profile.load("mini"), data_root=tmp_path)
+    examples = data.development(models)
+    assert [example.domain for example in examples] == ["in", "in", "near", "near", "out", "out"]
+    drawn = [item for split in few for item in list(splits.items("nocaps", split.name))[:2]]
+    assert [(e.image_id, e.references) for e in examples] == [(item.image_id, item.captions) for item in drawn]
+    assert data.scenes(models, examples) == [item.scene for item in drawn]
+    before = [example.path.stat().st_mtime_ns for example in examples]
+    assert [example.path.stat().st_mtime_ns for example in data.development(models)] == before
 
 
 def test_a_whole_world_is_left_alone_and_a_damaged_one_written_anew(small, tmp_path, monkeypatch):

@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from dfl_utils.game import denoising
 from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_disk, warn_of_cut, warn_of_photographs
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.scores import ngrams, spice
@@ -14,7 +15,8 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.world.annotations import Example, read_json
 from dfl_utils.world.profile import Profile
 
-ROLES = {"CLIPScore": "clip", "likelihood": "captioner"}  # score of a pair -> the model that gives it
+# Score of a pair -> the model that gives it.
+ROLES = {"CLIPScore": "clip", "likelihood": "captioner", "denoising": "generator"}
 BLEU = {f"BLEU-{n}": n - 1 for n in range(1, 5)}
 FOUND = ("CIDEr-D", "CIDEr", *BLEU, "ROUGE-L", "METEOR", "WMD", "SPICE-like")  # where nothing else is brought
 METRICS = (*FOUND, "SPICE", "CLIPScore")
@@ -28,6 +30,7 @@ def score_captions(
     matrix: bool = False,
     profile: str | Profile = "mini",
     captioner: str | None = None,
+    generator: str | None = None,
     store: RunStore | Path | str | None = None,
     progress: bool = False,
 ) -> dict[str, np.ndarray | list[np.ndarray]]:
@@ -39,7 +42,9 @@ def score_captions(
             texts, each of which is scored with every image.
         metrics: `CLIPScore` (Hessel et al., 2021), in [0, 2.5]: 2.5 max(cosine, 0) of image and caption behind the
             profile's prefix. `likelihood`: the captioner's log p(caption | image), nats, the mean over tokens.
-        profile, captioner, store, progress: as in `rerank_captions`.
+            `denoising`: by how much the caption lowers the generator's loss on the image (`denoising.scores`,
+            `unconditional`), a squared error of its latents; 0 where it tells nothing, negative where it misleads.
+        profile, captioner, generator, store, progress: as in `rerank_captions`.
 
     Returns:
         Metric -> scores in the form of `captions`: (images,), or an array for each image; with `matrix`
@@ -47,7 +52,8 @@ def score_captions(
 
     Raises:
         ValueError, TypeError, FileNotFoundError, OSError: an unknown metric, images or captions as in
-            `rerank_captions`, a captioner that gives no likelihood. All but the last before any model works.
+            `rerank_captions`, a generator that has no such loss, a captioner that gives no likelihood. All but the last
+            before any model works.
     """
     _check_metrics(metrics, ROLES)
     check_list("images", images, Picture)
@@ -60,7 +66,9 @@ def score_captions(
         raise ValueError(f"captions has {len(captions)} entries for {len(images)} images: give one for each, or matrix="
                          "True for the scores of all images with all captions.")  # fmt: skip
     roles = [ROLES[metric] for metric in metrics]
-    game = game_of(profile, captioner, None, None, store, progress, roles)
+    game = game_of(profile, captioner, generator, None, store, progress, roles)
+    if "denoising" in metrics:
+        denoising.check(game.profile, denoising.TIMESTEPS)
     examples = [on_disk(image, game.store) for image in images]
     warn_of_photographs(game.profile, roles, examples)
     if "clip" in roles:
@@ -70,6 +78,7 @@ def score_captions(
     full = [[*row, *[row[0]] * (longest - len(row))] for row in rows]
     scorer = Scorer(game.profile, game.store, [Example(0, Path(), ("no reference weighs here",))])
     ask = {"CLIPScore": scorer.clip_score, "likelihood": game.log_likelihood}
+    ask["denoising"] = partial(denoising.scores, game.workshop, unconditional=True)
     found = {metric: np.asarray(ask[metric](examples, full), np.float64) for metric in metrics}
     if alone:
         return found if matrix else {metric: values[:, 0] for metric, values in found.items()}

@@ -39,6 +39,13 @@ class Similarities:
 
 
 @dataclass(frozen=True)
+class Likelihoods:
+    """Log-probability that a captioner gives to captions, a token or in all, `(images, candidates)`."""
+
+    log_likelihood: np.ndarray
+
+
+@dataclass(frozen=True)
 class Features:
     """What fidelity scores read of images, `(..., D)`."""
 

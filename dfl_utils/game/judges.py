@@ -1,14 +1,15 @@
-"""Judges of drawings beside CLIP and DINO, how like original and drawing are: by pixels, by the probe's labels."""
+"""Judges of drawings beside CLIP and DINO: how like original and drawing are by pixels and by the probe's labels, and
+how likely the captioner finds the text that was drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from scipy.special import expit
 
-from dfl_utils.game.drawings import Drawings, Similarities
+from dfl_utils.game.drawings import Drawings, Likelihoods, Similarities
 from dfl_utils.models.workshop import read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import Block
@@ -24,6 +25,7 @@ class Logits:
 
 
 PIXELS, LABELS = Kind("pixel-similarity", Similarities), Kind("labels", Logits)
+DRAWING_LIKELIHOOD = Kind("drawing-likelihood", Likelihoods)
 
 
 def squares(examples: Sequence[Example], side: int) -> np.ndarray:
@@ -79,3 +81,26 @@ def agreement(drawings: Drawings) -> np.ndarray:
     original, drawn = labels(drawings)
     both = np.minimum(original[:, None], drawn).sum(axis=-1)
     return both / np.maximum(original[:, None], drawn).sum(axis=-1)
+
+
+def likelihood(drawings: Drawings) -> np.ndarray:
+    """Mean log-probability a token that the captioner gives to the caption of each drawing, looking at the drawing:
+    `(images, N)` float32. Nothing is read off it, and no two texts are compared."""
+    return blocks.join(likelihood_blocks(drawings), len(drawings.captions[0]))
+
+
+def likelihood_blocks(drawings: Drawings) -> list[np.ndarray]:
+    """As `likelihood`, block by block."""
+    shop, jobs = drawings.workshop, []
+    for block in drawings.blocks:
+        key = shop.captioner_key() | {"drawings": drawings.source(block)}
+        jobs.append(Job(DRAWING_LIKELIHOOD, key, partial(_weigh, drawings, block)))
+    return [content.log_likelihood for content in shop.fill(jobs, "likelihood")]
+
+
+def _weigh(drawings: Drawings, block: Block) -> tuple[Likelihoods, int]:
+    images, captions = drawings.draw(block), block.of(drawings.captions)
+    pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
+    texts = [[text] for row in captions for text in row]
+    found = drawings.workshop.captioner.log_likelihood(pictures, texts)
+    return Likelihoods(found.reshape(images.shape[:2])), found.size

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
-from dfl_utils.game.drawings import Drawings, Features, Sentences
+from dfl_utils.game.drawings import Drawings, Features, Likelihoods, Sentences
 from dfl_utils.models import blip, fidelity, generator, similarity
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
@@ -67,15 +68,9 @@ class Readings:
         return self.drawings.load(k)
 
 
-@dataclass(frozen=True)
-class Likelihoods:
-    """Mean log-probability a token, `(images, candidates)`."""
-
-    log_likelihood: np.ndarray
-
-
 CAPTIONS, DESCRIPTIONS = Kind("captions", Sentences), Kind("descriptions", Sentences)
 LIKELIHOOD, ORIGINAL_FEATURES = Kind("likelihood", Likelihoods), Kind("original-features", Features)
+GREY = Image.new("RGB", (64, 64), (128, 128, 128))
 
 
 class Game:
@@ -171,19 +166,35 @@ class Game:
     def _describe(self, num_beams: int, examples: Sequence[Example]) -> tuple[Sentences, int]:
         return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
 
-    def log_likelihood(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
+    def log_likelihood(
+        self,
+        examples: Sequence[Example],
+        captions: Sequence[Sequence[str]],
+        *,
+        summed: bool = False,
+        unseen: bool = False,
+    ) -> np.ndarray:
         """Mean log-probability a token that the captioner gives to captions of the originals: `(images, N)` float32.
 
         Args:
             examples: originals.
             captions: the same number N >= 1 for each.
+            summed: the sum over tokens instead of their mean.
+            unseen: of a grey image in the place of each original: what the captioner would say anyway, a prior. Taken
+                away it leaves what a caption owes to the image (Lin et al., "Revisiting the Role of Language Priors in
+                Vision-Language Models", ICML 2024).
         """
-        count, key = _check_captions("log_likelihood", examples, captions), self.workshop.captioner_key()
-        contents = self._fill(LIKELIHOOD, key, examples, self._weigh, "likelihood", captions=captions)
+        count = _check_captions("log_likelihood", examples, captions)
+        options = {name: True for name, asked in (("summed", summed), ("unseen", unseen)) if asked}
+        make = partial(self._weigh, summed, unseen)
+        key = self.workshop.captioner_key() | options
+        contents = self._fill(LIKELIHOOD, key, examples, make, "likelihood", captions=captions)
         return blocks.join([content.log_likelihood for content in contents], count)
 
-    def _weigh(self, examples: Sequence[Example], captions: list[list[str]]) -> tuple[Likelihoods, int]:
-        return Likelihoods(self.captioner.log_likelihood(read(examples), captions)), sum(map(len, captions))
+    def _weigh(self, summed: bool, unseen: bool, examples: Sequence[Example], captions: list[list[str]]):
+        images = [GREY] * len(examples) if unseen else read(examples)
+        found = self.captioner.log_likelihood(images, captions, summed=summed)
+        return Likelihoods(found), found.size
 
     def reconstruct(
         self,

@@ -1,4 +1,5 @@
-"""The two games with candidates of one's own: captions ranked by what they draw, images by what is read in them.
+"""The two games with candidates of one's own: captions ranked by what they draw, images by what is read in them; or,
+where nothing is drawn or read, either by the losses that the models were trained on.
 
 What comes back of an image, or of a text, depends on it and its own candidates alone: not on what else is asked, and
 not on any order. Everything made is kept in the run store, so that a call that was killed goes on where it was.
@@ -15,9 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dfl_utils.game import denoising, judges
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import JUDGES, Scorer
+from dfl_utils.models import captioner as captioners
 from dfl_utils.models import checkpoint, workshop
 from dfl_utils.models import generator as generators
 from dfl_utils.models.similarity import ENCODERS
@@ -35,6 +38,9 @@ _log = logging.getLogger(__name__)
 Picture = Path | str | Image.Image
 WHAT = {str: "captions", Picture: "files or Pillow images"}  # a list may hold
 
+# Who ranks captions, and images: -> the models that it asks, beside those of the similarity.
+CAPTION_JUDGES = {"drawing": "generator", "denoising": "generator", "likelihood": "captioner"}
+IMAGE_JUDGES = {"reading": "captioner", "likelihood": "captioner"}
 READERS = tuple(name for name in JUDGES if name != "cider")  # CIDEr weighs words by a whole set of references
 
 
@@ -56,7 +62,8 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedCaption(Ranked):
-    """A candidate caption; its similarity is the cosine of the image and what the generator draws from it."""
+    """A candidate caption; its similarity is the cosine of the image and what the generator draws from it, or what
+    another judge says of it."""
 
     caption: str
 
@@ -68,9 +75,10 @@ class RankedCaption(Ranked):
 
 @dataclass(frozen=True, kw_only=True)
 class RankedImage(Ranked):
-    """A candidate image; its similarity is that of the text and what the captioner reads in it, by the judge."""
+    """A candidate image; its similarity is that of the text and what the captioner reads in it (`caption_hat`, None
+    where the judge reads nothing), or the text's log-likelihood."""
 
-    caption_hat: str
+    caption_hat: str | None
 
     @property
     def image(self) -> Image.Image:
@@ -85,7 +93,9 @@ def rerank_captions(
     profile: str | Profile = "mini",
     captioner: str | None = None,
     generator: str | None = None,
+    judge: str = "drawing",
     similarity: str = "clip",
+    timesteps: int | Sequence[int] = denoising.TIMESTEPS,
     num_candidates: int = 10,
     num_inference_steps: int | None = None,
     seed: int = 0,
@@ -94,13 +104,20 @@ def rerank_captions(
 ) -> list[list[RankedCaption]]:
     """Rank each image's captions by the similarity of the image and what the generator draws from them (Section 3.2).
 
+    With another judge nothing is drawn, unless an `image_hat` is asked for.
+
     Args:
         images: files or Pillow images.
         captions: a list for each image, of any lengths from 1. None: the captioner samples `num_candidates` of each.
         profile: a name, or a `Profile` for anything beyond the arguments below; it names judge, device and sizes.
         captioner, generator: replace the profile's: a name that it knows, a folder in the Hugging Face layout, or,
             with a profile that may go online such as `paper`, a hub id.
-        similarity: `clip` or `dino`.
+        judge: `drawing`; `denoising`, minus the generator's loss on the image when told the caption, with the same
+            noise for all captions of an image; `likelihood`, the captioner's log p(caption | image), nats, the mean
+            over tokens.
+        similarity: of images, by which `drawing` compares: `clip` or `dino`.
+        timesteps: whose losses `denoising` averages: places in the generator's noise schedule, or how many in equal
+            steps over it.
         num_inference_steps: of the generator; None: the profile's.
         seed: starts the noise; a drawing depends on it, its image and its caption alone.
         store: a run store or its folder; None: the usual one.
@@ -110,32 +127,45 @@ def rerank_captions(
         For each image its captions, the most similar first; equally similar ones in the order that was given.
 
     Raises:
-        ValueError, TypeError: no images, lists of another number, something that is no caption, an unknown similarity,
-            profile or model, a negative seed.
+        ValueError, TypeError: no images, lists of another number, something that is no caption, an unknown judge,
+            similarity, profile or model, a negative seed; timesteps out of the schedule, a model that the judge cannot
+            ask.
         FileNotFoundError, OSError: an image or a model that is not there or broken. All before anything is drawn.
     """
-    _check_options(similarity, ENCODERS, seed, num_candidates)
+    _check_options(judge, CAPTION_JUDGES, similarity, ENCODERS, seed, num_candidates)
     check_list("images", images, Picture)
-    roles = ["generator", similarity, *(["captioner"] if captions is None else [])]
+    asked = [CAPTION_JUDGES[judge], *([similarity] if judge == "drawing" else [])]
+    roles = list(dict.fromkeys([*asked, *(["captioner"] if captions is None else [])]))
     game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    timesteps = denoising.spread(timesteps) if isinstance(timesteps, int) else timesteps
+    _check_judge(game.profile, judge, timesteps)
     if captions is not None:
         check_lists("captions", captions, str, len(images))
     examples = [on_disk(image, game.store) for image in images]
     warn_of_photographs(game.profile, roles, examples)
     if captions is None:
         captions = _sampled(game, examples, num_candidates, seed)
-    warn_of_cut(game.profile, ["generator"], [text for row in captions for text in row])
+    if judge != "drawing" and (lone := sum(len(set(row)) == 1 for row in captions)):
+        _log.warning("%d images have a single candidate: what %s says of it tells nothing alone", lone, judge)
+    if "generator" in asked:
+        warn_of_cut(game.profile, ["generator"], [text for row in captions for text in row])
     # Each text once and in one order, so that neither repetition nor order reaches a model.
     texts = [sorted(set(row)) for row in captions]
     seeds = [[_seed(seed, e.image_id, text) for text in row] for e, row in zip(examples, texts, strict=True)]
     drawings = _one_by_one(game, examples, texts, seeds)
-    cosines = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
+    if judge == "drawing":
+        sims = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
+    elif judge == "denoising":
+        ask = partial(denoising.scores, game.workshop, timesteps=timesteps, seed=seed)
+        sims = [ask([example], [row])[0] for example, row in zip(examples, texts, strict=True)]
+    else:
+        sims = [game.log_likelihood([example], [row])[0] for example, row in zip(examples, texts, strict=True)]
     ranked = []
     for k, row in enumerate(captions):
         places = [texts[k].index(text) for text in row]
         loaders = [partial(_drawing, drawings, k, n) for n in places]
         entries = [{"caption": text, "_load": load} for text, load in zip(row, loaders, strict=True)]
-        ranked.append(_ranked(RankedCaption, entries, np.array(cosines[k])[places]))
+        ranked.append(_ranked(RankedCaption, entries, np.array(sims[k])[places]))
     return ranked
 
 
@@ -146,6 +176,7 @@ def rerank_images(
     profile: str | Profile = "mini",
     captioner: str | None = None,
     generator: str | None = None,
+    judge: str = "reading",
     similarity: str = "clip",
     num_candidates: int = 10,
     num_beams: int = 3,
@@ -160,7 +191,8 @@ def rerank_images(
         captions: the texts.
         images: a list of files or Pillow images for each text, of any lengths from 1. None: the generator draws
             `num_candidates` of each.
-        similarity: `clip`, `sbert` or `wmd`, of texts.
+        judge: `reading`; `likelihood`, the captioner's log p(text | image), nats, the mean over tokens.
+        similarity: of texts, by which `reading` compares: `clip`, `sbert` or `wmd`.
         num_beams: of the captioner's beam search.
         profile, captioner, generator, num_inference_steps, seed, store, progress: as in `rerank_captions`.
 
@@ -170,23 +202,27 @@ def rerank_images(
     Raises:
         ValueError, TypeError, FileNotFoundError, OSError: as `rerank_captions`, before any model works.
     """
-    _check_options(similarity, READERS, seed, num_candidates, num_beams)
+    _check_options(judge, IMAGE_JUDGES, similarity, READERS, seed, num_candidates, num_beams)
     check_list("captions", captions, str)
     if images is not None:
         check_lists("images", images, Picture, len(captions))
-    roles = ["captioner", *(["clip"] if similarity == "clip" else []), *(["generator"] if images is None else [])]
+    reading = judge == "reading"
+    roles = ["captioner", *(["clip"] if reading and similarity == "clip" else [])]
+    roles += ["generator"] if images is None else []
     game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
-    readers = {similarity, *(["generator"] if images is None else [])}
+    _check_judge(game.profile, judge)
+    readers = {*([similarity] if reading else []), *(["generator"] if images is None else [])}
     warn_of_cut(game.profile, sorted(readers & TOKENIZERS.keys()), captions)
     if images is None:
-        readings, loaders = _drawn(game, captions, num_candidates, num_beams, seed)
+        found, loaders = _drawn(game, captions, num_candidates, num_beams if reading else None, seed)
     else:
-        readings, loaders = _given(game, images, num_beams)
+        found, loaders = _given(game, captions, images, num_beams if reading else None)
     scorer = Scorer(game.profile, game.store, [Example(0, Path(), ("no reference weighs here",))])
     ranked = []
-    for caption, row, loads in zip(captions, readings, loaders, strict=True):
-        sims = scorer.similarity([caption], [row], [similarity])[similarity][0]
-        entries = [{"caption_hat": text, "_load": load} for text, load in zip(row, loads, strict=True)]
+    for caption, row, loads in zip(captions, found, loaders, strict=True):
+        sims = scorer.similarity([caption], [row], [similarity])[similarity][0] if reading else np.array(row)
+        texts = row if reading else [None] * len(row)
+        entries = [{"caption_hat": text, "_load": load} for text, load in zip(texts, loads, strict=True)]
         ranked.append(_ranked(RankedImage, entries, sims))
     return ranked
 
@@ -251,26 +287,31 @@ def _by_image(drawings: Drawings, parts: list) -> list[list]:
     return rows
 
 
-def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int, seed: int) -> tuple[list, list]:
-    """Readings of `count` drawings of each text, and what loads the drawings."""
+def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int | None, seed: int) -> tuple[list, list]:
+    """Readings of `count` drawings of each text, with no beams the text's likelihoods; and what loads the drawings."""
     examples = [Example(content_id(text.encode()), Path(), (text,)) for text in captions]
     seeds = [blocks.image_seeds(seed, example.image_id, count, blocks.NOISE_OF_TEXT) for example in examples]
     drawings = _one_by_one(game, examples, [[text] * count for text in captions], seeds)
     loaders = [[partial(_drawing, drawings, k, n) for n in range(count)] for k in range(len(examples))]
-    return _by_image(drawings, drawings.describe_blocks(num_beams)), loaders
+    parts = drawings.describe_blocks(num_beams) if num_beams else [p[0] for p in judges.likelihood_blocks(drawings)]
+    return _by_image(drawings, parts), loaders
 
 
-def _given(game: Game, images: Sequence[Sequence[Picture]], num_beams: int) -> tuple[list, list]:
-    """Readings of the images of each text, and what loads the images."""
-    readings, loaders = [], []
+def _given(
+    game: Game, captions: Sequence[str], images: Sequence[Sequence[Picture]], num_beams: int | None
+) -> tuple[list, list]:
+    """Readings of the images of each text, with no beams the text's likelihoods; and what loads the images."""
+    found, loaders = [], []
     examples = [[on_disk(image, game.store) for image in row] for row in images]  # all, before any is read
     warn_of_photographs(game.profile, ["captioner"], sum(examples, []))
-    for row in examples:
+    for text, row in zip(captions, examples, strict=True):
         distinct = {e.image_id: e for e in sorted(row, key=lambda e: e.image_id)}
-        said = dict(zip(distinct, game.describe(list(distinct.values()), num_beams), strict=True))
-        readings.append([said[example.image_id] for example in row])
+        shown = list(distinct.values())
+        said = game.describe(shown, num_beams) if num_beams else game.log_likelihood(shown, [[text]] * len(shown))[:, 0]
+        of_image = dict(zip(distinct, said, strict=True))
+        found.append([of_image[example.image_id] for example in row])
         loaders.append([partial(data.read_image, example.path) for example in row])
-    return readings, loaders
+    return found, loaders
 
 
 def _ranked(kind: type, entries: list[dict], sims: np.ndarray) -> list:
@@ -318,8 +359,23 @@ def game_of(profile, captioner, generator, steps, store, progress, roles: Sequen
     return Game(models, store, num_inference_steps=steps, progress=progress)
 
 
-def _check_options(similarity: str, known: Iterable[str], seed: int, *counts: int) -> None:
+def _check_judge(models: Profile, judge: str, timesteps: Sequence[int] = ()) -> None:
+    """ValueError where the judge cannot ask the profile's models."""
+    if judge == "denoising":
+        denoising.check(models, timesteps)
+    if judge == "likelihood" and not captioners.choose(models).gives_likelihood:
+        raise ValueError(
+            f"judge is 'likelihood', and {models.captioner} cannot be asked how likely it finds a given caption: take "
+            "a captioner of the kind blip, blip-2, git or vision-encoder-decoder, or another judge."
+        )
+
+
+def _check_options(
+    judge: str, judges: Iterable[str], similarity: str, known: Iterable[str], seed: int, *counts: int
+) -> None:
     blocks.check_seed(seed)
+    if judge not in judges:
+        raise ValueError(f"judge is {judge!r}: choose one of {', '.join(judges)}.")
     if similarity not in known:
         raise ValueError(f"similarity is {similarity!r}: choose one of {', '.join(known)}.")
     if min(counts) < 1:

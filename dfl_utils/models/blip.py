@@ -49,9 +49,11 @@ class Captioner:
         start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
         repetition_penalty: of `generate`; 1: the checkpoint's own.
         limits_count_prompt: whether `min_words` and `max_words` count the prompt's tokens too.
+        gives_likelihood: whether it can be asked how likely it finds a caption.
     """
 
     repetition_penalty, limits_count_prompt = 1.0, False
+    gives_likelihood = True
 
     model_class: type[PreTrainedModel]
 
@@ -128,7 +130,9 @@ class Captioner:
         refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
         return self._generate(self.image_embeds(images), num_beams=num_beams, logits_processor=refusing)
 
-    def log_likelihood(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> np.ndarray:
+    def log_likelihood(
+        self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]], *, summed: bool = False
+    ) -> np.ndarray:
         """How likely the captioner finds given captions, `(B, N)` float32: mean log-probability (nats) a token.
 
         The caption's tokens and the end token count, each given the image, the prompt and the tokens before it. An
@@ -137,6 +141,7 @@ class Captioner:
         Args:
             images: B RGB images.
             captions: B lists of N >= 1 texts without the prompt.
+            summed: the sum over tokens instead, which is log p(caption | image).
         """
         embeds, per_image = self.image_embeds(images), len(captions[0])
         texts = [text for row in captions for text in row]
@@ -145,9 +150,10 @@ class Captioner:
         if longer := [text for text, ids in zip(texts, targets, strict=True) if len(ids) > room]:
             _log.warning("the captioner reads only the first %d tokens of longer captions, such as %r", room, longer[0])
         parts = [
-            self._mean_log_probability(
+            self._log_probability(
                 embeds[torch.arange(k, min(k + LIKELIHOOD_BATCH, len(targets))) // per_image],
                 targets[k : k + LIKELIHOOD_BATCH],
+                summed,
             )
             for k in range(0, len(targets), LIKELIHOOD_BATCH)
         ]
@@ -167,14 +173,15 @@ class Captioner:
         return torch.tensor([*ids[: max(room, 0)], self.end_token_id])
 
     @torch.no_grad()
-    def _mean_log_probability(self, image_embeds: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    def _log_probability(self, image_embeds: Tensor, targets: Sequence[Tensor], summed: bool) -> Tensor:
         device, prompt_ids = image_embeds.device, torch.tensor(self._prompt_ids())
         padded = pad_sequence(list(targets), batch_first=True, padding_value=-1).to(device)
         real = padded >= 0
         inputs = torch.cat([prompt_ids.expand(len(padded), -1).to(device), padded[:, :-1].clamp(min=0)], 1)
         logits = self._logits(image_embeds, inputs)[:, len(prompt_ids) - 1 :].float()
         chosen = logits.gather(-1, padded.clamp(min=0).unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-        return (chosen * real).sum(1) / real.sum(1)
+        total = (chosen * real).sum(1)
+        return total if summed else total / real.sum(1)
 
     @torch.no_grad()
     def _generate(self, image_embeds: Tensor, **options) -> list[str]:

@@ -91,7 +91,7 @@ def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     return Float32Steps
 
 
-def _pipeline_class(profile: Profile, folder: str, place: dict) -> type[DiffusionPipeline]:
+def pipeline_class(profile: Profile, folder: str, place: dict) -> type[DiffusionPipeline]:
     """The class of diffusers that a checkpoint names; ValueError where it draws no images of texts or fits no way."""
     if (Path(folder) / "config.json").is_file() and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} is a single model, no pipeline of diffusers: give one such as Stable Diffusion.")
@@ -122,7 +122,7 @@ def _without_checker(kind: type[DiffusionPipeline]) -> dict[str, object]:
 def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch.dtype) -> DiffusionPipeline:
     """The profile's pipeline; Stable Diffusion with that scheduler, if there is one, any other with its own."""
     folder, place = checkpoint.source(profile, profile.generator)
-    kind = _pipeline_class(profile, folder, place)
+    kind = pipeline_class(profile, folder, place)
     stable_diffusion = issubclass(kind, StableDiffusionPipeline)
     options = place | checkpoint.of_pipeline(folder) | _without_checker(kind)
     with checkpoint.opening(folder, "generator", place["revision"]):
@@ -161,7 +161,7 @@ def _sampler(scheduler: type[SchedulerMixin] | None, saved: Mapping, dtype: torc
 def check(profile: Profile) -> None:
     """What `Generator.load` refuses, as far as it is seen without weights: class, tokenizers, sampler, steps."""
     folder, place = checkpoint.source(profile, profile.generator)
-    scheduler, kind = scheduler_class(profile.scheduler), _pipeline_class(profile, folder, place)
+    scheduler, kind = scheduler_class(profile.scheduler), pipeline_class(profile, folder, place)
     checkpoint.of_pipeline(folder)
     if issubclass(kind, StableDiffusionPipeline):
         with checkpoint.explain(folder, place["revision"]):
@@ -299,7 +299,7 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
     Raises:
         FileNotFoundError, ValueError: as `Generator.load`; a pipeline whose losses Section 4 does not define.
     """
-    kind = _pipeline_class(profile, *checkpoint.source(profile, profile.generator))
+    kind = pipeline_class(profile, *checkpoint.source(profile, profile.generator))
     if kind is not StableDiffusionPipeline:
         raise ValueError(
             f"{profile.generator} is a {kind.__name__}, and the finetuning needs a StableDiffusionPipeline: give one."

@@ -127,6 +127,8 @@ class PromptedCaptioner(Captioner):
     length limits count the answer's tokens.
     """
 
+    gives_likelihood = False
+
     @staticmethod
     def load_processor(folder: str, **options):
         # A part for video, which chat models have, knows no Pillow back end; a picture has one of its own.
@@ -144,7 +146,7 @@ class PromptedCaptioner(Captioner):
     def image_embeds(self, images: Sequence[Image.Image]) -> NoReturn:
         self._refuse("shows its text side an image only together with a prompt")
 
-    def log_likelihood(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> NoReturn:
+    def log_likelihood(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]], **options) -> NoReturn:
         self._refuse("cannot be asked here how likely it finds a given caption")
 
     def _refuse(self, why: str) -> NoReturn:

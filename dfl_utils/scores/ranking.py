@@ -61,6 +61,16 @@ def order(sim: ArrayLike) -> np.ndarray:
     return np.argsort(-sim, axis=1, kind="stable")
 
 
+def standardised(sim: ArrayLike) -> np.ndarray:
+    """Similarities of each image with mean 0 and deviation 1, so that two judges' may be added: (images, N).
+
+    0 where all of an image are equal.
+    """
+    sim = np.asarray(sim, dtype=float)
+    differ = np.ptp(sim, axis=1, keepdims=True) > 0
+    return (sim - sim.mean(axis=1, keepdims=True)) / np.where(differ, sim.std(axis=1, keepdims=True), np.inf)
+
+
 def quality_by_rank(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Quality of the candidate at each rank: (images, N, ...), column 0 = the most similar candidate's.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 SHARD_IMAGES, BLOCK_CANDIDATES = 16, 10
 # Purpose of a random stream: no caption shares one with a drawing, and no drawing of one loop with one of the other.
-WORDS, NOISE, PICK, NOISE_OF_TEXT = 1, 2, 3, 4
+WORDS, NOISE, PICK, NOISE_OF_TEXT, NOISE_OF_LOSS = 1, 2, 3, 4, 5
 
 Row = TypeVar("Row")
 

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from dfl_utils.models import denoising
 from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
@@ -20,7 +20,6 @@ from dfl_utils.training.losses import Batch
 from dfl_utils.world.data import Example
 
 LATENT_BLOCK = 256  # images a shard of latents
-ENCODE_BATCH = 32
 WHOLE = slice(None)
 
 
@@ -62,13 +61,7 @@ def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Seq
 
 @torch.no_grad()
 def _encode(pipeline: StableDiffusionPipeline, examples: Sequence[Example], size: int) -> tuple[Latents, int]:
-    vae, means = pipeline.vae, []
-    processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
-    for start in range(0, len(examples), ENCODE_BATCH):
-        pixels = processor.preprocess(read(examples[start : start + ENCODE_BATCH]), size, size, resize_mode="crop")
-        pixels = pixels.to(vae.device, vae.dtype, memory_format=torch.channels_last)
-        means.append(vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
-    return Latents(torch.cat(means).contiguous().float().cpu().numpy()), len(examples)
+    return Latents(denoising.latents(pipeline, read(examples), size).float().cpu().numpy()), len(examples)
 
 
 class Pairs:

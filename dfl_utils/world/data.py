@@ -66,6 +66,21 @@ def load(profile: Profile, dataset: str, split: str) -> list[Example]:
     return examples
 
 
+def development(profile: Profile) -> list[Example]:
+    """Images on which choices are made, so that test images only judge, by their image ids.
+
+    Of the drawn world they are NoCaps-like scenes of their own, written where they are first asked for; elsewhere
+    COCO's validation split. Errors as of `load`.
+    """
+    if not profile.data_writer:
+        return load(profile, "coco", "val")
+    from dfl_utils.world import splits  # it draws, and most runs ask for nothing drawn
+
+    splits.write_development(profile.data_root)
+    root, mend = Path(profile.dataset_root("development")), f"to get the data: {profile.data_command}"
+    return sorted(annotations.nocaps(root, "overall", mend), key=lambda example: example.image_id)
+
+
 def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Example]:
     """Draw examples without looking at them: seeded, in proportion to the domains, each draw a prefix of a larger one.
 
@@ -88,7 +103,7 @@ def has_scenes(profile: Profile) -> bool:
 
 def scenes(profile: Profile, examples: Sequence[Example]) -> list[Scene]:
     """What is in each image of the drawn world; ValueError for one that is of no such data set."""
-    roots = [Path(profile.dataset_root(dataset)) for dataset in SPLITS]
+    roots = [Path(profile.dataset_root(dataset)) for dataset in (*SPLITS, "development")]
     known = {root: scenes_of(root / SCENES) for root in roots if (root / SCENES).is_file()}
     found = [
         next((known[root].get(e.image_id) for root in known if e.path.is_relative_to(root)), None) for e in examples

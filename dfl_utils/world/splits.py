@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 from PIL import Image
@@ -93,6 +93,7 @@ DEVELOPMENT = tuple(
     for split in SPLITS
     if split.part == "nocaps"
 )
+DEVELOPED = 100  # of a domain, those that are written for chapters
 PARTS = ("coco", "nocaps")
 
 
@@ -158,13 +159,25 @@ def write(root: Path) -> None:
                 _replace_part(root, part)
 
 
+def write_development(root: Path) -> None:
+    """Write development scenes, `DEVELOPED` of each domain, as NoCaps in `root/development`; as `write` does."""
+    root = Path(root)
+    if _is_complete(root / "development"):
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with claim(root / "development.claim"):
+        if not _is_complete(root / "development"):
+            _replace_part(root, "development")
+
+
 def _published() -> dict[str, str]:
     return json.loads(FINGERPRINTS.read_text(encoding="utf-8")) if FINGERPRINTS.exists() else {}
 
 
 def _state(folder: Path) -> dict:
     """What made `folder` and what is in it beside the marker; a lost or truncated file shows in it."""
-    made_by = [VERSION, _published(), repr(SPLITS), version("pillow"), version("fontawesomefree")]
+    drawn = SPLITS if folder.stem in PARTS else (SPLITS, DEVELOPMENT, DEVELOPED)
+    made_by = [VERSION, _published(), repr(drawn), version("pillow"), version("fontawesomefree")]
     recipe = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
     return {"recipe": recipe, "files": len(files), "bytes": sum(path.stat().st_size for path in files)}
@@ -184,7 +197,7 @@ def _replace_part(root: Path, part: str) -> None:
     _dump(partial / MARKER, _state(partial))
     shutil.rmtree(root / part, ignore_errors=True)
     partial.rename(root / part)
-    if fingerprint(part) != _published().get(part):
+    if part in PARTS and fingerprint(part) != _published().get(part):
         warnings.warn(
             f"The {part}-like test set drawn here is not the published one of data/mini/fingerprints.json: "
             "install the versions of constraints.txt before comparing numbers with ours.",
@@ -194,7 +207,10 @@ def _replace_part(root: Path, part: str) -> None:
 
 def _write_part(folder: Path, part: str) -> None:
     """Draw and describe one part into an empty `folder`."""
-    chosen = [item for split in SPLITS if split.part == part for item in items(part, split.name)]
+    if part in PARTS:
+        chosen = [item for split in SPLITS if split.part == part for item in items(part, split.name)]
+    else:
+        chosen = [item for split in DEVELOPMENT for item in islice(items(split.part, split.name), DEVELOPED)]
     for item in tqdm(chosen, desc=f"{part}-like world", disable=None):
         (folder / item.folder).mkdir(parents=True, exist_ok=True)
         Image.fromarray(scenes.render(item.scene)).save(folder / item.folder / item.file_name)
@@ -214,7 +230,7 @@ def nocaps(items: Sequence[Item]) -> dict:
     """NoCaps' JSON: COCO's of captions, whose images also carry `domain` and `open_images_id`."""
     images = [
         {"id": item.image_id, "file_name": item.file_name, "width": IMAGE_SIZE, "height": IMAGE_SIZE, "license": 1,
-         "domain": f"{item.split.name}-domain", "open_images_id": item.open_images_id}
+         "domain": f"{item.split.name.removeprefix('development-')}-domain", "open_images_id": item.open_images_id}
         for item in items
     ]  # fmt: skip
     sentences = [(item.image_id, *sentence) for item in items for sentence in item.sentences]

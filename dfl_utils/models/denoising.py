@@ -1,0 +1,128 @@
+"""How well a generator takes noise from an image when it is told a caption: the loss that it was trained on (Eq. 3),
+evaluated and not trained on. Nothing is drawn: a caption costs one pass of the U-Net a timestep.
+
+A classifier by these losses: Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier" (ICCV 2023); for
+pairs of image and text: Krojer et al., "Are Diffusion Models Vision-And-Language Reasoners?" (NeurIPS 2023).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+
+from dfl_utils.models import checkpoint
+from dfl_utils.models.generator import Generator, pipeline_class
+from dfl_utils.world.profile import Profile
+
+PREDICTED = ("epsilon", "v_prediction", "sample")  # what a U-Net may predict of noise and latents: diffusers' names
+ENCODE_BATCH = 32
+MEND = "give a Stable Diffusion that predicts noise, velocity or the sample, or judge by drawing"
+
+
+@torch.no_grad()
+def losses(
+    generator: Generator,
+    images: Sequence[Image.Image],
+    captions: Sequence[Sequence[str]],
+    timesteps: Sequence[int],
+    seeds: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """Squared error a latent value, `(B, N, K)` float32, of what the U-Net predicts of an image's noised latents.
+
+    Images and distinct captions are encoded once, and the passes of the U-Net go through in batches as large as those
+    of guided drawing. A caption longer than the text encoder's tokens is read in part.
+
+    Args:
+        generator: a Stable Diffusion, held to `check`.
+        images: B RGB images; of one that is not square the middle is seen.
+        captions: N >= 1 of each.
+        timesteps: K places in the noise schedule.
+        seeds: of the noise, K for each image. All captions of an image have the same noise, and differ in words alone.
+
+    Raises:
+        ValueError: NaN or infinity among the losses.
+    """
+    pipeline = generator.pipeline
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    clean = latents(pipeline, images, generator.image_size).float().cpu()
+    noise = torch.stack([torch.stack([_noise(clean.shape[1:], seed) for seed in row]) for row in seeds])
+    at = torch.tensor(timesteps)
+    noisy = torch.stack([schedule.add_noise(row.expand_as(e), e, at) for row, e in zip(clean, noise, strict=True)])
+    wanted = torch.stack([_target(schedule, row.expand_as(e), e, at) for row, e in zip(clean, noise, strict=True)])
+    texts = {text: k for k, text in enumerate(dict.fromkeys(text for row in captions for text in row))}
+    states = _states(pipeline, list(texts), generator.draw_batch)
+    words = torch.tensor([[texts[text] for text in row] for row in captions])
+    grid = torch.cartesian_prod(torch.arange(len(clean)), torch.arange(words.shape[1]), torch.arange(len(at)))
+    parts = []
+    for image, candidate, place in (rows.T for rows in grid.split(2 * generator.draw_batch)):
+        sample = noisy[image, place].to(pipeline.unet.device, pipeline.unet.dtype, memory_format=torch.channels_last)
+        predicted = pipeline.unet(sample, at[place].to(sample.device), states[words[image, candidate]]).sample
+        parts.append((predicted.float().cpu() - wanted[image, place]).square().mean((1, 2, 3)))
+    found = torch.cat(parts).reshape(*words.shape, len(at)).numpy()
+    return checkpoint.require_finite(found, "The denoising loss of a caption", pipeline.name_or_path)
+
+
+def latents(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], size: int) -> Tensor:
+    """What the generator sees of images, `(B, C, h, w)`: scaled means of the autoencoder's posterior.
+
+    Of an image that is not square its middle is seen, as the references of FID are.
+    """
+    vae, means = pipeline.vae, []
+    processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
+    for start in range(0, len(images), ENCODE_BATCH):
+        pixels = processor.preprocess(list(images[start : start + ENCODE_BATCH]), size, size, resize_mode="crop")
+        pixels = pixels.to(vae.device, vae.dtype, memory_format=torch.channels_last)
+        means.append(vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
+    return torch.cat(means).contiguous()
+
+
+def check(profile: Profile, timesteps: Sequence[int]) -> None:
+    """ValueError where the profile's generator cannot be asked for its loss at those timesteps; no weights are read."""
+    folder, place = checkpoint.source(profile, profile.generator)
+    kind = pipeline_class(profile, folder, place)
+    if not issubclass(kind, StableDiffusionPipeline):
+        raise ValueError(f"{folder} is a {kind.__name__}, which cannot be asked for its denoising loss here: {MEND}.")
+    with checkpoint.explain(folder, place["revision"]):
+        saved = DDPMScheduler.load_config(folder, subfolder="scheduler", **place)
+    _check_schedule(folder, saved)
+    _check_timesteps(timesteps, saved.get("num_train_timesteps", 1000))
+
+
+def _check_schedule(folder: str, saved: Mapping) -> None:
+    predicted = saved.get("prediction_type", "epsilon")
+    if "beta_start" not in saved or predicted not in PREDICTED:
+        said = f"predicts {predicted}" if "beta_start" in saved else f"has no noise schedule ({saved['_class_name']})"
+        raise ValueError(f"{folder} {said}, so that its denoising loss is not known here: {MEND}.")
+
+
+def _check_timesteps(timesteps: Sequence[int], count: int) -> None:
+    if not timesteps or not all(isinstance(t, int) and 0 <= t < count for t in timesteps):
+        raise ValueError(
+            f"timesteps is {list(timesteps)}: give one at least, each a whole number from 0 to {count - 1}, the "
+            "generator's noise schedule."
+        )
+
+
+def _noise(shape: Sequence[int], seed: int) -> Tensor:
+    # On the CPU and in float32, so that a seed draws the same noise on every device.
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _target(schedule: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the U-Net was trained to predict of noised latents, by the scheduler's definition."""
+    if schedule.config.prediction_type == "v_prediction":
+        return schedule.get_velocity(clean, noise, timesteps)
+    return noise if schedule.config.prediction_type == "epsilon" else clean
+
+
+def _states(pipeline: StableDiffusionPipeline, texts: Sequence[str], batch: int) -> Tensor:
+    """`encoder_hidden_states` of captions, `(B, positions, D)`, as the pipeline reads prompts."""
+    parts = [
+        pipeline.encode_prompt(list(texts[k : k + batch]), pipeline.device, 1, False)[0]
+        for k in range(0, len(texts), batch)
+    ]
+    return torch.cat(parts)
