@@ -174,6 +174,25 @@ def scores(quick: bool) -> list[Row]:
     return [row("scores against the drawings", pair, pair[0] / pair[1], "s", how, most=bench.AT_MOST)]
 
 
+def undrawn(quick: bool) -> list[Row]:
+    import undrawn as bench
+
+    images, drawn, steps, rounds = (2, 2, 5, 1) if quick else (16, bench.DRAWN, 50, 3)
+    times = bench.measure(images, drawn, steps, rounds)
+    how = f"speed; {images} images x {bench.CANDIDATES} captions against drawing {drawn} of them, {steps} steps"
+    return [
+        row(
+            f"captions judged by the loss at {name} against drawn",
+            (median(times[name]), median(times["drawing"])),
+            ratio,
+            "ms of the processor a caption",
+            how,
+            bench.AT_LEAST if name == "one timestep" else 0.0,
+        )
+        for name, ratio in bench.speeds(times).items()
+    ]
+
+
 def forecasts(quick: bool) -> list[Row]:
     import forecast as bench
 
@@ -192,6 +211,7 @@ GROUPS: dict[str, Callable[[bool], list[Row]]] = {
     "vocabulary": vocabulary,
     "joint": joint,
     "scores": scores,
+    "undrawn": undrawn,
     "figure": figure,
     "builds": builds,
 }

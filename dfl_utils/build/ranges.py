@@ -51,6 +51,7 @@ TABLE: dict[str, Check] = {
 # The first is part of the second.
 PARTS = (
     ("NUM_DRAWN", "NUM_IMAGES"),
+    ("NUM_TEXTS", "NUM_IMAGES"),
     ("NUM_COCO_DRAWN", "NUM_COCO_IMAGES"),
     ("MICRO_BATCHES", "BATCH_SIZE"),
     ("BATCH_SIZE", "NUM_TRAIN_IMAGES"),
