@@ -73,6 +73,8 @@ def score_captions(
     warn_of_photographs(game.profile, roles, examples)
     if "clip" in roles:
         _warn_of_cut(game.profile, captions if alone else sum(map(list, captions), []))
+    if "generator" in roles:
+        warn_of_cut(game.profile, ["generator"], captions if alone else sum(map(list, captions), []))
     rows = [captions] * len(images) if matrix else [[row] if alone else row for row in captions]
     longest = max(map(len, rows))
     full = [[*row, *[row[0]] * (longest - len(row))] for row in rows]

@@ -144,7 +144,7 @@ def rerank_captions(
     examples = [on_disk(image, game.store) for image in images]
     warn_of_photographs(game.profile, roles, examples)
     if captions is None:
-        captions = _sampled(game, examples, num_candidates, seed)
+        captions = _each(game, "captions", examples, lambda e: game.sample_captions([e], num_candidates, seed=seed)[0])
     if judge != "drawing" and (lone := sum(len(set(row)) == 1 for row in captions)):
         _log.warning("%d images have a single candidate: what %s says of it tells nothing alone", lone, judge)
     if "generator" in asked:
@@ -155,11 +155,10 @@ def rerank_captions(
     drawings = _one_by_one(game, examples, texts, seeds)
     if judge == "drawing":
         sims = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
-    elif judge == "denoising":
-        ask = partial(denoising.scores, game.workshop, timesteps=timesteps, seed=seed)
-        sims = [ask([example], [row])[0] for example, row in zip(examples, texts, strict=True)]
     else:
-        sims = [game.log_likelihood([example], [row])[0] for example, row in zip(examples, texts, strict=True)]
+        by_loss = partial(denoising.scores, game.workshop, timesteps=timesteps, seed=seed)
+        ask = by_loss if judge == "denoising" else game.log_likelihood
+        sims = _each(game, judge, list(zip(examples, texts, strict=True)), lambda pair: ask([pair[0]], [pair[1]])[0])
     ranked = []
     for k, row in enumerate(captions):
         places = [texts[k].index(text) for text in row]
@@ -227,13 +226,12 @@ def rerank_images(
     return ranked
 
 
-def _sampled(game: Game, examples: Sequence[Example], count: int, seed: int) -> list[list[str]]:
-    """Candidates of the captioner, each image's by itself; one bar for all."""
+def _each(game: Game, what: str, images: Sequence, ask: Callable[[object], object]) -> list:
+    """What is asked of each image by itself; one bar for all."""
     progress, game.workshop.progress = game.workshop.progress, False
-    bar = tqdm(examples, desc="captions", unit="image", disable=not progress)
-    captions = [game.sample_captions([example], count, seed=seed)[0] for example in bar]
+    found = [ask(image) for image in tqdm(images, desc=what, unit="image", disable=not progress)]
     game.workshop.progress = progress
-    return captions
+    return found
 
 
 def warn_of_photographs(models: Profile, roles: Sequence[str], examples: Sequence[Example]) -> None:
