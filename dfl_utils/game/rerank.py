@@ -295,9 +295,7 @@ def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int | Non
     return _by_image(drawings, parts), loaders
 
 
-def _given(
-    game: Game, captions: Sequence[str], images: Sequence[Sequence[Picture]], num_beams: int | None
-) -> tuple[list, list]:
+def _given(game: Game, captions: Sequence[str], images: Sequence, num_beams: int | None) -> tuple[list, list]:
     """Readings of the images of each text, with no beams the text's likelihoods; and what loads the images."""
     found, loaders = [], []
     examples = [[on_disk(image, game.store) for image in row] for row in images]  # all, before any is read
@@ -368,9 +366,7 @@ def _check_judge(models: Profile, judge: str, timesteps: Sequence[int] = ()) -> 
         )
 
 
-def _check_options(
-    judge: str, judges: Iterable[str], similarity: str, known: Iterable[str], seed: int, *counts: int
-) -> None:
+def _check_options(judge: str, judges: Iterable, similarity: str, known: Iterable, seed: int, *counts: int) -> None:
     blocks.check_seed(seed)
     if judge not in judges:
         raise ValueError(f"judge is {judge!r}: choose one of {', '.join(judges)}.")
