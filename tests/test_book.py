@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,7 +12,6 @@ from conftest import PARAMETERS, cell
 
 from dfl_utils.build import book, bookext, chapter, disclosure, execution, publish
 from dfl_utils.build.chapter import BuildFailed
-from dfl_utils.store import provenance
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
 
@@ -136,26 +134,6 @@ def test_a_failing_chapter_shows_its_traceback_and_stops_the_build(house, monkey
     assert not (house.root / "_build/src/one.ipynb").exists()
 
 
-def test_chapters_side_by_side_have_folders_and_variables_of_their_own(house, monkeypatch):
-    # Each waits until the other runs, too.
-    meet = """import os, pathlib, time
-here = pathlib.Path(os.environ["DFL_CHAPTER"])
-here.touch()
-while len([path for path in pathlib.Path(".").iterdir() if path.name in ("one", "two")]) < 2:
-    time.sleep(0.1)
-print(here, pathlib.Path.cwd().name, pathlib.Path(os.environ["DFL_RESULTS"]).name, os.environ["OMP_NUM_THREADS"])"""
-    for name in ("one", "two"):
-        house.chapter(TAGGED, cell(meet), name=name)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(book.os, "cpu_count", lambda: 6)
-    before = dict(os.environ), Path.cwd()
-    book._execute("ci", 2, fresh=True)
-    assert (dict(os.environ), Path.cwd()) == before
-    for name in ("one", "two"):
-        notebook = nbformat.read(house.root / f"_build/src/{name}.ipynb", as_version=4)
-        assert notebook.cells[-1].outputs[0].text.split() == [name, "book", "ci", "3"]
-
-
 def test_a_build_that_is_stopped_stops_its_chapters(house):
     begin = "import os, pathlib, time\npathlib.Path(os.environ['DFL_CHAPTER']).touch()\ntime.sleep(600)"
     for name in ("one", "two", "three"):
@@ -182,16 +160,6 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
     house.write("params/quick.yml", "two: {SEEDS: 2}\n")
     with pytest.raises(ValueError, match="Chapter two has no parameter SEEDS; it knows SEED"):
         book.build("quick")
-
-
-def test_a_full_build_wants_a_commit(house, monkeypatch):
-    monkeypatch.setattr(book, "run_chapter", lambda *arguments, **options: pytest.fail("ran a chapter"))
-    monkeypatch.setattr(provenance, "git", lambda *words: " M book/one.ipynb" if words[0] == "status" else "0123")
-    with pytest.raises(ValueError, match=r"published from a commit, and book/one\.ipynb is not committed"):
-        book.build("full")
-    monkeypatch.setattr(provenance, "git", lambda *words: "")
-    with pytest.raises(ValueError, match="git names none here: publish from a clone"):
-        book.build("full")
 
 
 @pytest.mark.parametrize(
@@ -255,13 +223,3 @@ def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
     with pytest.raises(BuildFailed, match=f"index.* shows a folder of this machine, '{house.root}': print something"):
         book.render("ci")
     assert not (index.parent / book.MARK).exists()  # refused pages do not pass for rendered ones
-
-
-def test_a_page_with_a_dangling_reference_is_not_built(house, capfd):
-    (house.root / "book/one.ipynb").unlink()
-    house.write("_toc.yml", "format: jb-book\nroot: index\n")
-    house.write("_config.yml", "title: T\nauthor: A\nonly_build_toc_files: true\n")
-    house.write("book/index.md", "# Index\n\nSee {ref}`nowhere`.\n")
-    with pytest.raises(BuildFailed, match="jupyter-book did not accept the book"):
-        book.render("ci")
-    assert "undefined label: 'nowhere'" in capfd.readouterr().err

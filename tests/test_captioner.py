@@ -6,29 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import (
-    CLIPVisionConfig,
-    GitConfig,
-    GitForCausalLM,
-    GitProcessor,
-    GPT2Config,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-    TopPLogitsWarper,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -53,19 +34,23 @@ def words(**options):
     tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = dict(pad_token=PAD, unk_token=UNKNOWN, cls_token=START, bos_token=START, sep_token=END, eos_token=END)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
 
 
 def tiny_git(folder):
     tokens = dict(vocab_size=len(WORDS), bos_token_id=2, eos_token_id=3, pad_token_id=0, max_position_embeddings=40)
-    GitForCausalLM(GitConfig(vision_config=VISION, **LAYERS, **tokens, **LOUD)).save_pretrained(folder)
-    GitProcessor(CLIPImageProcessorPil(**SIZES), words()).save_pretrained(folder)
+    transformers.GitForCausalLM(
+        transformers.GitConfig(vision_config=VISION, **LAYERS, **tokens, **LOUD)
+    ).save_pretrained(folder)
+    transformers.GitProcessor(CLIPImageProcessorPil(**SIZES), words()).save_pretrained(folder)
 
 
 def tiny_vit_gpt2(folder):
-    decoder = GPT2Config(n_embd=24, n_layer=2, n_head=4, n_positions=40, vocab_size=len(WORDS), **LOUD)
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), decoder)
-    model = VisionEncoderDecoderModel(config)
+    decoder = transformers.GPT2Config(n_embd=24, n_layer=2, n_head=4, n_positions=40, vocab_size=len(WORDS), **LOUD)
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.ViTConfig(**VISION), decoder
+    )
+    model = transformers.VisionEncoderDecoderModel(config)
     # As published: beam search and a short length by default, the tokens named here.
     model.generation_config.update(
         num_beams=4, max_length=16, decoder_start_token_id=2, eos_token_id=[3], pad_token_id=0
@@ -77,18 +62,20 @@ def tiny_vit_gpt2(folder):
 
 def tiny_llava(folder):
     tokens = dict(vocab_size=200, bos_token_id=2, eos_token_id=3, pad_token_id=0, max_position_embeddings=80)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION, projection_dim=32),
-        text_config=LlamaConfig(**LAYERS, **tokens, **LOUD),
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32),
+        text_config=transformers.LlamaConfig(**LAYERS, **tokens, **LOUD),
         image_token_index=WORDS.index(IMAGE),
         vision_feature_layer=-1,
     )
-    model = LlavaForConditionalGeneration(config)
+    model = transformers.LlavaForConditionalGeneration(config)
     model.generation_config.update(eos_token_id=3, pad_token_id=0)
     model.save_pretrained(folder)
     options = dict(patch_size=16, num_additional_image_tokens=1, vision_feature_select_strategy="default")
     tokenizer = words(extra_special_tokens={"image_token": IMAGE})
-    LlavaProcessor(CLIPImageProcessorPil(**SIZES), tokenizer, chat_template=TEMPLATE, **options).save_pretrained(folder)
+    transformers.LlavaProcessor(
+        CLIPImageProcessorPil(**SIZES), tokenizer, chat_template=TEMPLATE, **options
+    ).save_pretrained(folder)
 
 
 def tiny_qwen(folder):
@@ -100,7 +87,7 @@ def tiny_qwen(folder):
     start, end, image, video = tokenizer.convert_tokens_to_ids(seen)
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
     tokens = dict(vocab_size=60, bos_token_id=2, eos_token_id=3, pad_token_id=0, rope_parameters=rope)
-    config = Qwen2VLConfig(
+    config = transformers.Qwen2VLConfig(
         text_config=LAYERS | dict(num_key_value_heads=2) | tokens | LOUD,
         vision_config=dict(depth=1, embed_dim=32, hidden_size=32, num_heads=4, patch_size=14),
         vision_start_token_id=start,
@@ -108,10 +95,10 @@ def tiny_qwen(folder):
         image_token_id=image,
         video_token_id=video,
     )
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     template = TEMPLATE.replace("<image>", f"{seen[0]} {seen[2]} {seen[1]}")
-    parts = Qwen2VLImageProcessorPil(), tokenizer, Qwen2VLVideoProcessor()
-    Qwen2VLProcessor(*parts, chat_template=template).save_pretrained(folder)
+    parts = Qwen2VLImageProcessorPil(), tokenizer, transformers.Qwen2VLVideoProcessor()
+    transformers.Qwen2VLProcessor(*parts, chat_template=template).save_pretrained(folder)
 
 
 MAKERS = {"git": tiny_git, "vit-gpt2": tiny_vit_gpt2, "llava": tiny_llava}
@@ -392,7 +379,7 @@ def test_top_k_and_temperature_by_hand():
 def test_nucleus_has_the_librarys_support():
     torch.manual_seed(0)
     scores = 3 * torch.randn(8, 2000)
-    kept = TopPLogitsWarper(0.9)(None, scores.clone()).isfinite()
+    kept = transformers.TopPLogitsWarper(0.9)(None, scores.clone()).isfinite()
     seen = torch.zeros_like(kept)
     for uniform in torch.linspace(0, 0.9999, 3000):
         seen |= SeededSampling(uniform.expand(8, 1), top_p=0.9)(torch.zeros(8, 0), scores.clone()).isfinite()

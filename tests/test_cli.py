@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dfl_utils.build import cli, publish
+from dfl_utils.build import cli
 from dfl_utils.build.chapter import BuildFailed
 
 
@@ -32,14 +32,6 @@ def test_errors_end_in_one_line_and_a_fault_of_ours_in_its_traceback(monkeypatch
     error = KeyError("scale")
     with pytest.raises(KeyError):
         cli.main(["book"])
-
-
-def test_check_lists_what_has_changed_and_is_never_red(house, capsys, monkeypatch):
-    assert cli.main(["check"]) == 0
-    assert "stamp.json cannot be read" in capsys.readouterr().out
-    monkeypatch.setattr(publish, "changed", lambda profile: [f"results/{profile}: a.py has changed."])
-    assert cli.main(["check"]) == 0
-    assert capsys.readouterr().out == "results/mini: a.py has changed.\n"
 
 
 def test_the_module_runs_as_torchrun_starts_it():

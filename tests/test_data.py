@@ -279,15 +279,6 @@ def test_a_folder_is_read_with_its_captions(own, tmp_path, name):
     assert {example.domain for example in found} == {None}
 
 
-def test_karpathys_schema_and_lists_of_captions_are_read_as_well(own, tmp_path):
-    found = data.folder(own, write(tmp_path / "c.csv"))
-    images = [{"filename": n, "sentences": [{"raw": text} for text in texts]} for n, texts in CAPTIONS.items()]
-    images[2] |= {"filepath": "deep", "filename": "c.JPG"}
-    dump(tmp_path / "c.json", {"images": images})
-    assert data.folder(own, tmp_path / "c.json") == found
-    assert data.folder(own, write(tmp_path / "c.jsonl", rows=CAPTIONS.items())) == found
-
-
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_an_imagefolders_metadata_are_found(own, name):
     assert [example.references for example in data.folder(own)] == [(), (), ()]
@@ -327,12 +318,7 @@ def test_a_csv_of_a_spreadsheet_is_read(own, tmp_path):
         ("c.csv", ("file", "caption"), [("b.jpg", " ")], "has an empty caption of b.jpg: write one, or drop"),
         ("c.jsonl", ("file", "caption"), [("d.jpg", "red")], "names 'd.jpg', which is no image of .*own: put"),
         ("c.csv", ("file", "caption"), [("b.jpg", "red", "blue")], "has more cells in a row than in its header"),
-        (
-            "c.jsonl",
-            ("file", "caption"),
-            [("b.jpg", {"en": "red"})],
-            "has an object for a caption: write a text",
-        ),
+        ("c.jsonl", ("file", "caption"), [("b.jpg", {"en": "red"})], "has an object for a caption: write a text"),
         (
             "c.csv",
             ("file", "caption"),

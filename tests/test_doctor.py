@@ -115,11 +115,7 @@ def test_a_file_is_looked_for_where_its_readers_look_and_its_length_compared(tmp
 # --- what the doctor says of a machine --------------------------------------------------------------------
 def machine(gpus=(("NVIDIA A10", 23 * 2**30),), free=10**12, writable=True):
     """A machine that has everything, but for what a test takes away."""
-    return SimpleNamespace(
-        gpus=lambda: list(gpus),
-        disk=lambda path: (free, 1),
-        can_write=lambda path: writable,
-    )
+    return SimpleNamespace(gpus=lambda: list(gpus), disk=lambda path: (free, 1), can_write=lambda path: writable)
 
 
 SMALL = {"captioner": "blip-base", "tiny_decoder": "taesd"}  # the embedded model of a role, if not of its name

@@ -1,14 +1,11 @@
 """The paper's models at their true shapes: counts, and what is trained."""
 
-from types import SimpleNamespace
-
 import published_models
 import pytest
 from torch import nn
 
-from dfl_utils.training import finetune, full_size
+from dfl_utils.training import finetune
 from dfl_utils.training.finetune import TRAINED
-from dfl_utils.world import profile
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +26,6 @@ def test_a_published_model_has_as_many_weights(built, name):
     assert count(built[name]) == known.parameters
     if known.stated is not None:
         assert int(known.parameters / 1e6) in (known.stated - 1, known.stated)
-
-
-def test_every_model_of_the_paper_profile_is_known():
-    paper = profile.PROFILES["paper"]
-    ids = {model for model, _ in paper.captioners.values()} | {model for model, *_ in paper.generators.values()}
-    ids |= {paper.captioner, paper.generator, paper.clip, paper.dino, paper.tiny_decoder}
-    assert ids == {known.id for known in published_models.SHAPES.values()}
-
-
-def test_the_published_tokenizer_leaves_two_rows_of_blip_unnamed():
-    """The cost of a step is counted beside it as beside our own, which names them [DEC] and [ENC]."""
-    for tokens in (30522, 30524):
-        own = SimpleNamespace(processor=SimpleNamespace(tokenizer=range(tokens)), prompt="", min_words=5, max_words=30)
-        counted, pipeline, tiny = full_size.models(own, None)
-        assert counted.model.config.text_config.vocab_size == 30524
-        assert count(pipeline.unet) == published_models.SHAPES["unet"].parameters
-        assert count(tiny) == published_models.SHAPES["tiny_decoder"].parameters
 
 
 # --- what is trained ------------------------------------------------------------------------------------------

@@ -7,32 +7,11 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AmusedPipeline,
-    AmusedScheduler,
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LatentConsistencyModelPipeline,
-    LCMScheduler,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+import transformers
 
 from dfl_utils.mini import architectures
 from dfl_utils.models.generator import Generator, SeededAmusedScheduler, _without_checker, truncated
@@ -56,30 +35,32 @@ NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 def clip_config():
     size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=16)
     marks = dict(bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
-    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=architectures.TEXT_LENGTH, **size, **marks)
+    return transformers.CLIPTextConfig(
+        vocab_size=49408, max_position_embeddings=architectures.TEXT_LENGTH, **size, **marks
+    )
 
 
 def vae():
     parts = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
-    return AutoencoderKL(**LAYERS, **parts, latent_channels=4, sample_size=32)
+    return diffusers.AutoencoderKL(**LAYERS, **parts, latent_channels=4, sample_size=32)
 
 
 def tiny_xl(folder):
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         **UNET,
         cross_attention_dim=32,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 16,
     )
-    encoders = CLIPTextModel(clip_config()), CLIPTextModelWithProjection(clip_config())
+    encoders = transformers.CLIPTextModel(clip_config()), transformers.CLIPTextModelWithProjection(clip_config())
     tokenizers = architectures.clip_tokenizer(), architectures.clip_tokenizer()
-    scheduler = EulerDiscreteScheduler(**NOISE)
-    StableDiffusionXLPipeline(vae(), *encoders, *tokenizers, unet, scheduler).save_pretrained(folder)
+    scheduler = diffusers.EulerDiscreteScheduler(**NOISE)
+    diffusers.StableDiffusionXLPipeline(vae(), *encoders, *tokenizers, unet, scheduler).save_pretrained(folder)
 
 
 def tiny_pixart(folder):
-    transformer = PixArtTransformer2DModel(
+    transformer = diffusers.PixArtTransformer2DModel(
         sample_size=16,
         num_layers=2,
         attention_head_dim=8,
@@ -90,10 +71,12 @@ def tiny_pixart(folder):
     )
     words = ["<pad>", "</s>", "<unk>", "▁a", "▁red", "▁dog", "▁blue", "▁cup", "▁on", "▁gray", "▁background", "▁"]
     vocabulary = [(word, -float(k)) for k, word in enumerate(words)]
-    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=32)
-    config = T5Config(vocab_size=len(tokenizer) + 10, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    parts = tokenizer, T5EncoderModel(config), vae(), transformer, DPMSolverMultistepScheduler()
-    PixArtAlphaPipeline(*parts).save_pretrained(folder)
+    tokenizer = transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=32)
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer) + 10, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    parts = tokenizer, transformers.T5EncoderModel(config), vae(), transformer, diffusers.DPMSolverMultistepScheduler()
+    diffusers.PixArtAlphaPipeline(*parts).save_pretrained(folder)
 
 
 MAKERS = {"xl": tiny_xl, "pixart": tiny_pixart}
@@ -167,7 +150,7 @@ def test_only_stable_diffusion_gets_the_papers_scheduler_and_long_captions_are_c
 def test_each_image_has_its_stream_in_a_step_of_amused():
     """A batch is the parent's step of its samples one by one, after any number of steps."""
     torch.manual_seed(0)
-    ours, theirs = SeededAmusedScheduler(mask_token_id=40), AmusedScheduler(mask_token_id=40)
+    ours, theirs = SeededAmusedScheduler(mask_token_id=40), diffusers.AmusedScheduler(mask_token_id=40)
     streams = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     alone = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     batch = torch.full((2, 4, 4), 40)
@@ -186,7 +169,7 @@ def test_each_image_has_its_stream_in_a_step_of_amused():
 
 def test_linear_layers_through_onednn_keep_their_outputs(made):
     models, amused = made("amused")
-    plain = AmusedPipeline.from_pretrained(models.generator, dtype=torch.float32).transformer
+    plain = diffusers.AmusedPipeline.from_pretrained(models.generator, dtype=torch.float32).transformer
     codes, text, pooled = torch.randint(1025, (2, 8, 8)), torch.randn(2, 32, 128), torch.randn(2, 128)
     sizes = torch.tensor([[64.0, 64, 0, 0, 6]]).expand(2, -1)
     with torch.no_grad():
@@ -202,7 +185,7 @@ def test_half_precision_is_the_same_drawing_rounded():
     settings = {"scheduler": "EulerAncestralDiscreteScheduler", "num_inference_steps": 4}
     whole, half = (Generator.load(profile.load("mini", dtype=dtype, **settings)) for dtype in ("float32", "bfloat16"))
     assert half.pipeline.unet.dtype == torch.bfloat16
-    assert isinstance(whole.pipeline.scheduler, EulerAncestralDiscreteScheduler)  # the profile's
+    assert isinstance(whole.pipeline.scheduler, diffusers.EulerAncestralDiscreteScheduler)  # the profile's
     shown, rounded, other = (
         loaded.draw(["a red dog"], [seed]).astype(int) for loaded, seed in ((whole, 1), (half, 1), (whole, 2))
     )
@@ -211,10 +194,10 @@ def test_half_precision_is_the_same_drawing_rounded():
 
 def test_a_generator_of_ones_own_keeps_its_sampler(tmp_path):
     folder = shutil.copytree(profile.MINI / "stable-diffusion", tmp_path / "sd")
-    LCMScheduler().save_pretrained(folder / "scheduler")
+    diffusers.LCMScheduler().save_pretrained(folder / "scheduler")
     index = (folder / "model_index.json").read_text()
     (folder / "model_index.json").write_text(index.replace("DDPMScheduler", "LCMScheduler"))
-    for given, kind in (({}, LCMScheduler), ({"scheduler": "DDPMScheduler"}, DDPMScheduler)):
+    for given, kind in (({}, diffusers.LCMScheduler), ({"scheduler": "DDPMScheduler"}, diffusers.DDPMScheduler)):
         own = profile.load("mini", generator=str(folder), **given)
         assert isinstance(Generator.load(own).pipeline.scheduler, kind)
     assert profile.load("mini").pair(generator=str(profile.MINI / "stable-diffusion")).scheduler == "DDPMScheduler"
@@ -229,10 +212,10 @@ def test_a_broken_drawing_is_refused():
 
 
 def test_a_safety_checker_is_left_out_and_one_that_stays_is_heard(monkeypatch):
-    assert _without_checker(LatentConsistencyModelPipeline) == {
+    assert _without_checker(diffusers.LatentConsistencyModelPipeline) == {
         "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False
     }  # fmt: skip
-    assert _without_checker(AmusedPipeline) == {}
+    assert _without_checker(diffusers.AmusedPipeline) == {}
     generator = Generator.load(profile.load("mini", num_inference_steps=2))
     drawn = SimpleNamespace(images=np.zeros((2, 64, 64, 3)), nsfw_content_detected=[False, True])
     monkeypatch.setattr(type(generator.pipeline), "__call__", lambda *_, **__: drawn)

@@ -16,8 +16,7 @@ def rows(*changes, **columns):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
-    [({"value": 10.9}, "value"), ({"low": 2}, "low"), ({"n": 5}, "n"), ({"paper": 8}, "paper")],
+    ("change", "what"), [({"value": 10.9}, "value"), ({"low": 2}, "low"), ({"n": 5}, "n"), ({"paper": 8}, "paper")]
 )
 def test_a_changed_number_is_named(change, what):
     lines = golden.differences(rows(), rows())

@@ -74,18 +74,6 @@ def test_bleu_is_a_statistic_of_each_seed():
     assert interval(intervals.estimate(counts[:1], bleu_4)) == pytest.approx(alone)
 
 
-def test_a_metric_s_level_and_change_are_those_of_its_own_statistic(rng):
-    counts = np.stack([ngrams.bleu_statistics([[c] for c in row], REFERENCES)[:, 0] for row in CAPTIONS])
-    assert intervals.level("B@4", counts) == intervals.estimate(counts, bleu_4)
-    assert intervals.change("B@4", counts, counts[:1]) == intervals.difference(counts, counts[:1], bleu_4)
-    scores = [[1, 2, 3], [5, 6, 10]]
-    assert (intervals.level("CIDEr", scores).value, intervals.change("CIDEr", scores, [[0, 1, 5]]).value) == (4.5, 2.5)
-    features, reference = rng.normal(size=(2, 20, 3)), rng.normal(size=(20, 3))
-    assert intervals.level("FID", features, reference) == intervals.set_score("FID", reference, features)
-    found = intervals.change("KID", features, features[:1], reference, num_resamples=20)
-    assert found == intervals.set_score("KID", reference, features, features[:1], num_resamples=20)
-
-
 def test_an_image_undefined_at_one_seed_is_left_out_everywhere():
     after = [[1.0, 2, 3], [3.0, np.nan, 5]]
     found = intervals.estimate(after)

@@ -180,14 +180,8 @@ KEYS = {
     "features": (lambda w, k: drawings(w, k)[0].features(), DRAWN | {"probe"}),
     "pixel-similarity": (lambda w, k: judges.pixels(drawings(w, k)[0]), DRAWN | {"image"}),
     "labels": (lambda w, k: judges.labels(drawings(w, k)[0]), DRAWN | {"image", "probe"}),
-    "token-images": (
-        lambda w, k: retold(w, k).draw(),
-        DRAWN,
-    ),
-    "shown-token-images": (
-        lambda w, k: retold(w, k).show("own", 1),
-        DRAWN,
-    ),
+    "token-images": (lambda w, k: retold(w, k).draw(), DRAWN),
+    "shown-token-images": (lambda w, k: retold(w, k).show("own", 1), DRAWN),
     "probe-labels": (lambda w, k: retold(w, k).seen("probe"), {"image", "probe"}),
     "clip-embeddings": (lambda w, k: retold(w, k).seen("clip"), {"image", "clip"}),
     "unknown-token": (experiment("unknown-token"), {"generator", "candidate"}),

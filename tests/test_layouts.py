@@ -6,30 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from layouts import (
-    CLIP_NAMES,
-    OLD_CLIP,
-    OPT_NAMES,
-    byte_pairs,
-    fp16,
-    hub_cache,
-    old_config,
-    old_processor,
-    old_scheduler,
-    positions,
-    read,
-    rewrite,
-    safety_checker,
-    shard,
-    traps,
-    weights,
-    word_pieces,
-    write,
-)
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPModel
@@ -84,46 +65,46 @@ def old_blip(folder: Path) -> None:
     tied = {
         f"{head}decoder.weight": state["text_decoder.bert.embeddings.word_embeddings.weight"].clone(),
         f"{head}decoder.bias": state[f"{head}bias"].clone(),
-        "text_decoder.bert.embeddings.position_ids": positions(48),
+        "text_decoder.bert.embeddings.position_ids": layouts.positions(48),
     }
-    rewrite(folder / "model.safetensors", extra=tied)
-    old_config(folder)
-    word_pieces(folder)
-    old_processor(folder, "BlipImageProcessor")
+    layouts.rewrite(folder / "model.safetensors", extra=tied)
+    layouts.old_config(folder)
+    layouts.word_pieces(folder)
+    layouts.old_processor(folder, "BlipImageProcessor")
 
 
 def old_blip2(folder: Path) -> None:
     file = folder / "model.safetensors"
     tokens = load_file(file)["language_model.model.decoder.embed_tokens.weight"]
-    shard(file, {"language_model.lm_head.weight": tokens.clone()})
-    old_config(folder)
-    byte_pairs(folder, "GPT2Tokenizer", OPT_NAMES, 64, ("<image>",))
-    settings = read(folder / "tokenizer_config.json")
-    write(folder / "tokenizer_config.json", settings | {"add_bos_token": True})
-    old_processor(folder, "BlipImageProcessor")
+    layouts.shard(file, {"language_model.lm_head.weight": tokens.clone()})
+    layouts.old_config(folder)
+    layouts.byte_pairs(folder, "GPT2Tokenizer", layouts.OPT_NAMES, 64, ("<image>",))
+    settings = layouts.read(folder / "tokenizer_config.json")
+    layouts.write(folder / "tokenizer_config.json", settings | {"add_bos_token": True})
+    layouts.old_processor(folder, "BlipImageProcessor")
 
 
 def old_stable_diffusion(folder: Path) -> None:
-    safety_checker(folder, present=True)
-    old_scheduler(folder, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    layouts.safety_checker(folder, present=True)
+    layouts.old_scheduler(folder, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     part = folder / "text_encoder"
-    buffer = {"text_model.embeddings.position_ids": positions(32)}
-    rewrite(part / "model.safetensors", lambda name: f"text_model.{name}", buffer)
-    old_config(part, **OLD_CLIP)
-    byte_pairs(folder / "tokenizer", "CLIPTokenizer", CLIP_NAMES, 32)
+    buffer = {"text_model.embeddings.position_ids": layouts.positions(32)}
+    layouts.rewrite(part / "model.safetensors", lambda name: f"text_model.{name}", buffer)
+    layouts.old_config(part, **layouts.OLD_CLIP)
+    layouts.byte_pairs(folder / "tokenizer", "CLIPTokenizer", layouts.CLIP_NAMES, 32)
 
 
 def mixed_variants(folder: Path) -> None:
     """The U-Net in half precision alone, the rest in full."""
-    fp16(folder / "unet", alone=True)
+    layouts.fp16(folder / "unet", alone=True)
 
 
 LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "BLIP, old files": ("blip-base", old_blip),
     "BLIP-2, old files in shards": ("blip2", old_blip2),
     "SD, old files": ("stable-diffusion", old_stable_diffusion),
-    "SD, fp16 beside": ("stable-diffusion", lambda folder: fp16(folder, alone=False)),
-    "SD, fp16 alone": ("stable-diffusion", lambda folder: fp16(folder, alone=True)),
+    "SD, fp16 beside": ("stable-diffusion", lambda folder: layouts.fp16(folder, alone=False)),
+    "SD, fp16 alone": ("stable-diffusion", lambda folder: layouts.fp16(folder, alone=True)),
     "SD, one part fp16 alone": ("stable-diffusion", mixed_variants),
 }
 
@@ -149,10 +130,10 @@ def test_a_layout_changes_no_output(layout, copy):
 def test_clip_crops_what_is_not_square(copy):
     """The published CLIP brings the shorter side to its size and cuts the middle out."""
     folder = copy("clip")
-    old_processor(folder, "CLIPImageProcessor")
+    layouts.old_processor(folder, "CLIPImageProcessor")
     crop = {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}}
-    settings = read(folder / "preprocessor_config.json")
-    write(folder / "preprocessor_config.json", settings | crop)
+    settings = layouts.read(folder / "preprocessor_config.json")
+    layouts.write(folder / "preprocessor_config.json", settings | crop)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 100, 3), dtype=np.uint8))
     middle = image.resize((128, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
     found = similarity.load_clip(profile.load("mini", clip=str(folder))).embed([image])
@@ -162,9 +143,9 @@ def test_clip_crops_what_is_not_square(copy):
 def test_captions_of_blip2_end_in_a_newline(copy):
     """Its published configuration says so, whatever its tokenizer's own end is."""
     folder = copy("blip2")
-    newline = read(folder / "tokenizer.json")["model"]["vocab"]["Ċ"]
-    text = read(folder / "config.json")["text_config"]
-    old_config(folder, text_config=text | {"eos_token_id": newline})
+    newline = layouts.read(folder / "tokenizer.json")["model"]["vocab"]["Ċ"]
+    text = layouts.read(folder / "config.json")["text_config"]
+    layouts.old_config(folder, text_config=text | {"eos_token_id": newline})
     made = captioner.load(profile.load("mini", captioner=str(folder), captioner_prompt="a photo of"))
     assert made.end_token_id == newline != made.processor.tokenizer.eos_token_id
     assert made._caption_ids("a red key", 8)[-1] == newline
@@ -176,7 +157,7 @@ def test_captions_of_blip2_end_in_a_newline(copy):
 @pytest.mark.parametrize("name", ["blip2", "stable-diffusion"])
 def test_pickles_that_lie_beside_are_not_opened(name, copy, tmp_path):
     folder = copy(name)
-    assert traps(folder, tmp_path / "sprung") >= 4
+    assert layouts.traps(folder, tmp_path / "sprung") >= 4
     assert outputs(name, folder) == shipped(name)
     assert not (tmp_path / "sprung").exists()
     pickle.loads((folder / "pytorch_model.bin").read_bytes())  # so they would have told
@@ -207,11 +188,11 @@ def test_a_pinned_snapshot_of_the_cache_is_the_model(name, copy, cut_off):
     """As `snapshot_download` leaves it; the repository's current revision is another, and broken."""
     folder = copy(name)
     if name == "stable-diffusion":
-        safety_checker(folder, present=False)  # of a repository that names one, `dfl fetch` leaves it out
-    snapshot = hub_cache(cut_off, IDS[name], folder, COMMIT)
-    for file in weights(folder):
+        layouts.safety_checker(folder, present=False)  # of a repository that names one, `dfl fetch` leaves it out
+    snapshot = layouts.hub_cache(cut_off, IDS[name], folder, COMMIT)
+    for file in layouts.weights(folder):
         file.write_bytes(b"of another day")
-    hub_cache(cut_off, IDS[name], folder, OTHER, main=True)
+    layouts.hub_cache(cut_off, IDS[name], folder, OTHER, main=True)
     online = {"offline": False, "revisions": {IDS[name]: COMMIT}}
     found = outputs(name, IDS[name], **online)
     stamped = provenance.checkpoints()[{"tiny_decoder": "tiny decoder"}.get(name, FIELDS.get(name, name))]

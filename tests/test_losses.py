@@ -336,8 +336,7 @@ def test_a_threshold_takes_no_gradient_from_a_drawn_caption(blip):
     saving = blip.make((IMAGE_RECONSTRUCTION,), connect="gumbel", economy=Economy(threshold=1e-6))
     trained = list(finetune.unfreeze(exact, ("captioner",)).values())
     for own, part in zip(
-        *(torch.autograd.grad(pair(blip.batch)[IMAGE_RECONSTRUCTION], trained) for pair in (exact, saving)),
-        strict=True,
+        *(torch.autograd.grad(pair(blip.batch)[IMAGE_RECONSTRUCTION], trained) for pair in (exact, saving)), strict=True
     ):
         torch.testing.assert_close(part, own)
 
@@ -367,10 +366,6 @@ def test_a_decoded_image_reaches_the_captioner_as_through_its_processor(blip, si
 
 
 # --- bad input --------------------------------------------------------------------------------------------
-def test_a_map_of_other_models_is_refused(setting):
-    other = replace(setting.map, generator="another fingerprint")
-    with pytest.raises(ValueError, match="The generator has another vocabulary.*VocabularyMap.make"):
-        TalkingPair(setting.captioner, setting.pipeline, other)
 
 
 def test_a_generator_that_predicts_no_noise_is_refused(blip):

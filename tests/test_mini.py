@@ -28,7 +28,6 @@ from dfl_utils.mini import (
 )
 from dfl_utils.mini.training import Schedule, Training
 from dfl_utils.models import similarity
-from dfl_utils.models.fidelity import Referee
 from dfl_utils.store import provenance
 from dfl_utils.world import scenes, splits
 from dfl_utils.world.profile import MINI
@@ -160,14 +159,6 @@ def test_clip_similarity_is_the_librarys(mini, pictures):
     np.testing.assert_allclose(similarity.cosine(originals, candidates), [[1, 0], [0.96, -1]])
 
 
-def test_the_referee_reads_clean_scenes(mini, items, pictures):
-    referee = Referee.load(mini)
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    truth = [[thing.category for thing in item.scene.things] for item in items[:6]]
-    assert quality_report.right(referee, pixels, truth).mean() > 0.8
-    assert not quality_report.right(referee, pixels, [["ghost"]] * 6).any()
-
-
 # --- generators -------------------------------------------------------------------------------------------
 def psnr(a: Tensor, b: Tensor) -> float:
     """Of images in [-1, 1]."""
@@ -223,14 +214,6 @@ def test_of_one_step_estimates_it_makes_what_the_real_decoder_makes(tiny, pipeli
 @pytest.fixture(scope="module")
 def amused() -> AmusedPipeline:
     return AmusedPipeline.from_pretrained(MINI / "amused", dtype=torch.float32)
-
-
-def test_a_share_of_the_codes_is_masked_and_the_rest_untouched():
-    codes = torch.arange(4 * 64).reshape(4, 8, 8)
-    inputs = discrete.masked(codes, torch.Generator().manual_seed(0))
-    hidden = inputs == discrete.MASK
-    assert hidden.flatten(1).any(1).all()  # a step without a masked code would teach nothing
-    assert torch.equal(inputs[~hidden], codes[~hidden])
 
 
 def test_like_patches_have_the_same_code():

@@ -50,24 +50,6 @@ def test_curves_are_drawn_by_rank_with_their_intervals_and_only_a_distance_is_re
     assert len(axis.collections) == 2
 
 
-@pytest.fixture
-def swept():
-    """Rows of figure9: two lines against N, one of a method without a colour of its own, a level and a gain."""
-    lines = [(m, x, "KID", 1.0 + x, np.nan, np.nan) for m in ("clip, other model", "random") for x in (5.0, 1.0)]
-    extra = [("beam", np.nan, "KID", 2.5, 2.0, 3.0), ("clip gain", np.nan, "KID", 9.0, 8.0, 10.0)]
-    return pd.DataFrame(lines + extra, columns=["method", "x", "metric", "value", "low", "high"])
-
-
-def test_score_curves_rise_to_the_right_and_leave_gains_out(swept):
-    (axis,) = (axis for axis in plots.score_curves(swept, ["KID"], "candidates").axes if axis.lines)
-    assert set(curves(axis)) == {"clip, other model", "random pick", "beam search"}
-    np.testing.assert_array_equal(curves(axis)["random pick"].get_xydata(), [[1, 2], [5, 6]])
-    assert not axis.xaxis_inverted() and axis.yaxis_inverted()  # KID is a distance
-    assert len({line.get_color() for line in axis.lines}) == 3  # also of a method without a colour of its own
-    with pytest.raises(ValueError, match="no row of metric 'FID'"):
-        plots.score_curves(swept, ["KID", "FID"], "candidates")
-
-
 def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
     runs = {"both": [{"caption_loss": [1, 3, 5]}, {"caption_loss": [3, 5, 7]}], "other": [{"generation_loss": [2.0]}]}
     figure = plots.loss_curves(runs, window=2)

@@ -30,19 +30,6 @@ def test_a_checkpoint_is_all_that_a_library_may_read_of_it(house):
         provenance.checkpoint_hash(house.root / "book")
 
 
-def test_register_notes_the_place_in_the_repository(house, tmp_path_factory):
-    provenance.register("clip", checkpoint(house))
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "model.safetensors").write_text("weights")
-    provenance.register("generator", elsewhere)
-    trained = {"path": elsewhere.name, "sha256": provenance.checkpoint_hash(elsewhere)}
-    assert provenance.used["clip"]["path"] == "data/mini/clip" and provenance.used["generator"] == trained
-    for name in ("someone/blip-base", "someone/blip2"):  # not downloaded yet; two of one role are both kept
-        provenance.register("captioner", name)
-    assert provenance.used["captioner"] == {"path": "someone/blip2", "sha256": None}
-    assert provenance.used["captioner blip-base"]["path"] == "someone/blip-base"
-
-
 def test_a_key_names_the_release_of_a_package_and_not_its_build(monkeypatch):
     monkeypatch.setattr(
         provenance.importlib.metadata, "version", lambda name: {"one": "2.14.1+cpu", "other": "2.14.1"}[name]

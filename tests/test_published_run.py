@@ -110,10 +110,7 @@ def test_a_harmed_shard_is_named_and_made_anew(run, tmp_path, caplog, harm):
 
 @pytest.mark.parametrize(
     ("harm", "told"),
-    [
-        (Path.unlink, f"lacks {SEEN.stem(KEY)}"),
-        (lambda path: path.write_bytes(path.read_bytes()[:40]), "is not whole"),
-    ],
+    [(Path.unlink, f"lacks {SEEN.stem(KEY)}"), (lambda path: path.write_bytes(path.read_bytes()[:40]), "is not whole")],
 )
 def test_a_file_that_is_lost_or_cut_short_is_said_once_for_all_its_shards(run, tmp_path, caplog, harm, told):
     path = run.file(SEEN.stem(KEY))

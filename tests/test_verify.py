@@ -15,7 +15,7 @@ from dfl_utils.build.chapter import BuildFailed
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import provenance, published_run, shards
 from dfl_utils.store.published_run import PublishedRun
-from dfl_utils.store.store import KINDS, Kind
+from dfl_utils.store.store import KINDS
 
 WORK = """import numpy as np
 import pandas as pd
@@ -195,20 +195,6 @@ def test_a_raised_version_is_said_and_nothing_is_computed(house, capsys):
     stamp.write_text(json.dumps(made))
     assert cli.main(["verify", "one"]) == 1
     assert "is not in the published run: a version, a model" in capsys.readouterr().err
-
-
-def test_what_trained_models_say_is_recomputed_on_the_published_processor_alone(house, capsys):
-    run, stamp = PublishedRun(published_run.place()), publish.stamp("mini")
-    trained = Kind("test-looks").key(captioner={"checkpoint": f"00 trained as weights-{64 * '0'} to 11"})
-    stem = Kind("test-looks").stem({name: value for name, value in trained.items() if name not in ("kind", "version")})
-    changed_shard(run, run.chapters["one"][0], lambda content: content, stem, key=json.dumps(trained))
-    run = PublishedRun(published_run.place())
-    run.chapters["one"].append(stem)
-    here = provenance.machine()
-    for other, count in (({}, 5), ({"cpu": "another"}, 4), ({"kernels": "older"}, 4)):
-        stamp["machine"] = here | other
-        assert len(verify._choose(run, "one", stamp, np.random.default_rng(0), 1e9)) == count
-    assert "1 shards of trained models are left out" in capsys.readouterr().out
 
 
 def test_bad_input_ends_in_one_sentence(house, capsys):

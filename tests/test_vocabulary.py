@@ -228,17 +228,6 @@ def test_a_census_answers_once(tmp_path, learned, bert, clip, monkeypatch):
         Census(RunStore(tmp_path), bert, clip, [])
 
 
-def test_a_map_is_learned_once(tmp_path, learned, bert, clip):
-    made = census.learn(RunStore(tmp_path), bert, clip, CAPTIONS, by_meaning=False)
-    store = RunStore(tmp_path)
-    again = census.learn(store, bert, clip, CAPTIONS, by_meaning=False)
-    assert store.spent["token-map"].made == 0 and "census" not in store.spent
-    for found in (made, again):
-        assert torch.equal(found.index, learned.index) and found.fingerprint() == learned.fingerprint()
-        names = ("how", "captioner", "generator", "generator_size")
-        assert all(getattr(found, name) == getattr(learned, name) for name in names)
-
-
 def test_a_share_has_the_interval_of_its_images():
     rng = np.random.default_rng(0)
     images = np.repeat(np.arange(300), 5)
