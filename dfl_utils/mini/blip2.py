@@ -178,10 +178,7 @@ def connect(folder: Path, blip2: Blip2ForConditionalGeneration, schedule: Schedu
     blip2.requires_grad_(True)
 
 
-WEB_STEPS = 2150
-
-
-def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_steps: int = WEB_STEPS):
+def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_steps: int = 2150):
     """Train from nothing: see, write, connect."""
     torch.manual_seed(8)
     blip2 = model()
@@ -195,7 +192,11 @@ def train(folder: Path, ground_steps: int = 800, text_steps: int = 600, web_step
     return blip2
 
 
-def train_on(folder: Path, blip2: Blip2ForConditionalGeneration, steps: int = 1500):
-    """Train shipped weights on: web pairs that they have not seen, along a second cosine; the in-domain pass again."""
-    connect(folder / "onward", blip2, Schedule(steps, lr=7e-4, warmup=200, ema_decay=0.998), WEB_STEPS)
+def train_on(folder: Path, blip2: Blip2ForConditionalGeneration, first: int, steps: int = 1000):
+    """Train shipped weights on: web pairs from a step of the stream that they have not seen, along a new cosine.
+
+    The in-domain pass follows again.
+    """
+    schedule = Schedule(steps, lr=7e-4, warmup=200, ema_decay=0.998)
+    connect(folder / f"onward-{first}", blip2, schedule, first)
     return blip2

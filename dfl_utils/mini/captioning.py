@@ -1,5 +1,6 @@
 """Pretraining of the captioners: ground the vision tower, learn captions from the web, finetune on COCO-like pairs."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dfl_utils.mini.training import Schedule, Training
 from dfl_utils.world import scenes, splits
 
 BATCH = 64
+STARTS = {"base": (500,)}  # steps of the web stage whose weights are kept, for a finetuning with headroom
 
 
 class RestrictedHead:
@@ -61,14 +63,20 @@ def coco_pairs(step: int, items: list[splits.Item]) -> tuple[list[scenes.Scene],
     return [item.scene for item, _ in chosen], [item.captions[epoch % 5] for item, epoch in chosen]
 
 
-def _captioning(folder: Path, model, pairs: Callable[[int], tuple[list[scenes.Scene], list[str]]], schedule: Schedule):
+def _captioning(
+    folder: Path,
+    model,
+    pairs: Callable[[int], tuple[list[scenes.Scene], list[str]]],
+    schedule: Schedule,
+    until: int | None = None,
+):
     head = RestrictedHead(model, architectures.bert_tokenizer())
 
     def loss(step: int):
         batch, texts = pairs(step)
         return head.loss(pixels([scenes.render(scene) for scene in batch]), texts), {}
 
-    Training(folder, model, loss, schedule).run()
+    Training(folder, model, loss, schedule).run(until)
 
 
 def train(folder: Path, size: str, ground_steps: int, web_steps: int, passes: int):
@@ -80,7 +88,10 @@ def train(folder: Path, size: str, ground_steps: int, web_steps: int, passes: in
 
     finetuning = list(splits.items("coco", "train"))
     schedule = Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998)
-    _captioning(folder / "web", model, lambda step: web_pairs(step, "blip"), schedule)
+    for step in (*STARTS.get(size, ()), web_steps):  # each goes on from the state that the one before left
+        _captioning(folder / "web", model, lambda step: web_pairs(step, "blip"), schedule, step)
+        if step in STARTS.get(size, ()):
+            copy.deepcopy(model).half().save_pretrained(folder / "starts" / str(step))
     # Gentle: it teaches the references' wording, and what the web taught of novel things is not all forgotten.
     schedule = Schedule(passes * len(finetuning) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)
     _captioning(folder / "coco", model, lambda step: coco_pairs(step, finetuning), schedule)

@@ -60,7 +60,7 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
         return judges.train_dino(folder)
     if stage == "blip2" and onward:
         start = Blip2ForConditionalGeneration.from_pretrained(SHIPPED / "blip2", dtype=torch.float32)
-        return blip2.train_on(folder, start)
+        return blip2.train_on(folder, start, web_steps(stage))
     if stage == "blip2":
         return blip2.train(folder)
     if stage in UPSTREAM:
@@ -113,9 +113,13 @@ def ship(root: Path, target: Path = SHIPPED) -> None:
     processors["blip2"] = lambda: Blip2Processor(
         BlipImageProcessorPil(**square), blip2.tokenizer(), num_query_tokens=blip2.QUERIES
     )
-    for stage in done.keys() - {"autoencoder", "unet", "amused"}:
-        with _replaced(target / stage) as folder:
-            shutil.copytree(done[stage], folder, dirs_exist_ok=True)
+    shipped = {stage: done[stage] for stage in done.keys() - {"autoencoder", "unet", "amused"}}
+    for stage, final in list(shipped.items()):
+        shipped |= {f"{stage}-web-{start.name}": start for start in (final.parent / "starts").glob("*")}
+    for name, source in shipped.items():
+        stage = name.partition("-web-")[0]
+        with _replaced(target / name) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
             if stage in processors:
                 processors[stage]().save_pretrained(folder)
     (target / "training.json").write_text(json.dumps(training_record(root), indent=1) + "\n", encoding="utf-8")
@@ -140,6 +144,12 @@ def check_upstream(stage: str, root: Path) -> None:
         raise ValueError(f"{' or '.join(below)} changed since {stage} began: delete {note.parent} to train it anew.")
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(below), encoding="utf-8")
+
+
+def web_steps(stage: str) -> int:
+    """How many steps of the web's stream the shipped weights of a captioner have seen, by `training.json`."""
+    record = json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))
+    return sum(one["steps"] for name, one in record.items() if name.startswith(f"{stage}/") and name.endswith("/web"))
 
 
 def training_record(root: Path) -> dict[str, dict]:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
-from dfl_utils.mini import autoencoder, captioning, judges, web
+from dfl_utils.mini import autoencoder, captioning, judges, pretrain, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import checkpoint, similarity
@@ -148,9 +148,7 @@ def measure_generator(profile: Profile, name: str, referee: Referee, count: int 
 
 def captioners_stream() -> Iterator[scenes.Scene]:
     """Web scenes that captioners were pretrained on: development scenes were not kept clear of them."""
-    trained = json.loads((MINI / "training.json").read_text(encoding="utf-8"))
-    stages = [(f"{name}/web", f"{name}/onward/web") for name in CAPTIONERS]
-    steps = max(sum(trained[stage]["steps"] for stage in two if stage in trained) for two in stages)
+    steps = max(map(pretrain.web_steps, CAPTIONERS))
     return (web.scene(k) for k in range(captioning.BATCH * steps))
 
 
