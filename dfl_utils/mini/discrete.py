@@ -154,7 +154,7 @@ def mean_latents(vae: AutoencoderKL, centres: Tensor) -> Tensor:
     return total / count.clamp(min=1)[:, None]
 
 
-def train_autoencoder(folder: Path, vae: AutoencoderKL, centres: Tensor, steps: int = 400) -> VQModel:
+def train_autoencoder(folder: Path, vae: AutoencoderKL, centres: Tensor, steps: int = 200) -> VQModel:
     """Decoder and codebook learn to draw web scenes from their codes (L1 + MSE), the encoder to find the codes."""
     torch.manual_seed(71)
     model = autoencoder(vae, mean_latents(vae.eval(), centres))
