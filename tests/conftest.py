@@ -84,19 +84,7 @@ def mini() -> profile.Profile:
     return models
 
 
-LONGEST = [
-    "ray",
-    "quality",
-    "faults",
-    "step_cost",
-    "processes",
-    "generator",
-    "losses",
-    "book",
-    "loops",
-    "verify",
-    "safety",
-]
+LONGEST = ["ray", "quality", "faults", "step_cost", "processes", "generator", "losses", "book", "loops", "verify"]
 
 
 # --- a process in which nothing has run yet -----------------------------------------------------------------

@@ -95,18 +95,16 @@ def tokenizers(world):
     return load_tokenizer(world.profile.captioner), load_tokenizer(world.profile.generator, "tokenizer")
 
 
-def scored(metric):
-    def ask(world, kind):
-        made = Scorer(world.profile, world.store(kind), world.examples())
-        made._scored(metric, [[world.candidate]], [[world.caption]])
+def scorer(world, kind):
+    return Scorer(world.profile, world.store(kind), world.examples())
 
-    return ask
+
+def scored(metric):
+    return lambda world, kind: scorer(world, kind)._scored(metric, [[world.candidate]], [[world.caption]])
 
 
 def centres(metric):
-    return lambda world, kind: Scorer(world.profile, world.store(kind), world.examples())._centres(
-        metric, [[world.caption]]
-    )
+    return lambda world, kind: scorer(world, kind)._centres(metric, [[world.caption]])
 
 
 def weights(world, kind):
@@ -134,6 +132,16 @@ def cost_of(ask):
     return lambda world, kind: ask(StepCost(finetuner(world, kind), batch_size=1), world)
 
 
+def original(encoder):
+    return lambda world, kind: game(world, kind).workshop.originals(encoder, world.examples())
+
+
+def compared(encoder):
+    return lambda world, kind: drawings(world, kind)[0].compare([encoder])
+
+
+# What an encoder's view of an image depends on.
+SEEN = {"clip": ["clip", "image"], "dino": ["dino", "dino_size", "image"], "efficientnet": ["efficientnet", "image"]}
 DRAWN = {"generator", "candidate", "seed", "steps", "guidance", "size"}
 SAID = {"captioner", "vocab", "prompt", "words"}
 LEARNED = {"captioner", "vocab", "generator", "image", "caption", "prompt", "words", "size"}
@@ -159,23 +167,10 @@ KEYS = {
     ),
     "drawing-likelihood": (lambda w, k: judges.likelihood(drawings(w, k)[0]), DRAWN | SAID),
     "original-features": (lambda w, k: game(w, k).original_features(w.examples()), {"probe", "image", "size"}),
-    "clip-originals": (lambda w, k: game(w, k).workshop.originals("clip", w.examples()), {"clip", "image"}),
-    "dino-originals": (
-        lambda w, k: game(w, k).workshop.originals("dino", w.examples()),
-        {"dino", "dino_size", "image"},
-    ),
-    "efficientnet-originals": (
-        lambda w, k: game(w, k).workshop.originals("efficientnet", w.examples()),
-        {"efficientnet", "image"},
-    ),
+    **{f"{name}-originals": (original(name), set(of)) for name, of in SEEN.items()},
     "images": (lambda w, k: (lambda d, b: d.draw(b))(*drawings(w, k)), DRAWN),
     "shown-images": (lambda w, k: drawings(w, k)[0].load(0), DRAWN),
-    "clip-similarity": (lambda w, k: drawings(w, k)[0].compare(["clip"]), DRAWN | {"clip", "image"}),
-    "dino-similarity": (lambda w, k: drawings(w, k)[0].compare(["dino"]), DRAWN | {"dino", "dino_size", "image"}),
-    "efficientnet-similarity": (
-        lambda w, k: drawings(w, k)[0].compare(["efficientnet"]),
-        DRAWN | {"efficientnet", "image"},
-    ),
+    **{f"{name}-similarity": (compared(name), DRAWN | set(of)) for name, of in SEEN.items()},
     "readings": (lambda w, k: drawings(w, k)[0].describe(w.num_beams), DRAWN | SAID | {"num_beams"}),
     "features": (lambda w, k: drawings(w, k)[0].features(), DRAWN | {"probe"}),
     "pixel-similarity": (lambda w, k: judges.pixels(drawings(w, k)[0]), DRAWN | {"image"}),
@@ -211,11 +206,8 @@ KEYS = {
         {"caption", "vocab", "seed"},
     ),
     "token-map": (lambda w, k: census.learn(w.store(k), *tokenizers(w), [w.caption]), {"caption", "vocab"}),
-    "clip-score": (
-        lambda w, k: Scorer(w.profile, w.store(k), w.examples()).clip_score(w.examples(), [[w.candidate]]),
-        {"clip", "image", "candidate"},
-    ),
-    "cider-frequencies": (lambda w, k: Scorer(w.profile, w.store(k), w.examples())._cider, {"caption"}),
+    "clip-score": (lambda w, k: scorer(w, k).clip_score(w.examples(), [[w.candidate]]), {"clip", "image", "candidate"}),
+    "cider-frequencies": (lambda w, k: scorer(w, k)._cider, {"caption"}),
     "clip-text-references": (centres("CLIP-text"), {"clip", "caption"}),
     "sbert-references": (centres("SBERT"), {"caption"}),
     "quality-clip-text": (scored("CLIP-text"), {"clip", "caption", "candidate"}),
@@ -237,14 +229,14 @@ def with_vectors(world):
     return with_profile(word_vectors=path)(world)
 
 
+def with_field(name, value):
+    return lambda world: dataclasses.replace(world, **{name: value})
+
+
+OTHER = {"candidate": "a blue cup and a dog", "caption": "a red dog on a hill", "seed": 1, "top_p": 0.5, "num_beams": 1}
+OTHER |= {"recipe": dataclasses.replace(RECIPE, lr=1e-3), "rounds": 2}
 CHANGES = {
-    "candidate": lambda w: dataclasses.replace(w, candidate="a blue cup and a dog"),
-    "caption": lambda w: dataclasses.replace(w, caption="a red dog on a hill"),
-    "seed": lambda w: dataclasses.replace(w, seed=1),
-    "top_p": lambda w: dataclasses.replace(w, top_p=0.5),
-    "num_beams": lambda w: dataclasses.replace(w, num_beams=1),
-    "recipe": lambda w: dataclasses.replace(w, recipe=dataclasses.replace(RECIPE, lr=1e-3)),
-    "rounds": lambda w: dataclasses.replace(w, rounds=2),
+    **{name: with_field(name, value) for name, value in OTHER.items()},
     "steps": with_profile(num_inference_steps=3),
     "guidance": with_profile(guidance_scale=2.0),
     "size": with_profile(image_size=32),
@@ -260,10 +252,8 @@ def make_world(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(ROLES.values()):
         if not (folder / name).is_dir():
-            shutil.copytree(
-                next(root / name for root in (profile.MINI, profile.MINI.parent) if (root / name).is_dir()),
-                folder / name,
-            )
+            own = profile.MINI / name
+            shutil.copytree(own if own.is_dir() else profile.MINI.parent / name, folder / name)
     image = folder / "7.png"
     Image.fromarray(np.full((8, 8, 3), 40, np.uint8)).save(image)
     models = {role: str(folder / name) for role, name in ROLES.items()}
@@ -352,22 +342,10 @@ def test_another_way_of_asking_a_model_changes_what_its_file_changes(world, keys
 
 
 MADE_FROM = {
-    "images": {
-        "shown-images",
-        "clip-similarity",
-        "dino-similarity",
-        "efficientnet-similarity",
-        "readings",
-        "features",
-        "pixel-similarity",
-        "labels",
-        "drawing-denoising",
-        "drawing-likelihood",
-    },
+    "images": {f"{name}-similarity" for name in (*SEEN, "pixel")}
+    | {"shown-images", "readings", "features", "labels", "drawing-denoising", "drawing-likelihood"},
     "token-images": {"shown-token-images"},
-    "clip-originals": {"clip-similarity", "clip-score"},
-    "dino-originals": {"dino-similarity"},
-    "efficientnet-originals": {"efficientnet-similarity"},
+    **{f"{name}-originals": {f"{name}-similarity"} | ({"clip-score"} if name == "clip" else set()) for name in SEEN},
     "latents": {"weights", "finetuning", "validation-losses", "anatomy", "way-gradients"},
     "weights": {"finetuning"},
     "census": {"token-map", "census-tally"},

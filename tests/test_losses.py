@@ -238,17 +238,6 @@ def weights_by_hand():
     return [b**0.5 * betas[t] / (1 - k) for t, k, b in zip(FIVE, kept, before, strict=True)]
 
 
-@torch.no_grad()
-def test_the_step_is_the_schedulers_own(blip):
-    scheduler, latents = blip.pipeline.scheduler, blip.batch.latents[:1]
-    predicted = blip.batch.noise[:1]
-    for timestep in FIVE:
-        noise = torch.randn(latents.shape, generator=torch.manual_seed(3))
-        found = previous_latents(scheduler, latents, torch.tensor([timestep]), predicted, noise)
-        wanted = scheduler.step(predicted, timestep, latents, generator=torch.manual_seed(3)).prev_sample
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_what_arrives_at_the_queries_has_the_weight_of_the_estimate_in_the_step(blip):
     """The gradient of one and the same image gradient: nearly all is lost on its way through the step."""
     weights = weights_by_hand()

@@ -231,6 +231,8 @@ def load_tokenizer(folder: str, subfolder: str = "", **options) -> PreTrainedTok
 def too_long(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
     """The texts of which a model reads the beginning alone: they have more tokens than its tokenizer says it reads."""
     ids = tokenizer(list(texts), verbose=False).input_ids
+    # The library's own warning, when a pipeline then reads such a text, speaks of errors that do not come.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return [text for text, row in zip(texts, ids, strict=True) if len(row) > tokenizer.model_max_length]
 
 
