@@ -77,6 +77,14 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     return House(tmp_path)
 
 
+def plain_map(captioner, pipeline):
+    """The vocabulary map by rule alone: the list of words that meanings are looked up in is large."""
+    from dfl_utils.training.vocabulary import VocabularyMap
+
+    own, size = (captioner.processor.tokenizer, pipeline.tokenizer), captioner.model.config.text_config.vocab_size
+    return VocabularyMap.make(*own, vocab_size=size, by_meaning=False)
+
+
 @pytest.fixture(scope="module")
 def mini() -> profile.Profile:
     models = profile.load("mini").pair(captioner="blip-base")

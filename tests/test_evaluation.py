@@ -152,8 +152,6 @@ def test_bad_input_is_said_before_a_model_is_loaded(game, finetuner, models, exa
     monkeypatch.setattr(captioner, "load", lambda profile: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="has no references"):
         evaluation.image_scores(game, [replace(examples[0], references=())])
-    with pytest.raises(ValueError, match="SEED is -1"):
-        evaluation.image_scores(game, examples, seed=-1)
     with pytest.raises(ValueError, match="NUM_VAL_IMAGES"):
         evaluation.validation_losses(finetuner, models, [])
 

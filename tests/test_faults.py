@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import unshare
+from conftest import plain_map, unshare
 from tqdm import tqdm
 
 from dfl_utils.game.loops import Game
@@ -35,7 +35,6 @@ from dfl_utils.training import finetune, finetuned, vocabulary
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import Economy
-from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
 
 KILLS = 8  # of a run by itself, at least
@@ -59,8 +58,7 @@ class Nursery:
         self.examples = data.subset(data.load(models, "nocaps", "overall"), 4, seed=0)
         self.lessons = data.subset(data.load(models, "coco", "val"), 4, seed=0)
         self.base = captioner.load(self.profile), finetuned.load_pipeline(self.profile)
-        own = self.base[0].processor.tokenizer, self.base[1].tokenizer
-        self.map = VocabularyMap.make(*own, by_meaning=False)
+        self.map = plain_map(*self.base)
         hall = Game(self.profile, RunStore(hall), progress=False).workshop
         hall._while_same("captioner", [hall.made_by("captioner")["checkpoint"]], lambda: self.base[0])
         self.loaded = hall._loaded

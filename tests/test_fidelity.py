@@ -35,11 +35,6 @@ def patches(seed: int, count: int, high: int = 256) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return profile.load("mini")
-
-
-@pytest.fixture(scope="module")
 def extractor(mini):
     return fidelity.load(mini)
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import plain_map
 from torch import nn
 
 from dfl_utils.models import captioner as captioners
@@ -17,7 +18,6 @@ from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
 from dfl_utils.training.finetuned import load_decoder, load_pipeline
 from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
 from dfl_utils.training.pairs import Pairs
-from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
 
 KEY = {"run": "of a test"}
@@ -31,9 +31,7 @@ class House:
         models = profile.load("mini").pair(captioner=name)
         data.ensure(models)
         self.captioner, self.pipeline = captioners.load(models), load_pipeline(models)
-        own = self.captioner.processor.tokenizer, self.pipeline.tokenizer
-        size = self.captioner.model.config.text_config.vocab_size
-        self.map = VocabularyMap.make(*own, vocab_size=size, by_meaning=False)
+        self.map = plain_map(self.captioner, self.pipeline)
         self.examples = data.load(models, "coco", "val")[:9]
         pixels = torch.stack([torch.from_numpy(np.array(image)) for image in workshop.read(self.examples)])
         vae = self.pipeline.vae

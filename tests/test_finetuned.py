@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import plain_map
 from diffusers import StableDiffusionPipeline
 from transformers import AutoProcessor, BlipForConditionalGeneration
 
@@ -18,7 +19,6 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.training import finetuned
 from dfl_utils.training.finetune import Finetuning, Recipe
 from dfl_utils.training.finetuned import Finetuner, load_pipeline
-from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data
 
 JOINT = Recipe(steps=2, batch_size=2, lr=1e-2, decoder="tiny")
@@ -32,9 +32,7 @@ def examples(mini):
 
 @pytest.fixture(scope="module")
 def vocabulary_map(mini):
-    """Without meanings: their word list is large."""
-    own = captioners.load(mini).processor.tokenizer, load_pipeline(mini).tokenizer
-    return VocabularyMap.make(*own, by_meaning=False)
+    return plain_map(captioners.load(mini), load_pipeline(mini))
 
 
 @pytest.fixture(scope="module")

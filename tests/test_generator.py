@@ -232,7 +232,6 @@ def test_a_safety_checker_is_left_out_and_one_that_stays_is_heard(monkeypatch):
         ({"scheduler": "FlowMatchEulerDiscreteScheduler"}, "is no sampler of Stable Diffusion: take one such as DDPM"),
         ({"num_inference_steps": 1000}, "num_inference_steps is 1000, and DDPMScheduler draws in at most 999"),
         ({"scheduler": "PNDMScheduler", "num_inference_steps": 2}, "is 2, which PNDMScheduler cannot do .*: give anot"),
-        ({"dtype": "float16"}, "dtype is float16, which is for GPUs: set dtype='float32' with device='cpu'"),
     ],
 )
 def test_a_wrong_scheduler_type_or_folder_is_refused(change, sentence):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import plain_map
 from diffusers import DDPMScheduler
 from PIL import Image
 from torch import nn
@@ -18,7 +19,6 @@ from dfl_utils.training import connection, finetune
 from dfl_utils.training.finetuned import load_pipeline
 from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair, one_step_image, previous_latents
 from dfl_utils.training.pairs import Pairs, image_tokens
-from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile, scenes, splits
 
 CAPTION, IMAGE_RECONSTRUCTION, GENERATION, TEXT_RECONSTRUCTION = LOSSES
@@ -40,9 +40,7 @@ class Setting:
         models = profile.load("mini").pair(captioner=name)
         data.ensure(models)
         self.captioner, self.pipeline = captioners.load(models), load_pipeline(models)
-        own = self.captioner.processor.tokenizer, self.pipeline.tokenizer
-        size = self.captioner.model.config.text_config.vocab_size
-        self.map = VocabularyMap.make(*own, vocab_size=size, by_meaning=False)
+        self.map = plain_map(self.captioner, self.pipeline)
         examples = data.load(models, "coco", "val")[:4]
         self.captions = [example.references[k % len(example.references)] for k, example in enumerate(examples)]
         pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in workshop.read(examples)])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import plain_map
 from PIL import Image
 
 from dfl_utils.models import captioner as captioners
@@ -14,7 +15,6 @@ from dfl_utils.training import pairs, teacher_forcing
 from dfl_utils.training.finetuned import load_pipeline
 from dfl_utils.training.losses import TalkingPair
 from dfl_utils.training.pairs import Pairs
-from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data
 
 
@@ -102,9 +102,7 @@ def test_a_draw_passes_over_what_was_drawn_for_the_captions_before(captioner, pi
     drawn, rand = [], torch.rand
     monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
     lessons = make(batch_size=4)
-    tokenizer = captioner.processor.tokenizer, pipeline.tokenizer
-    size = captioner.model.config.text_config.vocab_size
-    made = VocabularyMap.make(*tokenizer, vocab_size=size, by_meaning=False)
+    made, size = plain_map(captioner, pipeline), captioner.model.config.text_config.vocab_size
     pair = TalkingPair(captioner, pipeline, made, ("image_reconstruction_loss",), connect="gumbel")
     for batch in (lessons.batch(0), lessons.batch(0, slice(3, 4))):
         words = torch.zeros(len(batch.caption.targets), size)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import plain_map
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -22,7 +23,6 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.training import finetune
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner, load_pipeline
-from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
 
 
@@ -121,8 +121,7 @@ def game_and_finetuner(models, root):
     examples = data.subset(data.load(models, "coco", "val"), 8, seed=0)
     store = RunStore(root)
     finetuner = Finetuner(models, store, examples, progress=False)
-    own = captioners.load(models).processor.tokenizer, load_pipeline(models).tokenizer
-    finetuner.vocabulary_map = VocabularyMap.make(*own, by_meaning=False)  # whose word list is large
+    finetuner.vocabulary_map = plain_map(captioners.load(models), load_pipeline(models))
     return Game(models, store, num_inference_steps=1, progress=False), finetuner, examples
 
 

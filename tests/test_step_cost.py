@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import plain_map
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,23 +26,17 @@ from dfl_utils.training.step_ways import (
     Meter,
     ways,
 )
-from dfl_utils.training.vocabulary import VocabularyMap
-from dfl_utils.world import data, profile
+from dfl_utils.world import data
 
 WAYS = ways()
 EXACT = list(WAYS)[: list(WAYS).index("threshold")]  # those that approximate nothing
 
 
 @pytest.fixture(scope="module")
-def finetuner(tmp_path_factory):
-    models = profile.load("mini").pair(captioner="blip-base")
-    data.ensure(models)
-    examples = data.load(models, "coco", "val")[:3]
-    made = Finetuner(models, RunStore(tmp_path_factory.mktemp("store")), examples, progress=False)
-    captioner, pipeline = made._base_models
-    size = captioner.model.config.text_config.vocab_size
-    own = captioner.processor.tokenizer, pipeline.tokenizer
-    made.vocabulary_map = VocabularyMap.make(*own, vocab_size=size, by_meaning=False)
+def finetuner(mini, tmp_path_factory):
+    examples = data.load(mini, "coco", "val")[:3]
+    made = Finetuner(mini, RunStore(tmp_path_factory.mktemp("store")), examples, progress=False)
+    made.vocabulary_map = plain_map(*made._base_models)
     return made
 
 
