@@ -114,18 +114,6 @@ def test_validation_losses_are_those_of_the_plain_pair(losses, finetuner, models
         np.testing.assert_allclose(values, [one[name].item() for one in slow], rtol=1e-5)
 
 
-def test_validation_losses_are_computed_once_and_see_the_weights(
-    losses, finetuner, models, lessons, trained, monkeypatch
-):
-    other = evaluation.validation_losses(finetuner, trained.profile, lessons, seed=3)
-    assert abs(other["caption_loss"] - losses["caption_loss"]).min() > 1e-3
-    np.testing.assert_array_equal(other["generation_loss"], losses["generation_loss"])  # the generator is the same
-    monkeypatch.setattr(captioner, "load", lambda profile: pytest.fail("a model was loaded"))
-    again = evaluation.validation_losses(finetuner, models, lessons, seed=3)
-    for name, values in losses.items():
-        np.testing.assert_array_equal(again[name], values)
-
-
 def test_trials_are_what_each_training_says_and_draws(finetuner, trained, models, examples, game):
     everything = data.load(models, "nocaps", "overall")
     options = {"num_drawn": 2, "metrics": ("CIDEr",), "seed": 1}
@@ -219,14 +207,6 @@ def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner,
             assert ways.norms[way][name][1, 1] == pytest.approx(norm, rel=1e-4)
             assert ways.losses[way][name][1, 1] == pytest.approx(loss.item(), rel=1e-4)
             pair.zero_grad(set_to_none=True)
-
-
-def test_a_step_from_clean_latents_shows_the_original_at_any_timestep(ways):
-    def apart(way, k):
-        return np.abs(ways.pictures[way][k].astype(float) - ways.image).mean()
-
-    assert ways.image.shape == (64, 64, 3)
-    assert max(apart("joint", 0), apart("alternating", 0), apart("alternating", 1)) < 4 < apart("joint", 1)
 
 
 def test_ways_that_cannot_be_compared_are_refused(finetuner):

@@ -111,23 +111,6 @@ def test_pictures_in_memory_are_as_good_as_files(ask, paths, store):
     np.testing.assert_array_equal(data.read_image(kept), data.read_image(paths[0]))
 
 
-def test_a_second_call_does_no_model_work(ask, mini, paths, monkeypatch):
-    calls = [(rerank.rerank_captions, paths, CAPTIONS), (rerank.rerank_images, TEXTS)]
-    first = [ask(*call, **few) for call, few in zip(calls, ({}, {"num_candidates": 2}), strict=True)]
-
-    class Idle(loops.Game):
-        captioner = generator = property(lambda self: pytest.fail("a model was loaded"))
-
-        def encoder(self, name):
-            pytest.fail("an encoder was loaded")
-
-    monkeypatch.setattr(rerank, "Game", Idle)
-    monkeypatch.setattr(Scorer, "_clip_text", property(lambda self: pytest.fail("a judge was loaded")))
-    again = [ask(*call, **few) for call, few in zip(calls, ({}, {"num_candidates": 2}), strict=True)]
-    assert list(map(plain, again)) == list(map(plain, first))
-    np.testing.assert_array_equal(again[0][0][0].image_hat, first[0][0][0].image_hat)
-
-
 def test_without_captions_the_captioner_samples_them(ask, hall, paths):
     (row,) = ask(rerank.rerank_captions, paths[:1], num_candidates=3)
     example = data.Example(rerank.on_disk(paths[0], hall.store).image_id, paths[0], ())

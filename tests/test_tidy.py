@@ -12,7 +12,6 @@ from dfl_utils.build import publish
 from dfl_utils.exhibits import comparison, tidy
 from dfl_utils.scores.ranking import Estimate, Gain
 from dfl_utils.store import provenance
-from dfl_utils.store.store import Kind, RunStore
 from dfl_utils.training.evaluation import Trials
 
 ROW = dict.fromkeys(tidy.COLUMNS) | {
@@ -211,22 +210,3 @@ def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     assert found["same direction?"].tolist() == ["yes", "no", ""]
     assert found["visible here?"].tolist() == ["yes", "no", ""]
     assert comparison.compared(gains)["same direction?"].tolist() == ["yes", "no"]
-
-
-def test_what_was_spent_is_the_sum_over_kinds_but_for_what_only_others_were_made_from(tmp_path):
-    """So a run that finds those others tells the same cost."""
-    store = RunStore(tmp_path)
-    nothing = tidy.spent(store)
-    assert (nothing["seconds"], nothing["model_calls"]) == (0, 0)
-
-    def look(asked):
-        asked.get(Kind("test-inner"), {}, lambda: ({"x": np.zeros(1)}, 7))
-        return {"x": np.zeros(1)}, 3
-
-    for again in (store, RunStore(tmp_path)):
-        again.get(Kind("test-one"), {}, lambda: ({"x": np.zeros(1)}, 2))
-        again.get(Kind("test-other"), {}, lambda again=again: look(again))
-        assert tidy.spent(again)["model_calls"] == 5
-    assert tidy.spent(store) == tidy.spent(again)
-    again.count(Kind("test-inner"), {})
-    assert tidy.spent(again)["model_calls"] == 12
