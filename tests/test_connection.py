@@ -18,29 +18,11 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def encoder(pipeline):
-    return pipeline.text_encoder
-
-
-@pytest.fixture(scope="module")
-def table(encoder):
-    return encoder.get_input_embeddings().weight
-
-
-@pytest.fixture(scope="module")
-def length(pipeline):
-    return pipeline.tokenizer.model_max_length
-
-
-@pytest.fixture(scope="module")
-def ends(pipeline):
-    tokenizer = pipeline.tokenizer
-    return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-
-
-@pytest.fixture(scope="module")
-def tokens(pipeline):
-    return [torch.tensor(pipeline.tokenizer(text, add_special_tokens=False).input_ids) for text in PROMPTS]
+def of_generator(pipeline):
+    """Text encoder, its table, length of a prompt, and the tokens that begin, end and fill one."""
+    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    return encoder, encoder.get_input_embeddings().weight, tokenizer.model_max_length, ends
 
 
 def prompt_of(pipeline, texts):
@@ -52,8 +34,10 @@ def prompt_of(pipeline, texts):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-6])
-def test_one_hot_distributions_give_the_ordinary_prompt(pipeline, encoder, table, length, ends, tokens, threshold):
+def test_one_hot_distributions_give_the_ordinary_prompt(pipeline, of_generator, threshold):
     """Token v of a captioner of 50 words stands for `index[v]`; every word of the prompts is one of them."""
+    encoder, table, length, ends = of_generator
+    tokens = [torch.tensor(pipeline.tokenizer(text, add_special_tokens=False).input_ids) for text in PROMPTS]
     words = torch.cat(tokens).unique()
     index = torch.cat([words, torch.zeros(50 - len(words), dtype=torch.long)])
     spoken = torch.cat([(row.unsqueeze(1) == words).long().argmax(1) for row in tokens])
@@ -62,15 +46,16 @@ def test_one_hot_distributions_give_the_ordinary_prompt(pipeline, encoder, table
     torch.testing.assert_close(prompt, prompt_of(pipeline, PROMPTS), atol=1e-6, rtol=0)
 
 
-def test_the_tokenizers_ends_count_and_its_own_padding(encoder, table):
+def test_the_tokenizers_ends_count_and_its_own_padding(of_generator):
     """A later Stable Diffusion pads with `!`, and v1's published text encoder names two wrong tokens as its ends."""
-    bos, eos, pad = 49406, 49407, 0
+    (encoder, table, *_), (bos, eos, pad) = of_generator, (49406, 49407, 0)
     ids = torch.tensor([[bos, 5, 6, eos, pad, pad], [bos, 7, eos, pad, pad, pad]])
     found = connection.soft_prompt(encoder, table[torch.tensor([5, 6, 7])], [2, 1], 6, (bos, eos, pad))
     torch.testing.assert_close(found, encoder(ids).last_hidden_state, atol=1e-6, rtol=0)
 
 
-def test_a_caption_that_does_not_fit_is_refused(encoder, table, length, ends):
+def test_a_caption_that_does_not_fit_is_refused(of_generator):
+    encoder, table, length, ends = of_generator
     with pytest.raises(ValueError, match="31 tokens does not fit the generator, which reads 32.*shorten it"):
         connection.soft_prompt(encoder, table[:31], [31], length, ends)
 

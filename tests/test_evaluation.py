@@ -53,11 +53,6 @@ def finetuner(models, store, lessons):
 
 
 @pytest.fixture(scope="module")
-def losses(finetuner, models, lessons):
-    return evaluation.validation_losses(finetuner, models, lessons, seed=3)
-
-
-@pytest.fixture(scope="module")
 def trained(finetuner):
     """The captioner alone, one large step."""
     recipe = finetune.Recipe(losses=("caption_loss",), train=("captioner",), steps=1, lr=1e-2, batch_size=4)
@@ -102,7 +97,8 @@ def test_a_captioner_that_was_trained_leaves_the_drawings_shared(game, trained, 
         Game(replace(models, dino_size=32), game.store, judges=game)
 
 
-def test_validation_losses_are_those_of_the_plain_pair(losses, finetuner, models, lessons):
+def test_validation_losses_are_those_of_the_plain_pair(finetuner, models, lessons):
+    losses = evaluation.validation_losses(finetuner, models, lessons, seed=3)
     model, pipeline = captioner.load(models), finetuned.load_pipeline(models)
     pair = TalkingPair(model, pipeline, finetuner.vocabulary_map)
     latents = pairs.latents(finetuner, pipeline, lessons)
@@ -156,16 +152,12 @@ def pair(finetuner, recipe):
 
 
 @pytest.fixture(scope="module")
-def batch(finetuner, recipe, pair):
-    return finetuner.pairs(*pair, recipe).batch(0)
-
-
-@pytest.fixture(scope="module")
 def found(finetuner, recipe):
     return anatomy.dissect(finetuner, recipe)
 
 
-def test_the_walk_is_the_step_that_is_trained(pair, batch, found):
+def test_the_walk_is_the_step_that_is_trained(pair, found, finetuner, recipe):
+    batch = finetuner.pairs(*pair, recipe).batch(0)
     tensors, words = anatomy.walk(pair[0], batch)
     targets = batch.caption.targets
     slow = {
@@ -190,12 +182,8 @@ def test_each_loss_reaches_what_appendix_h_says(found):
 
 
 # --- what the captioner is shown in each way -----------------------------------------------------------------
-@pytest.fixture(scope="module")
-def ways(finetuner):
-    return two_ways.compare(finetuner, (0, 999), 2, seed=5)
-
-
-def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner, ways):
+def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner):
+    ways = two_ways.compare(finetuner, (0, 999), 2, seed=5)
     for way in WAYS:
         pair, batch = anatomy.one_batch(finetuner, finetune.Recipe(batch_size=2, seed=5, way=way))
         weights = finetune.unfreeze(pair, ("generator",)).values()

@@ -31,12 +31,9 @@ def examples(mini):
 
 
 @pytest.fixture(scope="module")
-def vocabulary_map(mini):
-    return plain_map(captioners.load(mini), load_pipeline(mini))
+def make(mini, examples):
+    vocabulary_map = plain_map(captioners.load(mini), load_pipeline(mini))
 
-
-@pytest.fixture(scope="module")
-def make(mini, examples, vocabulary_map):
     def finetuner(root, models=mini, chosen=examples):
         found = Finetuner(models, RunStore(root), chosen, progress=False)
         found.vocabulary_map = vocabulary_map

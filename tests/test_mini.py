@@ -142,12 +142,8 @@ def items():
     return list(splits.items("coco", "val"))[:64]
 
 
-@pytest.fixture(scope="module")
-def pictures(items):
-    return [Image.fromarray(scenes.render(item.scene)) for item in items[:6]]
-
-
-def test_clip_similarity_is_the_librarys(mini, pictures):
+def test_clip_similarity_is_the_librarys(mini, items):
+    pictures = [Image.fromarray(scenes.render(item.scene)) for item in items[:6]]
     model = CLIPModel.from_pretrained(mini.clip, dtype=torch.float32).eval()
     encoder = similarity.load_clip(mini)
     pixels = encoder.processor(pictures, return_tensors="pt").pixel_values

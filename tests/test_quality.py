@@ -46,11 +46,6 @@ def coco_tokens():
         return [texts[0] for texts in PTBTokenizer().tokenize(plain).values()]
 
 
-@pytest.fixture(scope="session")
-def sbert():
-    return sbert_encoder()
-
-
 def coco_score(scorer, column, **options):
     """pycocoevalcap's (corpus, per-image) scores of one caption an image."""
     truth = {i: tokenise(texts) for i, texts in enumerate(REFERENCES)}
@@ -189,7 +184,8 @@ def test_cosine_with_references_by_hand():
     assert calls == [["red", "dog", "guitar"], ["red", "guitar", "dog", "red"]]  # references, captions
 
 
-def test_sbert_takes_the_first_token(sbert):
+def test_sbert_takes_the_first_token():
+    sbert = sbert_encoder()
     tokens = AutoTokenizer.from_pretrained(get_model_path())(["a dog runs"], return_tensors="pt")
     with torch.inference_mode():
         state = AutoModel.from_pretrained(get_model_path())(**tokens).last_hidden_state[0, 0]

@@ -45,11 +45,6 @@ def cost(finetuner):
     return StepCost(finetuner, batch_size=2)
 
 
-@pytest.fixture(scope="module")
-def flops(cost):
-    return cost.flops()
-
-
 def part(spent, name):
     return spent[..., PARTS.index(name), :]
 
@@ -112,7 +107,8 @@ def test_the_meter_counts_what_a_hand_would():
     assert "begin" not in vars(two)  # and leaves the module as it was
 
 
-def test_parts_add_up_to_what_an_unwatched_step_costs(cost, flops):
+def test_parts_add_up_to_what_an_unwatched_step_costs(cost):
+    flops = cost.flops()
     bench = cost.bench
     step = bench.step("joint", WAYS["ours"])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
