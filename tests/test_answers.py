@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dfl_utils.build import chapter, front
-from dfl_utils.exhibits import answers, paper, tidy
+from dfl_utils.exhibits import answers, paper, scoreboard, tidy
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
 
@@ -104,3 +104,46 @@ def test_a_table_has_a_line_a_question():
     lines = answers.table(answers.published(), front.IN_BOOK).splitlines()
     assert len(lines) == 2 + len(answers.questions())
     assert all(line.count("|") == 6 for line in lines) and "{doc}`finding_caption`" in lines[2]
+
+
+def test_a_claim_has_the_verdict_of_its_interval():
+    def made(exhibit, method, metric, value, low, high, published=NAN):
+        return tidy.row(
+            exhibit, ("nocaps", "overall"), method, metric, Estimate(value, low, high, 30), published=published
+        )
+
+    rows = [
+        made("table1", "clip gain", "CIDEr", 28.9, 24.8, 33.3, 8.4),
+        made("table1", "authors clip gain", "CIDEr", 28.9, 24.8, 33.3, 8.4),  # another way of decoding
+        made("table1", "clip", "CIDEr", 270.0, 260.0, 280.0, 80.3),  # a level
+        made("figure3", "clip trend", "CIDEr", 0.1, -0.1, 0.3, 1.0),
+        made("table8", "BLIP + aMUSEd gain", "CIDEr", 1.0, 0.5, 1.5),  # the paper's of LAFITE: 100 (77.4 - 74.1) / 74.1
+    ]
+    lines = scoreboard.claims(pd.DataFrame(rows, columns=tidy.COLUMNS))
+    ran = lines[lines.verdict != "not run"]
+    assert [*zip(ran.exhibit, ran.paper, ran.verdict, strict=True)] == [
+        ("figure3", "gets better", "cannot tell"),
+        ("table1", "+8.4 %", "larger"),
+        ("table8", "+4.5 %", "smaller"),
+    ]
+    assert set(lines[lines.verdict == "not run"].metric) >= {"SPICE"}
+    assert scoreboard.counts(ran) == "1 smaller, 1 larger, 1 cannot tell"
+
+
+def test_the_scoreboard_names_pages_that_there_are_and_every_verdict_it_explains():
+    items = scoreboard.contents()
+    assert {item.page for item in items} - {""} <= set(chapter.pages())
+    assert {item.state for item in items} == {"measured", "shown", "discussed", "not run"}
+    lines = scoreboard.claims(tidy.read(provenance.ROOT / "results/mini/exhibits.csv"))
+    assert set(lines.verdict) <= set(scoreboard.VERDICTS)
+    page = (provenance.ROOT / "book/scoreboard.md").read_text(encoding="utf-8")
+    assert all(f"| {verdict} |" in page for verdict in scoreboard.VERDICTS)
+    board = front.filled(page)
+    assert board.count("<tr>") == 2 + len(items) + len(lines) and board.count(' id="claims"') == 1
+
+
+def test_a_table_keeps_intervals_whole_and_says_what_a_verdict_is():
+    table = pd.DataFrame({"gain, %": [Estimate(2, 1, 3, 30)], "same direction?": ["not visible"], "n": [30]})
+    assert tidy.markdown("tab-a", "A table.", table).splitlines()[5] == (
+        "| 2.0\u00a0(1.0\u00a0to\u00a03.0) | [not visible]{.verdict .not-visible} | 30  |"
+    )

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.fileutil import copy_asset
@@ -71,6 +72,20 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
         context["theme_extra_footer"] = f"<p>{made_where(made)}</p>"
 
 
+def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let the pointer on a word of the glossary show its definition."""
+    if "glossary" not in app.env.found_docs or docname == "glossary":
+        return
+    definitions = {}
+    for item in app.env.get_doctree("glossary").findall(nodes.definition_list_item):
+        for term in item.findall(nodes.term):
+            definitions |= dict.fromkeys(term["ids"], item.children[-1].astext())
+    for link in doctree.findall(nodes.reference):
+        _, _, place = link.get("refuri", "").partition("#")
+        if place in definitions and "glossary" in link["refuri"]:
+            link["reftitle"] = definitions[place]
+
+
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
     """Put MathJax into the site, after the build: any .js in `_static` before it would be loaded by every page."""
     if exception is not None or app.builder.format != "html":
@@ -88,6 +103,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", link_repository)
     # After the themes, which add their scripts at the default priority.
+    app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -103,7 +103,7 @@ def _ages(scale: str | None) -> list[tuple[str, int, int]]:
     package = (root / "dfl_utils").rglob("*.py")
     store = published_run.place()
     results = [*(root / "results").glob("*/*.*"), store, store / published_run.INDEX] if scale == "published" else []
-    questions = root / "book" / "questions.yml"
+    questions = root / "book" / "questions.yml"  # what a chapter's rows are asked
     return [_age(path) for path in sorted({*package, *data, *results, questions}) if path.exists()]
 
 

@@ -6,7 +6,9 @@ A page names a part between two comments, `<!-- answers -->` and `<!-- /answers 
 import re
 from collections.abc import Callable
 
-from dfl_utils.exhibits import answers
+import pandas as pd
+
+from dfl_utils.exhibits import answers, scoreboard, tidy
 from dfl_utils.store import provenance
 
 PART = re.compile(r"(<!-- (?P<name>[a-z]+)[^>]*-->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)
@@ -16,7 +18,21 @@ def _answers(link: str) -> str:
     return answers.table(answers.published(), link)
 
 
-PARTS: dict[str, Callable[[str], str]] = {"answers": _answers}
+def _board(link: str) -> str:
+    lines = scoreboard.claims(_rows())
+    return "\n\n".join([scoreboard.table_of_contents(lines), "## Every claim", scoreboard.table_of_claims(lines)])
+
+
+def _counts(link: str) -> str:
+    lines = scoreboard.claims(_rows())
+    return f"Of {len(lines)} claims: {scoreboard.counts(lines)}."
+
+
+def _rows() -> pd.DataFrame:
+    return tidy.read(provenance.ROOT / "results" / "mini" / "exhibits.csv")
+
+
+PARTS: dict[str, Callable[[str], str]] = {"answers": _answers, "board": _board, "counts": _counts}
 IN_BOOK, IN_README = "{{doc}}`{0}`", "[`{0}`](book/{0}.ipynb)"
 
 

@@ -55,7 +55,7 @@ class Fact:
     of: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """A chapter's answer. It prints as four lines, and a page shows it as a list."""
 
@@ -108,6 +108,8 @@ class Answer:
 
     def __str__(self) -> str:
         return "\n".join(f"{name + ':':<10}{text}" for name, text in self.lines().items())
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         shown = {name: escape(text, quote=False) for name, text in self.lines().items()}
@@ -174,7 +176,7 @@ def _fact(
         published=published,
         verdict=verdict,
         sentence=words[verdict].format(by=_by(change, verdict, digits, unit, bool(expects))),
-        standing=_standing(change, published, expects, sized),
+        standing=stands(change, published, expects, sized),
         theirs=_theirs(published, unit, expects, sized),
         smallest="" if expects else f"{intervals.smallest_effect(change):.{digits}f}{unit}",
         of=of,
@@ -185,8 +187,12 @@ def _published(row: pd.Series, levels: tuple[str, ...]) -> float:
     """The paper's number beside a row: printed there, or the gain in per cent that two of its levels make."""
     if not levels:
         return float(row.paper)
-    exhibit, after, before, metric = levels
-    place = {"dataset": row.dataset, "split": row.split, "metric": metric}
+    return of_levels(*levels, row.dataset, row["split"])
+
+
+def of_levels(exhibit: str, after: str, before: str, metric: str, dataset: str, split: str) -> float:
+    """The paper's gain in per cent where it prints two levels and no gain; ValueError where it lacks one of them."""
+    place = {"dataset": dataset, "split": split, "metric": metric}
     new, old = (paper.number(exhibit, method=method, **place) for method in (after, before))
     return float(paper.improvement(100 * (new - old) / old, metric))
 
@@ -202,7 +208,8 @@ def _verdict(change: Estimate, published: float, expects: str) -> str:
     return "yes" if change.low > zero else "no" if change.high < zero else "unclear"
 
 
-def _standing(change: Estimate, published: float, expects: str, sized: bool) -> str:
+def stands(change: Estimate, published: float, expects: str = "", sized: bool = True) -> str:
+    """`paper.standing` of an improvement, and of a level that is expected `above` the paper's number or `about` it."""
     if not expects:
         return paper.standing(change.low, change.high, published, sized)
     if expects == "above":

@@ -36,6 +36,8 @@ KEY = ["exhibit", "dataset", "split", "method", "metric", "x"]
 NUMBERS = ["x", "value", "low", "high", "n", "paper"]
 DIGITS = {"CLIP-text": 3, "SBERT": 3, "WMD": 3, "CLIP": 4, "DINO": 3, "FID": 2, "KID": 4}  # of a level; else 1
 
+JUDGED = ("verdict", "same direction?", paper.SIZE)  # how columns of verdicts begin
+INTERVAL = re.compile(r" \((\S+) to (\S+)\)")
 
 # Metrics of exhibit `cost` that are seconds or ratios of seconds: two runs of one code differ in them.
 TIMED = (
@@ -211,9 +213,17 @@ def markdown(name: str, caption: str, table: pd.DataFrame | str, digits: int | M
     if isinstance(table, pd.DataFrame):
         table = table.reset_index() if table.index.names != [None] else table
         of = digits if isinstance(digits, Mapping) else dict.fromkeys(table.columns, digits)
-        cells = {column: [_cell(value, of.get(column, 1)) for value in table[column]] for column in table}
+        cells = {column: [_shown(str(column), _cell(v, of.get(column, 1))) for v in table[column]] for column in table}
         table = pd.DataFrame(cells, columns=table.columns).to_markdown(index=False, disable_numparse=True)
     return f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n"
+
+
+def _shown(column: str, text: str) -> str:
+    """A cell for a page: no line ends inside an interval, and a verdict has its colour (`custom.css`)."""
+    if text and column.startswith(JUDGED):
+        kind = "within" if (column, text) == (paper.SIZE, "no") else text.replace(",", "").replace(" ", "-")
+        return f"[{text}]{{.verdict .{kind}}}"
+    return INTERVAL.sub("\u00a0(\\1\u00a0to\u00a0\\2)", text)
 
 
 def _cell(value: object, digits: int) -> str:
