@@ -224,7 +224,7 @@ def pipeline(final: Path, clip: CLIPModel) -> AmusedPipeline:
     )
 
 
-def train(folder: Path, vae: AutoencoderKL, clip: CLIPModel, steps: int = 2500) -> UVit2DModel:
+def train(folder: Path, vae: AutoencoderKL, clip: CLIPModel, steps: int = 1500) -> UVit2DModel:
     """Codes, an autoencoder that draws from them, then masked-code prediction on web captions, text encoder frozen."""
     centres = looks(folder / "looks.safetensors")
     if not (folder / "vqvae").exists():
