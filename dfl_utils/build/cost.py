@@ -31,9 +31,9 @@ TRAINED = ("weights", "validation-losses")
 FIXED = ("token-images", "anatomy", "way-gradients", "vocabulary-map")  # and all that begins with "step-"
 # Kind of work -> the benchmark of a call of the published size; other kinds are scores on the CPU.
 BENCHMARK_OF = {
-    **dict.fromkeys(("captions", "likelihood"), "caption sampled, blip-large"),
+    **dict.fromkeys(("captions", "likelihood", "drawing-likelihood"), "caption sampled, blip-large"),
     **dict.fromkeys(("readings", "descriptions"), "caption by beam search, blip-large"),
-    "images": "drawing, Stable Diffusion, 4 at a time",
+    **dict.fromkeys(("images", "denoising", "drawing-denoising"), "drawing, Stable Diffusion, 4 at a time"),
     **dict.fromkeys(("clip-similarity", "clip-originals", "features", "quality-clip-text"), "embedding, clip"),
     **dict.fromkeys(("efficientnet-similarity", "efficientnet-originals"), "embedding, clip"),
     **dict.fromkeys(("dino-similarity", "dino-originals"), "embedding, dino"),
@@ -41,6 +41,9 @@ BENCHMARK_OF = {
 }
 EACH = {"images": "NUM_INFERENCE_STEPS", "weights": "BATCH_SIZE"}  # what one call of these grows with
 MEASURED_EACH = {"images": 50, "weights": 8}  # of those benchmarks: denoising steps, pairs
+SHARE = dict.fromkeys(
+    ("denoising", "drawing-denoising"), 0.01
+)  # a drawing has two passes of the U-Net a step, these one
 
 
 # Peak TFLOP/s of dense products, in float16 on tensor cores and in float32 without; memory in GB.
@@ -78,7 +81,7 @@ def amount(kind: str, parameters: Mapping[str, object]) -> float:
     asked, drawn = (sum(parameters.get(name, 0) for name in names) for names in (ASKED, DRAWN))
     images = (drawn if kind in OF_DRAWINGS else 0) or asked or 1
     candidates = 1 if kind.endswith("-originals") else parameters.get("NUM_CANDIDATES", 1)
-    return images * candidates * trainings
+    return images * candidates * trainings * (parameters.get("NUM_TIMESTEPS", 1) if kind == "denoising" else 1)
 
 
 def cost(name: str, parameters: Mapping[str, object], gpu: Gpu | None = None, slower: float = 1.0) -> Cost:
@@ -103,8 +106,8 @@ def _seconds(kind: str, parameters: Mapping[str, object], gpu: Gpu) -> float:
     """Of one call on a card, of models of the published sizes."""
     if kind not in BENCHMARK_OF:
         return 0.0
-    each = parameters[EACH[kind]] / MEASURED_EACH[kind] if kind in EACH else 1.0
-    half = kind in ("captions", "likelihood", "readings", "descriptions", "images")
+    each = parameters[EACH[kind]] / MEASURED_EACH[kind] if kind in EACH else SHARE.get(kind, 1.0)
+    half = kind in ("captions", "readings", "descriptions", "images") or kind.endswith(("likelihood", "denoising"))
     peaks = MEASURED.float16 / gpu.float16 if half else MEASURED.float32 / gpu.float32
     return benchmarks()[BENCHMARK_OF[kind]] * each * peaks
 
