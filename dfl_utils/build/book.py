@@ -12,21 +12,23 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 
 from dfl_utils.build import chapter as chapters
-from dfl_utils.build import disclosure, front, kernels, publish, ranges
+from dfl_utils.build import disclosure, front, kernels, publish, ranges, renderer
 from dfl_utils.build.chapter import BuildFailed
-from dfl_utils.build.execution import environment, folder, refuse_stale, run_chapter
+from dfl_utils.build.execution import environment, folder, refuse_stale, run_chapter, worth
 from dfl_utils.store import processes, provenance, published_run
 from dfl_utils.store.store import default_root
 
 FROM_NOTHING = ("ci", "quick")  # scales that prove the code: of an empty run store
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
-SETTINGS = ("_config.yml", "_toc.yml", "dfl_utils/build/bookext.py", "dfl_utils/build/book.py")
+SETTINGS = ("_config.yml", "_toc.yml", *(f"dfl_utils/build/{name}.py" for name in ("bookext", "book", "renderer")))
 PICTURES = ("*.png", "*.svg")
 MARK = ".rendered"  # in the folder of the pages: what they were rendered from
 
@@ -54,14 +56,29 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     fresh = scale in FROM_NOTHING and here.world_size == 1 and not reuse
     if fresh:  # what an earlier build left is not taken for this one's
         shutil.rmtree(results, ignore_errors=True)
-    with environment(**kernels.variables(), **_stores(reuse or scale == "published", scale, fresh)):
-        _execute(scale, jobs, fresh)
-    refuse_stale(scale)
-    refuse_disclosure(scale)
-    if scale == "full" and here.rank == 0:
-        print(f"published {publish.publish('mini', results, default_root()).relative_to(provenance.ROOT)}")
-        front.main()
-    return render(scale) if html else None
+    busy = fresh or set(worth(scale).values()) != {"fresh"}
+    with _early(html and busy) as process:
+        with environment(**kernels.variables(), **_stores(reuse or scale == "published", scale, fresh)):
+            _execute(scale, jobs, fresh)
+        refuse_stale(scale)
+        refuse_disclosure(scale)
+        if scale == "full" and here.rank == 0:
+            print(f"published {publish.publish('mini', results, default_root()).relative_to(provenance.ROOT)}")
+            front.main()
+        return render(scale, process) if html else None
+
+
+@contextmanager
+def _early(wanted: bool) -> Iterator[subprocess.Popen | None]:
+    """A renderer that gets ready while chapters run, on the core that waits for the kernels' server at first."""
+    if not wanted:
+        yield None
+        return
+    with renderer.start() as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # it has rendered, or shall not
 
 
 def _stores(reuse: bool, scale: str, fresh: bool) -> dict[str, str]:
@@ -77,7 +94,8 @@ def _stores(reuse: bool, scale: str, fresh: bool) -> dict[str, str]:
 def _execute(scale: str, jobs: int, fresh: bool) -> None:
     """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait.
 
-    A thread waits for each kernel, so that all kernels come from one server.
+    A thread waits for each kernel, so that all kernels come from one server. The chapters with most to say begin, so
+    that none of them is worked on alone at the end.
     """
 
     def execute(name: str) -> None:
@@ -87,7 +105,8 @@ def _execute(scale: str, jobs: int, fresh: bool) -> None:
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     with environment(**threads), ThreadPoolExecutor(jobs) as pool:
         kernels.start()
-        futures = [pool.submit(execute, name) for name in chapters.sources()]
+        sizes = {name: source.stat().st_size for name, source in chapters.sources().items()}
+        futures = [pool.submit(execute, name) for name in sorted(sizes, key=sizes.get, reverse=True)]
         try:
             for future in futures:
                 future.result()
@@ -115,8 +134,11 @@ def refuse_disclosure(scale: str) -> None:
         disclosure.refuse(place, sorted(place.glob(pattern)))
 
 
-def render(scale: str) -> Path:
-    """Render chapters and prose, and return the first page; a warning is an error, as is a page that tells too much."""
+def render(scale: str, process: subprocess.Popen | None = None) -> Path:
+    """Render chapters and prose, and return the first page; a warning is an error, as is a page that tells too much.
+
+    `process`: a renderer that has been started.
+    """
     refuse_stale(scale)
     _copy_prose()
     root, site = provenance.ROOT, folder("html")
@@ -125,12 +147,12 @@ def render(scale: str) -> Path:
         print("the pages: nothing has changed since they were rendered", flush=True)
         return index
     shutil.rmtree(site, ignore_errors=True)
-    # --all: a page that warned once is read again, or its warning would be forgotten by the next build.
-    arguments = ["build", str(folder("src")), "--config", str(root / "_config.yml"), "--toc", str(root / "_toc.yml")]
-    arguments += ["--path-output", str(root), "--all", "-W", "--keep-going", "-n"]
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *arguments]
-    with environment(DFL_SCALE=scale):
-        done = subprocess.run(command, cwd=root, text=True, capture_output=True, check=False)
+    options = {"sourcedir": str(folder("src")), "outputdir": str(site), "path_config": str(root / "_config.yml")}
+    # As `jupyter-book build -W -n --keep-going --all`, with the last of which a page that warned once is read again.
+    settings = {"external_toc_path": str(root / "_toc.yml"), "nitpicky": True, "latex_individualpages": False}
+    options |= {"confoverrides": settings}
+    options |= dict.fromkeys(("noconfig", "warningiserror", "keep_going", "freshenv"), True)
+    done = renderer.render(process or renderer.start(), scale, **options)
     if done.returncode != 0 or not index.is_file():
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         raise BuildFailed("jupyter-book did not accept the book; its messages above name the pages.")

@@ -23,6 +23,17 @@ LAUNCH = {
 }
 
 
+# They do not say that pages may be read side by side, and do nothing while one is read.
+SILENT = ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex")
+
+
+def read_side_by_side(app: Sphinx) -> None:
+    """Say for the extensions that do not that they take nothing from the reading of a page."""
+    for name in SILENT:
+        if name in app.extensions:
+            app.extensions[name].parallel_read_safe = True
+
+
 def link_repository(app: Sphinx, config: Config) -> None:
     """Point edit, issue, Binder and Colab links at the checkout's `origin`, and name the build in the footer."""
     options = config.html_theme_options
@@ -102,6 +113,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the hooks; called by Sphinx."""
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", link_repository)
+    app.connect("builder-inited", read_side_by_side)
     # After the themes, which add their scripts at the default priority.
     app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", finish_page, priority=900)

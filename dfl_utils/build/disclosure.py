@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dfl_utils.build.chapter import BuildFailed
@@ -17,35 +17,40 @@ from dfl_utils.store import provenance
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH", re.IGNORECASE)
 SHORTEST_SECRET, SHORTEST_NAME = 8, 4  # characters; shorter ones stand in any text, or in a picture's bytes
-# Of Hugging Face, GitHub, AWS, OpenAI and its likes; a URL with a password; a key in PEM form.
+# Of Hugging Face, GitHub, AWS, OpenAI and its likes; a key in PEM form.
 TOKENS = (
     r"\b(?:hf_[A-Za-z0-9]{30,}|gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|(?:AKIA|ASIA)[A-Z0-9]{16}\b"
-    r"|sk-[\w-]{32,}|https?://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@)|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|sk-[\w-]{32,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
+OF_TOKENS = ("hf_", *(f"gh{letter}_" for letter in "opsur"), "github_pat_", "AKIA", "ASIA", "sk-", "-----BEGIN ")
+PASSWORD = r"https?://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@"  # in a URL
 # Not the end of a longer path or of a web address.
 PATHS = r"(?<![\w.~$}-])(?:/home/|/Users/|/private/var/|/var/folders/|/tmp/|/root/|[A-Za-z]:\\+Users\\+)[\w.-]+"
+OF_PATHS = ("/home/", "/Users/", "/private/var/", "/var/folders/", "/tmp/", "/root/", ":\\")
 SYSTEM = ("/usr/", "/bin/", "/etc/", "/dev/", "/proc/", "/sys/")  # folders that everybody has
 THIRD_PARTY = ("_static", "_sphinx_design_static")  # the theme's own, the same on every machine
 
-Patterns = dict[str, re.Pattern]
+Pattern = tuple[Sequence[str], re.Pattern]  # texts of which a find holds one, and what finds it; the former are quick
+Patterns = list[tuple[str, Pattern]]
 
 
 def patterns() -> Patterns:
-    """What must not be shown on this machine: what it is -> what finds it."""
+    """What must not be shown on this machine: what it is, and what finds it."""
     secrets = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and not Path(value).exists()]
-    return {
-        "an access token": re.compile(TOKENS),
-        "a secret of the environment": _any_of(value for value in secrets if len(value) >= SHORTEST_SECRET),
-        "a folder of this machine": _any_of(_folders(), r"(?<![\w.~$}/-])(?:{})(?![\w.-])"),
-        "a path of a machine": re.compile(PATHS),
-        "a name of this machine": _any_of(_names(), r"(?<![\w.-])(?:{})(?![\w-])"),
-    }
+    return [
+        ("an access token", (OF_TOKENS, re.compile(TOKENS))),
+        ("an access token", (("@",), re.compile(PASSWORD))),
+        ("a secret of the environment", _any_of(value for value in secrets if len(value) >= SHORTEST_SECRET)),
+        ("a folder of this machine", _any_of(_folders(), r"(?<![\w.~$}/-])(?:{})(?![\w.-])")),
+        ("a path of a machine", (OF_PATHS, re.compile(PATHS))),
+        ("a name of this machine", _any_of(_names(), r"(?<![\w.-])(?:{})(?![\w-])")),
+    ]
 
 
 def leaks(text: str, forbidden: Patterns) -> Iterator[tuple[str, str]]:
     """What kind of thing a text shows that it must not, and the thing; of a secret its first letters alone."""
-    for what, pattern in forbidden.items():
-        for found in pattern.findall(text):
+    for what, (marks, pattern) in forbidden:
+        for found in pattern.findall(text) if any(mark in text for mark in marks) else ():
             yield what, f"{found[:6]}..." if "token" in what or "secret" in what else found
 
 
@@ -83,6 +88,6 @@ def _names() -> list[str]:
     return [name for name in names if len(name) >= SHORTEST_NAME and not re.search(rf"\b{re.escape(name)}\b", said)]
 
 
-def _any_of(literals: Iterable[str], form: str = "{}") -> re.Pattern:
+def _any_of(literals: Iterable[str], form: str = "{}") -> Pattern:
     longest_first = sorted(literals, key=len, reverse=True)
-    return re.compile(form.replace("{}", "|".join(map(re.escape, longest_first)) or "(?!)"))
+    return longest_first, re.compile(form.replace("{}", "|".join(map(re.escape, longest_first))))

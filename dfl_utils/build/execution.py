@@ -116,7 +116,7 @@ def state(target: Path, fingerprint: str, results: Path) -> str:
     """What an executed copy is worth: `fresh`, or why it is not. A chapter that failed leaves none."""
     if not target.is_file():
         return "has not been run, or failed"
-    made = nbformat.read(target, as_version=4).metadata.get("dfl", {})
+    made = json.loads(target.read_text(encoding="utf-8"))["metadata"].get("dfl", {})  # nbformat looks at every cell
     if made.get("key") != fingerprint:
         return "has changed since it last ran"
     if not all((results / name).is_file() for name in made["results"]):
@@ -124,13 +124,20 @@ def state(target: Path, fingerprint: str, results: Path) -> str:
     return "fresh"
 
 
-def refuse_stale(scale: str) -> None:
-    """Raise BuildFailed unless the executed copies are of this scale, what the tree makes now, and whole."""
+def worth(scale: str) -> dict[str, str]:
+    """Chapter -> what its executed copy in the book is worth: see `state`."""
+    copies, results, found = folder("src"), folder("results") / scale, {}
     for name, source in chapters.sources().items():
         fingerprint = key(source, chapters.at_scale(source, scale), scale)
-        worth = state(folder("src") / source.name, fingerprint, folder("results") / scale)
-        if worth != "fresh":
-            raise BuildFailed(f"Chapter {name} {worth}; run `dfl book --scale {scale}` again.")
+        found[name] = state(copies / source.name, fingerprint, results)
+    return found
+
+
+def refuse_stale(scale: str) -> None:
+    """Raise BuildFailed unless the executed copies are of this scale, what the tree makes now, and whole."""
+    for name, found in worth(scale).items():
+        if found != "fresh":
+            raise BuildFailed(f"Chapter {name} {found}; run `dfl book --scale {scale}` again.")
 
 
 def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> NotebookNode:

@@ -12,7 +12,9 @@ On synthetic scores such intervals of 95 % held the truth in 92 to 98 % of exper
 with two. One seed says nothing of seeds: the interval is then that of the images alone, and a reader must be told.
 """
 
+import hashlib
 import warnings
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -38,9 +40,14 @@ def estimate(values: ArrayLike, statistic: Statistic = np.asarray, num_resamples
     values, images, excluded = values[:, known], int(known.sum()), int((~known).sum())
     if images == 0:
         return Estimate(np.nan, np.nan, np.nan, 0, excluded)
-    means = draws_of(images, num_resamples) / images @ np.moveaxis(values, 1, 0).reshape(images, -1)
+    means = _shares_of(images, num_resamples) @ np.moveaxis(values, 1, 0).reshape(images, -1)
     means = means.reshape(num_resamples, len(values), *values.shape[2:])
     return _combined(np.asarray(statistic(values.mean(axis=1))), np.asarray(statistic(means)), images, excluded)
+
+
+@lru_cache(maxsize=4)
+def _shares_of(images: int, num_resamples: int) -> np.ndarray:
+    return draws_of(images, num_resamples) / images
 
 
 def difference(after: ArrayLike, before: ArrayLike, statistic: Statistic = np.asarray, **options) -> Estimate:
@@ -61,15 +68,26 @@ def set_score(metric: str, reference: ArrayLike, *sides: ArrayLike, num_resample
             `difference`, is taken off: the bias of both is alike, and most of it cancels.
         num_resamples: draws of seeds and images.
     """
-    from dfl_utils.scores import image_sets  # torch takes seconds, and a command that shows rows needs none
-
     images, reference = np.shape(reference)[0], np.asarray(reference, dtype=float)
     drawn = np.random.default_rng(0).integers(images, size=(num_resamples, images))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", image_sets.RankDeficient)  # both sides of a difference are of one size
-        found = [image_sets.scored(np.asarray(rows, float), reference, metric, drawn, paired=True) for rows in sides]
+    found = [_scored(metric, np.asarray(rows, dtype=float), reference, drawn) for rows in sides]
     scores, resampled = (np.subtract(*pair) if len(pair) == 2 else pair[0] for pair in zip(*found, strict=True))
     return _combined(scores, resampled, images)
+
+
+_known: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}  # of sets; a table wants their scores and several changes
+
+
+def _scored(metric: str, rows: np.ndarray, reference: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from dfl_utils.scores import image_sets  # torch takes seconds, and a command that shows rows needs none
+
+    arrays = (rows, reference, drawn)
+    key = metric, *((array.shape, hashlib.sha256(array.tobytes()).digest()) for array in arrays)
+    if key not in _known:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", image_sets.RankDeficient)  # both sides of a difference are of one size
+            _known[key] = image_sets.scored(rows, reference, metric, drawn, paired=True)
+    return _known[key]
 
 
 def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:

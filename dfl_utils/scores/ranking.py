@@ -126,14 +126,25 @@ def bootstrap_interval(values: ArrayLike, statistic: Statistic = np.asarray) -> 
         statistic: function of the means, vectorised over their leading axes; default: the mean itself. Ratios and
             corpus BLEU are such functions: `bootstrap_interval(bleu_statistics, corpus_bleu)`.
     """
-    values = np.asarray(values, dtype=float)
+    low, high = _tails(statistic(_resampled(np.asarray(values, dtype=float))))
+    return low[()], high[()]
+
+
+def _resampled(values: np.ndarray) -> np.ndarray:
+    """Means of (images, ...) in each resample, (num_resamples, ...); NaN are left out."""
     flat, draws = values.reshape(len(values), -1), draws_of(len(values), NUM_RESAMPLES)
     known = ~np.isnan(flat)
-    means = _divided(draws @ np.where(known, flat, 0.0), draws @ known.astype(float))
-    statistics = np.asarray(statistic(means.reshape(-1, *values.shape[1:])))
+    # As many as there are images, where all are known: what a product of the draws with ones would give.
+    counts = float(len(values)) if known.all() else draws @ known.astype(float)
+    means = _divided(draws @ np.where(known, flat, 0.0), counts)
+    return means.reshape(-1, *values.shape[1:])
+
+
+def _tails(statistics: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    statistics = np.asarray(statistics)
     empty = np.isnan(statistics).all(axis=0)
     low, high = np.nanquantile(np.where(empty, 0.0, statistics), TAILS, axis=0)
-    return np.where(empty, np.nan, low)[()], np.where(empty, np.nan, high)[()]
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
 def mean(values: ArrayLike, statistic: Statistic = np.asarray) -> Estimate:
@@ -141,13 +152,20 @@ def mean(values: ArrayLike, statistic: Statistic = np.asarray) -> Estimate:
 
     `values` is (images, ...); an image with a NaN is left out and counted. With none left all is NaN and n is 0.
     """
+    return _estimates(values, [statistic])[0]
+
+
+def _estimates(values: ArrayLike, statistics: Sequence[Statistic]) -> list[Estimate]:
+    """`mean` by each of some statistics, of the same resamples."""
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values).any(axis=tuple(range(1, values.ndim)))
     n, excluded = int(known.sum()), int((~known).sum())
     if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0, excluded)
-    low, high = bootstrap_interval(values[known], statistic)
-    return Estimate(float(statistic(values[known].mean(axis=0))), float(low), float(high), n, excluded)
+        return [Estimate(np.nan, np.nan, np.nan, 0, excluded)] * len(statistics)
+    centre, means = values[known].mean(axis=0), _resampled(values[known])
+    tails = [_tails(statistic(means)) for statistic in statistics]
+    each = zip(statistics, tails, strict=True)
+    return [Estimate(float(of(centre)), float(low), float(high), n, excluded) for of, (low, high) in each]
 
 
 def percent(change: Estimate, base: float) -> Estimate:
@@ -171,13 +189,13 @@ def kendall_tau(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     Candidates of NaN quality are left out. NaN where fewer than two remain or either side is constant (as with
     N = 1 and with equal captions): nothing was ranked there.
     """
-    taus = []
-    for similarity, score in zip(np.asarray(sim, dtype=float), np.asarray(quality, dtype=float), strict=True):
-        known = ~np.isnan(score)
-        signs = [np.sign(np.subtract.outer(x[known], x[known])) for x in (similarity, score)]
-        scale = np.sqrt((signs[0] ** 2).sum() * (signs[1] ** 2).sum())
-        taus.append((signs[0] * signs[1]).sum() / scale if scale > 0 else np.nan)
-    return np.array(taus)
+    sim, quality = np.asarray(sim, dtype=float), np.asarray(quality, dtype=float)
+    known = ~np.isnan(quality)
+    both = known[:, :, None] & known[:, None, :]
+    one, two = (np.where(both, np.sign(x[:, :, None] - x[:, None, :]), 0.0) for x in (sim, quality))
+    agree, *squares = (product.sum(axis=(1, 2)) for product in (one * two, one**2, two**2))
+    scale = np.sqrt(squares[0] * squares[1])
+    return np.divide(agree, scale, out=np.full(len(sim), np.nan), where=scale > 0)
 
 
 def rank_correlation(sim: ArrayLike, quality: ArrayLike) -> Estimate:
@@ -242,10 +260,10 @@ def gain(
     random = _divided(np.moveaxis(np.where(known, quality, 0.0), 1, 0).sum(axis=0), known.sum(axis=1))
     values = np.stack([best_of_n(sim, quality), random if baseline is None else baseline], axis=1)
 
-    def compared(rule: Callable) -> Estimate:
-        return mean(values, lambda means: rule(*np.moveaxis(statistic(means), -1, 0)))
+    def of_means(rule: Callable) -> Statistic:
+        return lambda means: rule(*np.moveaxis(statistic(means), -1, 0))
 
-    return Gain(*map(compared, RULES))
+    return Gain(*_estimates(values, [of_means(rule) for rule in RULES]))
 
 
 def in_percent(best: ArrayLike, baseline: ArrayLike) -> np.ndarray:
