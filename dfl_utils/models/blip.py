@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoProcessor,
@@ -36,7 +37,8 @@ ONE_SENTENCE = {
     "stop_strings": None,
 }
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
-NUCLEUS_WIDTH = 256  # tokens looked at first; the whole vocabulary is sorted only where they do not hold the mass
+# Tokens looked at; of a row whose mass the first do not hold clearly, the second; where these do not, all are sorted.
+NUCLEUS_WIDTHS, CLEARLY = (32, 256), 1e-3
 
 
 class Captioner:
@@ -298,7 +300,7 @@ class SeededSampling(LogitsProcessor):
     """Top-p, top-k and tempered sampling with one random stream a caption.
 
     `generate` draws a whole batch from one stream. Here row r takes its uniforms from `uniforms[r]`, and greedy search
-    gets the drawn token as the only finite score: a caption is the same in any batch and any order.
+    gets the drawn token as the only one that scores: a caption is the same in any batch and any order.
 
     Args:
         uniforms: `(B, steps)` in [0, 1), one a token.
@@ -313,12 +315,9 @@ class SeededSampling(LogitsProcessor):
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        probabilities = (scores / self.temperature).softmax(-1)
-        size = probabilities.shape[-1]
-        width = min(self.top_k or NUCLEUS_WIDTH, size)
-        likely, tokens = probabilities.topk(width)
-        if not self.top_k and (likely.sum(-1) < self.top_p).any():
-            likely, tokens = probabilities.topk(size)
+        """`(B, V)` uint8: 1 for the token drawn, else 0, which takes a quarter of the time to search."""
+        probabilities = (scores if self.temperature == 1 else scores / self.temperature).softmax(-1)
+        likely, tokens = self._likeliest(probabilities)
         if self.top_k:
             likely = likely / likely.sum(-1, keepdim=True)
         before = likely.cumsum(-1) - likely
@@ -326,4 +325,17 @@ class SeededSampling(LogitsProcessor):
         target = self.uniforms[:, self.step, None] * kept.sum(-1, keepdim=True)
         choice = (kept.cumsum(-1) <= target).sum(-1, keepdim=True).clamp(max=likely.shape[-1] - 1)
         self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.gather(1, choice), 0.0)
+        return torch.zeros_like(scores, dtype=torch.uint8).scatter_(1, tokens.gather(1, choice), 1)
+
+    def _likeliest(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities and tokens `(B, K)`, the likeliest first, that hold all that may be drawn."""
+        size = probabilities.shape[-1]
+        if self.top_k:
+            return probabilities.topk(min(self.top_k, size))
+        few, width = (min(width, size) for width in NUCLEUS_WIDTHS)
+        found = probabilities.topk(few if self.top_p + CLEARLY < 1 else width)
+        # As wide as ever: what is added up differently is rounded differently.
+        likely, tokens = (F.pad(values, (0, width - values.shape[1])) for values in found)
+        if (unclear := likely.sum(-1) < self.top_p + CLEARLY).any() and found[0].shape[1] < width:
+            likely[unclear], tokens[unclear] = probabilities[unclear].topk(width)
+        return probabilities.topk(size) if (likely.sum(-1) < self.top_p).any() else (likely, tokens)
