@@ -385,6 +385,17 @@ def test_nucleus_has_the_librarys_support():
     assert (seen & kept).sum() > 0.9 * kept.sum()  # a grid of 3,000 uniforms passes over the rarest
 
 
+@pytest.mark.parametrize("spread", [1, 5])  # a mass of hundreds of tokens; of a few in most rows
+def test_how_many_tokens_are_looked_at_first_changes_no_draw(monkeypatch, spread):
+    random = torch.Generator().manual_seed(0)
+    scores, uniforms = spread * torch.randn(64, 3000, generator=random), torch.rand(64, 1, generator=random)
+    draws = []
+    for widths in (blip.NUCLEUS_WIDTHS, (256, 256), (3000, 3000)):
+        monkeypatch.setattr(blip, "NUCLEUS_WIDTHS", widths)
+        draws.append(SeededSampling(uniforms, top_p=0.9)(torch.zeros(64, 0), scores).argmax(1).tolist())
+    assert draws[0] == draws[1] == draws[2] and len(set(draws[0])) > 8
+
+
 @pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": 0.0}])
 def test_impossible_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match="Sampling needs"):

@@ -189,15 +189,12 @@ class Captioner:
     def _generate(self, image_embeds: Tensor, **options) -> list[str]:
         # The text side is called directly, so that an image is encoded once for all its candidates.
         prompt_ids = torch.tensor([self._prompt_ids()], device=image_embeds.device).repeat(len(image_embeds), 1)
-        ids = self._continue(
-            image_embeds,
-            prompt_ids,
-            eos_token_id=self.end_token_id,
-            pad_token_id=self.pad_token_id,
-            **self._limits(prompt_ids.shape[1] if self.limits_count_prompt else 0),
-            **options,
-        )
-        return self._texts(ids)
+        limits = self._limits(prompt_ids.shape[1] if self.limits_count_prompt else 0)
+        not_yet = EndNotBefore(self.end_token_id, limits["min_new_tokens"])
+        options["logits_processor"] = LogitsProcessorList([not_yet, *options["logits_processor"]])
+        ends = {"eos_token_id": self.end_token_id, "pad_token_id": self.pad_token_id}
+        limits |= {"min_new_tokens": None, "min_length": 0}
+        return self._texts(self._continue(image_embeds, prompt_ids, **ends, **limits, **options))
 
     def _limits(self, counted: int) -> dict[str, object]:
         """What `generate` is told of every caption; `counted` tokens of a prompt are part of the lengths."""
@@ -293,6 +290,19 @@ class RefuseNaN(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if scores[:, 0].isnan().any():  # a model's NaN reaches every word's score
             raise checkpoint.not_finite("A caption's score", self.model)
+        return scores
+
+
+class EndNotBefore(LogitsProcessor):
+    """No end before `tokens` are written, as by `min_new_tokens`, which copies all scores twice a token to say so."""
+
+    def __init__(self, end_token_id: int, tokens: int):
+        self.end_token_id, self.left = end_token_id, tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.left > 0:
+            scores[:, self.end_token_id] = -torch.inf
+            self.left -= 1
         return scores
 
 
