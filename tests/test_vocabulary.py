@@ -11,7 +11,7 @@ from dfl_utils.game import token_drawings
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.scores.ranking import bootstrap_interval
 from dfl_utils.store.store import RunStore
-from dfl_utils.training import alignment, census, vocabulary
+from dfl_utils.training import census, vocabulary
 from dfl_utils.training.census import Census, Cuts
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import profile
@@ -140,15 +140,15 @@ def test_an_inflected_word_that_is_always_cut_becomes_its_stem(bpe, clip):
 
 def test_the_byte_level_space_is_no_part_of_a_word(bpe, clip):
     assert bpe.tokenize(" cyan") == ["Ġcyan"] and clip.tokenize("cyan") == ["cy", "an</w>"]
-    votes = alignment.count(bpe, clip, ["a dog"])
+    votes = vocabulary.count(bpe, clip, ["a dog"])
     pair = bpe.get_vocab()["Ġdog"], clip.get_vocab()["dog</w>"]
     assert votes.equal[pair] == votes.within[pair] == votes.parts[pair] == 1
     assert becomes(make(bpe, clip, ["a cyan dog"]), bpe, clip, "Ġcyan") == ("cy", "learned")
 
 
 def test_the_map_depends_on_the_captions_and_not_on_their_order(learned, ruled, bert, clip, monkeypatch):
-    monkeypatch.setattr(alignment, "CHUNK", 2)
-    votes = alignment.count(bert, clip, CAPTIONS[::-1])
+    monkeypatch.setattr(vocabulary, "TEXTS", 2)
+    votes = vocabulary.count(bert, clip, CAPTIONS[::-1])
     again = make(bert, clip, votes)
     assert torch.equal(learned.index, again.index) and learned.how == again.how
     assert learned.fingerprint() == again.fingerprint() != ruled.fingerprint()
@@ -157,12 +157,12 @@ def test_the_map_depends_on_the_captions_and_not_on_their_order(learned, ruled, 
 def test_tokens_that_cross_are_in_neither(bert):
     def spans(*places):
         starts, ends = np.array(places).T
-        return alignment.Spans(np.arange(len(places)), starts, ends, np.array([len(places)]))
+        return vocabulary.Spans(np.arange(len(places)), starts, ends, np.array([len(places)]))
 
     ours, theirs = spans((1, 4), (4, 6)), spans((1, 3), (3, 6))
-    assert alignment.containing(ours, theirs).tolist() == [-1, 1]
-    assert alignment.containing(theirs, ours).tolist() == [0, -1]
-    votes = alignment.align(ours, theirs)
+    assert vocabulary.containing(ours, theirs).tolist() == [-1, 1]
+    assert vocabulary.containing(theirs, ours).tolist() == [0, -1]
+    votes = vocabulary.align(ours, theirs)
     assert (votes.within, votes.parts, votes.equal) == (Counter({(1, 1): 1}), Counter({(0, 0): 1}), Counter())
 
 
@@ -214,7 +214,7 @@ def test_a_census_answers_once(tmp_path, learned, bert, clip, monkeypatch):
 
     rows = [bert(text, add_special_tokens=False).input_ids for text in CAPTIONS]
     votes = Census(RunStore(tmp_path), bert, clip, CAPTIONS).votes
-    assert votes == alignment.count(bert, clip, CAPTIONS)
+    assert votes == vocabulary.count(bert, clip, CAPTIONS)
     found = answers(RunStore(tmp_path))
     assert found[0].tolist() == found[1].tolist() == found[2].tolist() == [False, False, False, True]
     assert found[3].tolist() == [sum(token % 2 == 0 for token in row) for row in rows]

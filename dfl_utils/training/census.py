@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
 from dfl_utils.store.store import Kind, RunStore
-from dfl_utils.training import alignment, vocabulary
-from dfl_utils.training.alignment import Votes
-from dfl_utils.training.vocabulary import END, MEANING_PACKAGES, VocabularyMap
+from dfl_utils.training import vocabulary
+from dfl_utils.training.vocabulary import END, MEANING_PACKAGES, VocabularyMap, Votes
 
 BLOCK = 20_000  # captions a shard
 CENSUS = Kind("census")
@@ -215,11 +214,11 @@ def _of(values: np.ndarray) -> str:
 
 
 def _cut(captioner, generator, captions: Sequence[str]) -> tuple[dict, int]:
-    ours, theirs = alignment.spans(captioner, captions), alignment.spans(generator, captions)
+    ours, theirs = vocabulary.spans(captioner, captions), vocabulary.spans(generator, captions)
     content = {}
     for side, cut in (("captioner", ours), ("generator", theirs)):
         content |= {f"{side} ids": cut.ids.astype(np.int32), f"{side} counts": cut.counts.astype(np.int32)}
-    for name, counter in vars(alignment.align(ours, theirs)).items():  # rows of a key and its number
+    for name, counter in vars(vocabulary.align(ours, theirs)).items():  # rows of a key and its number
         content[name] = np.column_stack([list(counter), list(counter.values())]).astype(np.int32)
     return content, len(captions)
 
@@ -235,7 +234,7 @@ def _votes(content: dict[str, np.ndarray]) -> Votes:
 @cache
 def _recipe(tokenizer: Tokenizer) -> str:
     """SHA-256 of how a tokenizer cuts: what it was told of padding and length does not count here."""
-    recipe = json.loads(alignment.backend(tokenizer).to_str()) | {"truncation": None, "padding": None}
+    recipe = json.loads(vocabulary.backend(tokenizer).to_str()) | {"truncation": None, "padding": None}
     return _digest(json.dumps(recipe, sort_keys=True))
 
 
