@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfl_utils.training import connection
+from dfl_utils.training import losses
 from dfl_utils.training.finetuned import load_pipeline
 from dfl_utils.world import profile
 
@@ -41,8 +41,8 @@ def test_one_hot_distributions_give_the_ordinary_prompt(pipeline, of_generator, 
     words = torch.cat(tokens).unique()
     index = torch.cat([words, torch.zeros(50 - len(words), dtype=torch.long)])
     spoken = torch.cat([(row.unsqueeze(1) == words).long().argmax(1) for row in tokens])
-    embeds = connection.mapped_embeds(F.one_hot(spoken, 50).float(), index, table, threshold)
-    prompt = connection.soft_prompt(encoder, embeds, [len(row) for row in tokens], length, ends)
+    embeds = losses.mapped_embeds(F.one_hot(spoken, 50).float(), index, table, threshold)
+    prompt = losses.soft_prompt(encoder, embeds, [len(row) for row in tokens], length, ends)
     torch.testing.assert_close(prompt, prompt_of(pipeline, PROMPTS), atol=1e-6, rtol=0)
 
 
@@ -50,14 +50,14 @@ def test_the_tokenizers_ends_count_and_its_own_padding(of_generator):
     """A later Stable Diffusion pads with `!`, and v1's published text encoder names two wrong tokens as its ends."""
     (encoder, table, *_), (bos, eos, pad) = of_generator, (49406, 49407, 0)
     ids = torch.tensor([[bos, 5, 6, eos, pad, pad], [bos, 7, eos, pad, pad, pad]])
-    found = connection.soft_prompt(encoder, table[torch.tensor([5, 6, 7])], [2, 1], 6, (bos, eos, pad))
+    found = losses.soft_prompt(encoder, table[torch.tensor([5, 6, 7])], [2, 1], 6, (bos, eos, pad))
     torch.testing.assert_close(found, encoder(ids).last_hidden_state, atol=1e-6, rtol=0)
 
 
 def test_a_caption_that_does_not_fit_is_refused(of_generator):
     encoder, table, length, ends = of_generator
     with pytest.raises(ValueError, match="31 tokens does not fit the generator, which reads 32.*shorten it"):
-        connection.soft_prompt(encoder, table[:31], [31], length, ends)
+        losses.soft_prompt(encoder, table[:31], [31], length, ends)
 
 
 # --- the vocabulary map as a gather -----------------------------------------------------------------------
@@ -72,21 +72,21 @@ def mixture():
 def test_the_gather_is_the_product_with_the_dense_map(mixture):
     probabilities, index, table = mixture
     dense = F.one_hot(index, 5).float()  # M of Section 4.1
-    torch.testing.assert_close(connection.mapped_embeds(probabilities, index, table), probabilities @ dense @ table)
+    torch.testing.assert_close(losses.mapped_embeds(probabilities, index, table), probabilities @ dense @ table)
 
 
 def test_what_a_threshold_leaves_out_is_bounded(mixture):
     """A dropped column holds at most `threshold` a row: the embedding moves by that mass times the longest row."""
     probabilities, index, table = mixture
-    exact = connection.mapped_embeds(probabilities, index, table)
+    exact = losses.mapped_embeds(probabilities, index, table)
     for threshold in (0.01, 0.3):
-        found = connection.mapped_embeds(probabilities, index, table, threshold)
+        found = losses.mapped_embeds(probabilities, index, table, threshold)
         dropped = (probabilities.amax(0) <= threshold).sum()
         assert dropped > 0
         assert (found - exact).norm(dim=1).max() <= dropped * threshold * table.norm(dim=1).max()
     needed = torch.eye(11)[:2] * 0.9 + torch.eye(11)[[1, 0]] * 0.1  # a column that one row needs is kept for all
-    exact = connection.mapped_embeds(needed, index, table)
-    torch.testing.assert_close(connection.mapped_embeds(needed, index, table, 0.5), exact, atol=0, rtol=1e-6)
+    exact = losses.mapped_embeds(needed, index, table)
+    torch.testing.assert_close(losses.mapped_embeds(needed, index, table, 0.5), exact, atol=0, rtol=1e-6)
 
 
 # --- drawn words ------------------------------------------------------------------------------------------
@@ -96,19 +96,19 @@ def stream(seed=0):
 
 def test_a_draw_is_one_token():
     logits = torch.randn(200, 30, generator=stream())
-    drawn = connection.distributions(logits, "gumbel", generator=stream(1))
+    drawn = losses.distributions(logits, "gumbel", generator=stream(1))
     assert torch.equal(drawn.round(), F.one_hot(drawn.argmax(1), 30).float())
     torch.testing.assert_close(drawn, drawn.round(), atol=1e-6, rtol=0)
-    assert torch.equal(drawn, connection.distributions(logits, "gumbel", generator=stream(1)))
-    assert not torch.equal(drawn, connection.distributions(logits, "gumbel", generator=stream(2)))
+    assert torch.equal(drawn, losses.distributions(logits, "gumbel", generator=stream(1)))
+    assert not torch.equal(drawn, losses.distributions(logits, "gumbel", generator=stream(2)))
     logits = torch.tensor([[0.0, torch.log(torch.tensor(3.0))]])  # where nothing is drawn, it is the softmax
-    torch.testing.assert_close(connection.distributions(logits), torch.tensor([[0.25, 0.75]]))
+    torch.testing.assert_close(losses.distributions(logits), torch.tensor([[0.25, 0.75]]))
 
 
 def test_the_gradient_of_a_draw_is_that_of_the_softmax_behind_it():
     logits = torch.randn(6, 9, generator=stream(), dtype=torch.float64).requires_grad_(True)
     upstream = torch.randn(6, 9, generator=stream(3), dtype=torch.float64)
-    drawn = connection.distributions(logits, "gumbel", stream(1))
+    drawn = losses.distributions(logits, "gumbel", stream(1))
     (found,) = torch.autograd.grad((drawn * upstream).sum(), logits)
     gumbel = -(-torch.rand(6, 9, generator=stream(1)).log()).log()
     soft = (logits.detach() + gumbel).softmax(-1)

@@ -12,7 +12,7 @@ from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, similarity
 from dfl_utils.scores import ngrams
 from dfl_utils.store.store import RunStore
-from dfl_utils.training import anatomy, evaluation, finetune, finetuned, pairs, two_ways
+from dfl_utils.training import anatomy, evaluation, finetune, finetuned, pairs
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import LOSSES, WAYS, TalkingPair
 from dfl_utils.world import data, profile
@@ -183,7 +183,7 @@ def test_each_loss_reaches_what_appendix_h_says(found):
 
 # --- what the captioner is shown in each way -----------------------------------------------------------------
 def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner):
-    ways = two_ways.compare(finetuner, (0, 999), 2, seed=5)
+    ways = anatomy.compare_ways(finetuner, (0, 999), 2, seed=5)
     for way in WAYS:
         pair, batch = anatomy.one_batch(finetuner, finetune.Recipe(batch_size=2, seed=5, way=way))
         weights = finetune.unfreeze(pair, ("generator",)).values()
@@ -199,4 +199,4 @@ def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner)
 
 def test_ways_that_cannot_be_compared_are_refused(finetuner):
     with pytest.raises(ValueError, match="on 10 of 9 training images at timesteps 1000: take some"):
-        two_ways.compare(finetuner, (1000,), 10)
+        anatomy.compare_ways(finetuner, (1000,), 10)

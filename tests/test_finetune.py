@@ -13,7 +13,7 @@ from torch import nn
 
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import workshop
-from dfl_utils.training import micro_batches
+from dfl_utils.training import finetune
 from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
 from dfl_utils.training.finetuned import load_decoder, load_pipeline
 from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
@@ -265,7 +265,7 @@ def test_a_wrong_recipe_is_refused(wrong, told):
 
 def test_a_micro_batch_weighs_as_much_as_it_has_terms():
     """Captions of 3, 5, 2 and 4 tokens, and their ends: 4 + 6 and 3 + 5 of 18 targets."""
-    found = micro_batches.weights([3, 5, 2, 4], [slice(0, 2), slice(2, 4)], Economy())
+    found = finetune.shares([3, 5, 2, 4], [slice(0, 2), slice(2, 4)], Economy())
     halves = {"image_reconstruction_loss": 0.5, "generation_loss": 0.5}
     assert found == [
         {"caption_loss": 10 / 18, "text_reconstruction_loss": 10 / 18} | halves,
@@ -275,7 +275,7 @@ def test_a_micro_batch_weighs_as_much_as_it_has_terms():
 
 def test_with_a_share_the_reconstructed_rows_alone_weigh():
     """Of three rows and a share of a half, two: the first of images, the last of texts."""
-    found = micro_batches.weights([3, 5, 2, 4], [slice(0, 3), slice(3, 4)], Economy(share=0.5))
+    found = finetune.shares([3, 5, 2, 4], [slice(0, 3), slice(3, 4)], Economy(share=0.5))
     assert [part["image_reconstruction_loss"] for part in found] == [2 / 3, 1 / 3]
     assert [part["generation_loss"] for part in found] == [3 / 4, 1 / 4]
     assert [part["text_reconstruction_loss"] for part in found] == [(6 + 3) / 14, 5 / 14]
@@ -289,7 +289,7 @@ def test_the_sum_is_that_of_one_order_whoever_made_its_parts(processes):
     rows = []
     for rank in range(processes):
         world = SimpleNamespace(num_processes=processes, process_index=rank, gather=lambda row: rows.append(row))
-        part = micro_batches.Sum(world, count, ["a", "b"], [weight, idle])
+        part = finetune.Sum(world, count, ["a", "b"], [weight, idle])
         for k in part.own:
             weight.grad = torch.tensor([gradients[k]])
             part.add({"a": torch.tensor(float(k)), "b": torch.tensor(0.5)})

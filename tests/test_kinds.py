@@ -22,7 +22,7 @@ from dfl_utils.models import workshop
 from dfl_utils.models.checkpoint import load_tokenizer
 from dfl_utils.store import provenance, store
 from dfl_utils.store.store import KINDS, Kind, RunStore
-from dfl_utils.training import anatomy, census, evaluation, pairs, two_ways
+from dfl_utils.training import anatomy, census, evaluation, pairs
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.step_cost import StepCost
@@ -187,7 +187,7 @@ KEYS = {
     "weights": (weights, STEP | {"recipe"}),
     "finetuning": (lambda w, k: finetuner(w, k).run([w.recipe]), STEP | {"recipe"}),
     "anatomy": (lambda w, k: anatomy.dissect(finetuner(w, k), w.recipe), LEARNED | {"recipe"}),
-    "way-gradients": (lambda w, k: two_ways.compare(finetuner(w, k), (0, 9), 1, w.seed), LEARNED | {"seed"}),
+    "way-gradients": (lambda w, k: anatomy.compare_ways(finetuner(w, k), (0, 9), 1, w.seed), LEARNED | {"seed"}),
     "validation-losses": (
         lambda w, k: evaluation.validation_losses(finetuner(w, k), w.profile, w.examples(), w.seed),
         LEARNED | {"seed"},

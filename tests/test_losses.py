@@ -15,10 +15,18 @@ from torch import nn
 
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import workshop
-from dfl_utils.training import connection, finetune
+from dfl_utils.training import finetune
 from dfl_utils.training.finetuned import load_pipeline
-from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair, one_step_image, previous_latents
-from dfl_utils.training.pairs import Pairs, image_tokens
+from dfl_utils.training.losses import (
+    LOSSES,
+    WAYS,
+    Economy,
+    TalkingPair,
+    distributions,
+    one_step_image,
+    previous_latents,
+)
+from dfl_utils.training.pairs import Pairs
 from dfl_utils.world import data, profile, scenes, splits
 
 CAPTION, IMAGE_RECONSTRUCTION, GENERATION, TEXT_RECONSTRUCTION = LOSSES
@@ -86,7 +94,7 @@ class Setting:
     def steps(self, row, pixel_values):
         """The captioner's distributions at each token of caption `row`, one call a token, and the tokens."""
         embeds, read, said = self.captioner._encode(pixel_values), self.captioner._prompt_ids(), []
-        tokens = self.captioner._caption_ids(self.captions[row], image_tokens(self.captioner)).tolist()
+        tokens = self.captioner._caption_ids(self.captions[row]).tolist()
         for token in tokens:
             said.append(self.captioner._logits(embeds, torch.tensor([read]))[0, -1].double().softmax(0))
             read = [*read, token]
@@ -270,7 +278,7 @@ def test_a_threshold_leaves_the_loss_and_its_gradient_where_they_are(blip):
         assert (part - own).norm() < 1e-3 * own.norm()
     with torch.no_grad():
         logits = pair._predict(blip.batch.pixel_values, blip.batch.caption)
-        told = connection.distributions(logits[blip.batch.caption.words])
+        told = distributions(logits[blip.batch.caption.words])
     kept = told.amax(0) > 1e-6
     assert 0 < kept.sum() < 0.1 * len(kept) and told[:, ~kept].sum(1).max() < 1e-4
 
@@ -303,7 +311,7 @@ def test_a_drawn_caption_is_told_as_its_tokens(blip):
     batch, tokenizer = blip.batch, blip.pipeline.tokenizer
     logits = blip.pair._predict(batch.pixel_values, batch.caption)[batch.caption.words]
     stream = torch.Generator().manual_seed(batch.seed + 1)
-    drawn = connection.distributions(logits, "gumbel", generator=stream).argmax(1)
+    drawn = distributions(logits, "gumbel", generator=stream).argmax(1)
     rows = blip.map.index[drawn].split(list(batch.caption.counts))
     ids = torch.full_like(batch.prompt_ids, tokenizer.eos_token_id)
     ids[:, 0] = tokenizer.bos_token_id

@@ -11,7 +11,7 @@ from PIL import Image
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store.store import RunStore
-from dfl_utils.training import pairs, teacher_forcing
+from dfl_utils.training import pairs
 from dfl_utils.training.finetuned import load_pipeline
 from dfl_utils.training.losses import TalkingPair
 from dfl_utils.training.pairs import Pairs
@@ -141,7 +141,7 @@ def test_an_image_stands_beside_one_of_its_own_captions(make, captioner, pipelin
         batch = lessons.batch(step)
         rows = zip(images_of(batch), batch.prompt_ids.tolist(), strict=True)
         texts = [known[number][tuple(row)] for number, row in rows]
-        own = teacher_forcing.read(captioner, texts, 0)
+        own = pairs.read_captions(captioner, texts)
         assert torch.equal(own.targets, batch.caption.targets) and own.counts == batch.caption.counts
         for number, text in zip(images_of(batch), texts, strict=True):
             said[number].add(text)

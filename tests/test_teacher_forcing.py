@@ -6,8 +6,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from dfl_utils.models import captioner as captioners
-from dfl_utils.training import teacher_forcing
-from dfl_utils.training.pairs import image_tokens
+from dfl_utils.training.losses import target_logits
+from dfl_utils.training.pairs import read_captions
 from dfl_utils.world import profile, scenes, splits
 
 CAPTIONS = ["a red key", "there is a big yellow house left of a small blue cow on a pink background", "a giraffe"]
@@ -26,13 +26,13 @@ def image_embeds(captioner):
 
 @pytest.fixture(scope="module")
 def caption(captioner):
-    return teacher_forcing.read(captioner, CAPTIONS, image_tokens(captioner))
+    return read_captions(captioner, CAPTIONS)
 
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def logits(captioner, image_embeds, caption):
-    return teacher_forcing.target_logits(captioner, image_embeds, caption)
+    return target_logits(captioner, image_embeds, caption)
 
 
 def words_of(captioner, text):
@@ -98,9 +98,9 @@ def test_the_loss_is_the_models_own(captioner, image_embeds, caption, logits):
 
 def test_an_empty_caption_or_one_beyond_the_captioners_positions_is_refused(captioner):
     with pytest.raises(ValueError, match="caption is empty.*leave its pair out"):
-        teacher_forcing.read(captioner, ["a key", " \n"], image_tokens(captioner))
-    room = captioner._positions(image_tokens(captioner)) - len(captioner._prompt_ids())
-    fits = teacher_forcing.read(captioner, ["key " * (room - 1)], image_tokens(captioner))
+        read_captions(captioner, ["a key", " \n"])
+    room = captioner._positions() - len(captioner._prompt_ids())
+    fits = read_captions(captioner, ["key " * (room - 1)])
     assert fits.counts == (room - 1,)
     with pytest.raises(ValueError, match=f"'key key .* longer than the {room} tokens that the captioner reads"):
-        teacher_forcing.read(captioner, ["key " * (room + 5)], image_tokens(captioner))
+        read_captions(captioner, ["key " * (room + 5)])

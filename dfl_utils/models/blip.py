@@ -89,7 +89,8 @@ class Captioner:
     def pad_token_id(self) -> int:
         return self.text_config.pad_token_id
 
-    def _positions(self, image_tokens: int) -> int:
+    def _positions(self) -> int:
+        """Places of the text side for prompt and caption."""
         return self.text_config.max_position_embeddings
 
     @torch.no_grad()
@@ -147,8 +148,8 @@ class Captioner:
         """
         embeds, per_image = self.image_embeds(images), len(captions[0])
         texts = [text for row in captions for text in row]
-        targets = [self._caption_ids(text, embeds.shape[1]) for text in texts]
-        room = self._positions(embeds.shape[1]) - len(self._prompt_ids())
+        targets = [self._caption_ids(text) for text in texts]
+        room = self._positions() - len(self._prompt_ids())
         if longer := [text for text, ids in zip(texts, targets, strict=True) if len(ids) > room]:
             _log.warning("the captioner reads only the first %d tokens of longer captions, such as %r", room, longer[0])
         parts = [
@@ -166,12 +167,12 @@ class Captioner:
         ids = self.processor.tokenizer(self.prompt, add_special_tokens=False).input_ids
         return [self.start_token_id, *ids]
 
-    def _caption_ids(self, caption: str, image_tokens: int) -> Tensor:
+    def _caption_ids(self, caption: str) -> Tensor:
         """Tokens of a caption as they follow the prompt, and the end token; not more than the model has places."""
         caption = caption.strip()
         text = f" {caption}" if self.prompt and caption else caption  # byte-level tokens carry the space before them
         ids = self.processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        room = self._positions(image_tokens) - len(self._prompt_ids())
+        room = self._positions() - len(self._prompt_ids())
         return torch.tensor([*ids[: max(room, 0)], self.end_token_id])
 
     @torch.no_grad()
@@ -257,8 +258,8 @@ class Blip2Captioner(Captioner):
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixels).pooler_output
 
-    def _positions(self, image_tokens: int) -> int:
-        return super()._positions(image_tokens) - image_tokens
+    def _positions(self) -> int:
+        return super()._positions() - self.model.config.num_query_tokens  # those that an image takes
 
     def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
         return self.model.language_model(**self._seen(image_embeds, input_ids)).logits[:, image_embeds.shape[1] :]

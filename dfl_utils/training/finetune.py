@@ -1,7 +1,7 @@
 """The finetuning of captioner and generator on the sum of their losses (Eq. 5, Algorithm 1), on accelerate.
 
 A run is resumed where it was killed; several ranks can make it together, and their weights are those of one process
-(`dfl_utils.training.micro_batches`).
+(see the micro-batches below).
 """
 
 import contextlib
@@ -11,7 +11,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,15 +22,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfl_utils.store import processes, shards
-from dfl_utils.training import micro_batches
-from dfl_utils.training.connection import CONNECTIONS
-from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
-from dfl_utils.training.micro_batches import cut
+from dfl_utils.training.losses import CONNECTIONS, LOSSES, WAYS, Economy, TalkingPair
 from dfl_utils.training.pairs import Pairs
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # --- The recipe of a finetuning run: all that decides it beside its models and pairs.
 
 ROLES = ("captioner", "generator")
+
+
+def cut(batch_size: int, count: int) -> list[slice]:
+    """The rows of each of `count` micro-batches, as even as whole rows allow."""
+    ends = [batch_size * k // count for k in range(count + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Recipe:
     lr: float = 1e-4  # of AdamW, constant (paper: 1e-4)
     batch_size: int = 8  # pairs a step (paper: 8)
     seed: int = 0  # order of the pairs and all noise
-    connect: str = "softmax"  # see `connection.distributions`
+    connect: str = "softmax"  # see `losses.distributions`
     decoder: str = "vae"  # `vae`, or `tiny` for the profile's `AutoencoderTiny`
     economy: Economy = field(default_factory=Economy)  # see `losses.Economy`
     # parts in which a batch is worked on, one after the other or by several ranks at a time; their number changes a
@@ -118,6 +126,88 @@ def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Pa
     return trainable
 
 
+# --- A step in micro-batches: parts of its batch, whose losses and gradients are added up in one order.
+#
+# One process or several then take the same step to the bit: what a part is, what noise it sees and in which order the
+# parts are summed does not depend on who works on them.
+
+
+def shares(counts: Sequence[int], cuts: Sequence[slice], economy: Economy) -> list[dict[str, float]]:
+    """Loss -> the share of each micro-batch in the batch's mean: its part of the tokens, or of the rows.
+
+    Args:
+        counts: tokens of each caption of the batch, the end not counted.
+        cuts: see `cut`.
+        economy: says how many rows of a micro-batch are reconstructed: its first, of images, and its last, of texts.
+    """
+    terms = []
+    for rows in cuts:
+        tokens = [count + 1 for count in counts[rows]]
+        share = economy.rows(len(tokens))
+        terms.append(
+            {
+                "caption_loss": sum(tokens),
+                "image_reconstruction_loss": share,
+                "generation_loss": len(tokens),
+                "text_reconstruction_loss": sum(tokens[-share:]),
+            }
+        )
+    return [{loss: part[loss] / sum(other[loss] for other in terms) for loss in part} for part in terms]
+
+
+class Sum:
+    """The losses, in the order of their names, and gradients of a step's `count` micro-batches.
+
+    They are made by this process or by all ranks of the accelerator; the gradients are left in the parameters.
+    """
+
+    def __init__(
+        self, accelerator: "Accelerator", count: int, losses: Sequence[str], parameters: Sequence[nn.Parameter]
+    ):
+        self.accelerator, self.count = accelerator, count
+        self.losses, self.parameters = list(losses), list(parameters)
+        self.slots = -(-count // accelerator.num_processes)  # the last ranks may have fewer, or none
+        start = accelerator.process_index * self.slots
+        self.own = range(min(start, count), min(start + self.slots, count))
+        self._sizes = [len(self.losses), len(self.parameters), *(p.numel() for p in self.parameters)]
+        self._rows: list[Tensor] = []
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Keep one micro-batch of `own`, in order: its weighted losses, 0 for one whose turn it is not, and the
+        gradients that it left."""
+        reached = [parameter.grad is not None for parameter in self.parameters]
+        nothing = self.parameters[0].new_zeros(())
+        values = torch.stack([losses.get(name, nothing).detach().float() for name in self.losses])
+        gradients = [p.grad.float().flatten() if has else p.new_zeros(p.numel(), dtype=torch.float32)
+                     for p, has in zip(self.parameters, reached, strict=True)]  # fmt: skip
+        self._rows.append(torch.cat([values, values.new_tensor(reached), *gradients]))
+
+    def take(self, step: int) -> dict[str, Tensor]:
+        """The step's losses; its gradients lie in the parameters, None where no loss reached one (RankLost)."""
+        rows = self._gathered(step)
+        self._rows = []
+        total = rows[0].clone()
+        for row in rows[1 : self.count]:  # not `sum`, which may add in any order
+            total += row
+        values, reached, *gradients = total.split(self._sizes)
+        for parameter, number, gradient in zip(self.parameters, reached, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if number > 0 else None
+        return dict(zip(self.losses, values, strict=True))
+
+    def _gathered(self, step: int) -> Tensor | list[Tensor]:
+        if self.accelerator.num_processes == 1:
+            return self._rows
+        device = self.parameters[0].device
+        mine = torch.zeros(self.slots, sum(self._sizes), device=device)
+        for k, row in enumerate(self._rows):
+            mine[k] = row
+        with processes.answering(f"step {step} was added up"):
+            return self.accelerator.gather(mine)
+
+
+# --- The run.
+
+
 class Finetuning:
     """One run in progress, checkpointed in `folder`; afterwards `pair` holds the trained weights.
 
@@ -152,7 +242,7 @@ class Finetuning:
         with processes.answering("all began") if together else contextlib.nullcontext():
             self.pair, self.optimizer = self.accelerator.prepare(pair.eval(), optimizer)
         options = recipe.micro_batches, recipe.losses, self.parameters.values()
-        self._sum = micro_batches.Sum(self.accelerator, *options)
+        self._sum = Sum(self.accelerator, *options)
         folder.mkdir(parents=True, exist_ok=True)
         self._load()
         if together and len(seen := set(processes.told(self.step))) > 1:
@@ -200,12 +290,12 @@ class Finetuning:
             losses = self.pair(self.pairs.batch(self.step), turn)
             self._backward(losses)
             return losses
-        cuts = micro_batches.cut(self.recipe.batch_size, self.recipe.micro_batches)
-        weights = micro_batches.weights(self.pairs.counts(self.step), cuts, self.recipe.economy)
+        cuts = cut(self.recipe.batch_size, self.recipe.micro_batches)
+        parts = shares(self.pairs.counts(self.step), cuts, self.recipe.economy)
         for k in self._sum.own:
             with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
                 losses = self.pair(self.pairs.batch(self.step, cuts[k]), turn)
-                losses = {name: loss * weights[k][name] for name, loss in losses.items()}
+                losses = {name: loss * parts[k][name] for name, loss in losses.items()}
                 self._backward(losses)
             self._sum.add(losses)
             self.optimizer.zero_grad(set_to_none=True)

@@ -28,8 +28,7 @@ from transformers import (
 
 from dfl_utils.models.blip import BlipCaptioner, Captioner
 from dfl_utils.models.checkpoint import check_vocabulary
-from dfl_utils.training.losses import Batch
-from dfl_utils.training.teacher_forcing import Caption
+from dfl_utils.training.pairs import Batch, Caption
 
 IMAGE_SIZE, BLIP_SIZE, TOKENS = 512, 384, 77  # pixels a side of generator and captioner; tokens of a prompt
 CLIP_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}

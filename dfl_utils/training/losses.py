@@ -10,50 +10,136 @@ captioner's, and the captioner reads `previous_latents` in place of the one-step
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.masking_utils import create_causal_mask
 
-from dfl_utils.models.blip import Captioner
-from dfl_utils.training import connection, teacher_forcing
-from dfl_utils.training.teacher_forcing import Caption
+from dfl_utils.models.blip import BlipCaptioner, Captioner
+from dfl_utils.training.pairs import Batch, Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
 LOSSES = ("caption_loss", "image_reconstruction_loss", "generation_loss", "text_reconstruction_loss")
 WAYS = {"joint": (LOSSES,), "alternating": (LOSSES[2:], LOSSES[:2])}  # way to train -> losses of its steps, in turn
+CONNECTIONS = ("softmax", "gumbel")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B image-caption pairs, and the noise of their step."""
+def target_logits(captioner: Captioner, image_embeds: Tensor, caption: Caption) -> Tensor:
+    """Logits `(N, V)` at the places of the targets, given what the text side sees of B images, `(B, T_image, D)`."""
+    if isinstance(captioner, BlipCaptioner):
+        decoder = captioner.model.text_decoder
+        hidden = decoder.bert(
+            input_ids=caption.input_ids,
+            attention_mask=caption.attention_mask,
+            is_decoder=True,
+            use_cache=False,
+            **captioner._seen(image_embeds),
+        ).last_hidden_state
+        return decoder.cls(hidden[caption.places])
+    language_model = captioner.model.language_model
+    inputs = captioner._seen(image_embeds, caption.input_ids)
+    image_tokens = image_embeds.shape[1]
+    inputs["attention_mask"] = torch.cat(
+        [inputs["attention_mask"][:, :image_tokens], caption.attention_mask], 1
+    )  # OPT counts its positions along the mask
+    hidden = language_model.model(**inputs).last_hidden_state[:, image_tokens:]
+    return language_model.lm_head(hidden[caption.places])
 
-    pixel_values: Tensor  # `(B, 3, S, S)` the images as the captioner's processor gives them
-    caption: Caption  # the captions as the captioner reads them
-    prompt_ids: Tensor  # `(B, L)` the captions as the generator reads them
-    latents: Tensor  # `(B, C, h, w)` the images as the generator sees them, scaled
-    timesteps: Tensor  # `(B,)` uniform over the noise schedule
-    noise: Tensor  # noise, step_noise: like `latents`, standard normal; the latter is that of `previous_latents`
-    step_noise: Tensor
-    seed: int = 0  # of whatever else the step draws
-    # tokens, ends not counted, of the captions of the step's batch before these: what is drawn for them is passed over,
-    # so that a pair's noise does not depend on how its batch was cut
-    words_before: int = 0
 
-    def rows(self, chosen: slice) -> "Batch":
-        """The pairs in `chosen`, a slice of step 1."""
-        tensors = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise", "step_noise")
-        parts = {name: getattr(self, name)[chosen] for name in tensors}
-        return replace(self, caption=self.caption.rows(chosen), **parts)
+# --- The connection (Section 4.1): the captioner's distributions become the generator's prompt.
+#
+# A distribution over the captioner's vocabulary is mixed from the generator's own token embeddings, looked up through
+# the vocabulary map (Appendix G). The result stands between [BOS] and [EOS] as the tokens of a prompt do, and the
+# frozen text encoder reads it.
+
+
+def soft_encode(text_encoder: nn.Module, inputs_embeds: Tensor) -> Tensor:
+    """`encoder_hidden_states` `(B, L, D)` of token embeddings `(B, L, D)` without positions.
+
+    What `CLIPTextModel` makes of token ids, from the embeddings on: it takes no `inputs_embeds` itself.
+    """
+    hidden = text_encoder.embeddings(inputs_embeds=inputs_embeds)
+    mask = create_causal_mask(
+        config=text_encoder.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+    )
+    encoded = text_encoder.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+    return text_encoder.final_layer_norm(encoded)
+
+
+def distributions(logits: Tensor, connection: str = "softmax", generator: torch.Generator | None = None) -> Tensor:
+    """Token distributions `(N, V)` of logits `(N, V)`, one row a token of the caption.
+
+    Args:
+        logits: the captioner's.
+        connection: `softmax` as in the paper; `gumbel`: one token drawn a row, one-hot forward, and backward the
+            gradient of the softmax that it was drawn from (straight-through Gumbel-softmax, Jang et al. 2017).
+        generator: random stream of the draw, on the CPU.
+    """
+    if connection == "softmax":
+        return logits.softmax(-1)
+    uniforms = torch.rand(logits.shape, generator=generator).clamp(min=1e-20).to(logits.device)
+    soft = (logits - (-uniforms.log()).log()).softmax(-1)
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return hard + soft - soft.detach()
+
+
+def mapped_embeds(probabilities: Tensor, index: Tensor, table: Tensor, threshold: float = 0.0) -> Tensor:
+    """Expected generator embeddings `(N, D)`: distributions times the rows that the vocabulary map names.
+
+    Args:
+        probabilities: `(N, V_captioner)`, rows sum to 1.
+        index: `(V_captioner,)` generator token of each captioner token.
+        table: `(V_generator, D)` token embeddings of the generator.
+        threshold: columns whose probability is at most this in every row are left out, which saves nearly all of the
+            product's cost, as a caption is sure of most of its words; 0 is exact.
+    """
+    if threshold > 0:
+        active = (probabilities.detach().amax(0) > threshold).nonzero().squeeze(-1)
+        probabilities, index = probabilities[:, active], index[active]
+    return probabilities @ table[index]
+
+
+def soft_prompt(
+    text_encoder: nn.Module, token_embeds: Tensor, counts: Sequence[int], length: int, ends: tuple[int, int, int]
+) -> Tensor:
+    """`encoder_hidden_states` `(B, length, D)` of prompts given as token embeddings.
+
+    Args:
+        text_encoder: CLIP's, as in Stable Diffusion: [BOS], the tokens, [EOS], then padding up to `length`.
+        token_embeds: `(sum(counts), D)`, the tokens of all captions one after the other.
+        counts: tokens of each of the B captions.
+        length: positions that the generator reads (SD v1: 77).
+        ends: the tokenizer's [BOS], [EOS] and padding; those of the published text encoder's configuration are wrong.
+
+    Raises:
+        ValueError: a caption that does not fit.
+    """
+    if max(counts) > length - 2:
+        raise ValueError(
+            f"A caption of {max(counts)} tokens does not fit the generator, which reads {length} with [BOS] and "
+            "[EOS]: leave it out or shorten it."
+        )
+    table, (bos, eos, pad) = text_encoder.get_input_embeddings().weight, ends
+    inputs_embeds = table[pad].repeat(len(counts), length, 1)
+    inputs_embeds[:, 0] = table[bos]
+    inputs_embeds[torch.arange(len(counts)), torch.tensor(counts) + 1] = table[eos]
+    rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    places = torch.cat([torch.arange(1, count + 1) for count in counts])
+    inputs_embeds = inputs_embeds.index_put((rows.to(table.device), places.to(table.device)), token_embeds)
+    return soft_encode(text_encoder, inputs_embeds)
+
+
+# --- The losses.
 
 
 @dataclass(frozen=True)
 class Economy:
     """What a joint step saves; the default is the paper's step, to the letter.
 
-    `threshold`: see `connection.mapped_embeds`. `share`, in (0, 1]: the part of each batch that goes through the two
+    `threshold`: see `mapped_embeds`. `share`, in (0, 1]: the part of each batch that goes through the two
     reconstructions, whose mean is an unbiased estimate of the same loss.
     """
 
@@ -102,7 +188,7 @@ class TalkingPair(nn.Module):
         vocabulary_map: captioner's tokens -> generator's.
         losses: some of `LOSSES`; passes that none of them needs are not run.
         decoder: makes pixels of the one-step latents: the pipeline's own `vae` if None, or an `AutoencoderTiny`.
-        connect: see `connection.distributions`.
+        connect: see `distributions`.
         economy: see `Economy`.
         way: one of `WAYS`: what the captioner reads of the generator. Whose turn it is is said to each pass.
 
@@ -155,7 +241,7 @@ class TalkingPair(nn.Module):
         # The captioner predicts every word of the captions.
         if wants("caption_loss", "image_reconstruction_loss"):
             part = batch if wants("caption_loss") else batch.rows(drawn)
-            logits = self._predict(part.pixel_values, part.caption)
+            logits = self.predict(part.pixel_values, part.caption)
             if wants("caption_loss"):
                 losses["caption_loss"] = F.cross_entropy(logits, part.caption.targets)
 
@@ -182,7 +268,7 @@ class TalkingPair(nn.Module):
         # The captioner reads the image that the prediction implies.
         if wants("text_reconstruction_loss"):
             part = batch.rows(read)
-            logits = self._predict(self.shown(part, noisy[read], predicted["written"][-share:]), part.caption)
+            logits = self.predict(self.shown(part, noisy[read], predicted["written"][-share:]), part.caption)
             losses["text_reconstruction_loss"] = F.cross_entropy(logits, part.caption.targets)
         return {name: losses[name] for name in turn}
 
@@ -198,8 +284,9 @@ class TalkingPair(nn.Module):
             latents = previous_latents(self.scheduler, *step)
         return self.as_pixel_values(latents, batch.pixel_values.shape[-2:])
 
-    def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
-        return teacher_forcing.target_logits(self.captioner, self.captioner._encode(pixel_values), caption)
+    def predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
+        """The captioner's logits `(N, V)` at each target of the captions, given images and the true words before it."""
+        return target_logits(self.captioner, self.captioner._encode(pixel_values), caption)
 
     def soft_prompt(
         self, logits: Tensor, caption: Caption, length: int, seed: int = 0, words_before: int = 0
@@ -211,12 +298,12 @@ class TalkingPair(nn.Module):
         stream = torch.Generator().manual_seed(seed + 1)  # another than that of the batch's noise
         if words_before and self.connect != "softmax":
             torch.rand(words_before, logits.shape[-1], generator=stream)
-        probabilities = connection.distributions(logits[caption.words], self.connect, generator=stream)
+        probabilities = distributions(logits[caption.words], self.connect, generator=stream)
         table = self.text_encoder.get_input_embeddings().weight
         # A one-hot draw hides the columns through which its gradient flows: all of them are kept.
         threshold = self.economy.threshold if self.connect == "softmax" else 0.0
-        embeds = connection.mapped_embeds(probabilities, self.index, table, threshold)
-        return connection.soft_prompt(self.text_encoder, embeds, caption.counts, length, self.ends)
+        embeds = mapped_embeds(probabilities, self.index, table, threshold)
+        return soft_prompt(self.text_encoder, embeds, caption.counts, length, self.ends)
 
     def _predict_noise(
         self, noisy: Tensor, timesteps: Tensor, prompts: dict[str, tuple[slice, Tensor]]

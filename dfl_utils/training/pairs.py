@@ -9,18 +9,69 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dfl_utils.models import denoising
 from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.store import Job, Kind
-from dfl_utils.training import teacher_forcing
-from dfl_utils.training.losses import Batch
 from dfl_utils.world.data import Example
 
 LATENT_BLOCK = 256  # images a shard of latents
 WHOLE = slice(None)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """B captions as a captioner reads them."""
+
+    # input_ids, attention_mask: `(B, T)` [BOS], prompt and caption, padded to the right; 1 where there is a token
+    input_ids: Tensor
+    attention_mask: Tensor
+    places: Tensor  # `(B, T)` bool, the positions whose prediction is a target
+    targets: Tensor  # `(N,)` the tokens to be predicted there, row after row, each caption's end with it
+    counts: tuple[int, ...]  # B numbers of caption tokens, the end not counted
+
+    @property
+    def words(self) -> Tensor:
+        """`(N,)` bool: which targets are tokens of a caption and no ends."""
+        return torch.cat([torch.arange(count + 1) < count for count in self.counts]).to(self.targets.device)
+
+    def to(self, device) -> "Caption":
+        moved = (t.to(device) for t in (self.input_ids, self.attention_mask, self.places, self.targets))
+        return Caption(*moved, self.counts)
+
+    def rows(self, chosen: slice) -> "Caption":
+        """Those of the captions in `chosen`, a slice of step 1."""
+        keep = torch.zeros(len(self.counts), dtype=torch.bool)
+        keep[chosen] = True
+        of_target = keep.repeat_interleave(torch.tensor(self.counts) + 1).to(self.targets.device)
+        places, ids, mask = (t[chosen] for t in (self.places, self.input_ids, self.attention_mask))
+        return Caption(ids, mask, places, self.targets[of_target], self.counts[chosen])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B image-caption pairs, and the noise of their step."""
+
+    pixel_values: Tensor  # `(B, 3, S, S)` the images as the captioner's processor gives them
+    caption: Caption  # the captions as the captioner reads them
+    prompt_ids: Tensor  # `(B, L)` the captions as the generator reads them
+    latents: Tensor  # `(B, C, h, w)` the images as the generator sees them, scaled
+    timesteps: Tensor  # `(B,)` uniform over the noise schedule
+    noise: Tensor  # noise, step_noise: like `latents`, standard normal; the latter is that of `previous_latents`
+    step_noise: Tensor
+    seed: int = 0  # of whatever else the step draws
+    # tokens, ends not counted, of the captions of the step's batch before these: what is drawn for them is passed over,
+    # so that a pair's noise does not depend on how its batch was cut
+    words_before: int = 0
+
+    def rows(self, chosen: slice) -> "Batch":
+        """The pairs in `chosen`, a slice of step 1."""
+        tensors = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise", "step_noise")
+        parts = {name: getattr(self, name)[chosen] for name in tensors}
+        return replace(self, caption=self.caption.rows(chosen), **parts)
 
 
 @dataclass(frozen=True)
@@ -98,7 +149,7 @@ class Pairs:
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Tokens of each caption of a step's batch, the end not counted."""
-        return self._read([pair.references[0] for pair in self._drawn(step)[0]]).counts
+        return read_captions(self.captioner, [pair.references[0] for pair in self._drawn(step)[0]]).counts
 
     def _drawn(self, step: int) -> tuple[list[Example], Tensor, int]:
         """Images with the caption chosen of each, their latents and the seed of the step's noise."""
@@ -123,14 +174,41 @@ class Pairs:
         noise, step_noise = (torch.randn(latents.shape, generator=stream)[rows] for _ in range(2))
         device = self.captioner.model.device
         before = captions[: rows.start or 0]
-        words_before = sum(self._read(before).counts) if before else 0
-        caption = self._read(captions[rows]).to(device)
+        words_before = sum(read_captions(self.captioner, before).counts) if before else 0
+        caption = read_captions(self.captioner, captions[rows]).to(device)
         ids = prompt_ids(self.pipeline, captions[rows])
         images, *others = (t.to(device) for t in (images, ids, latents[rows], timesteps[rows], noise, step_noise))
         return Batch(images, caption, *others, seed, words_before)
 
-    def _read(self, captions: Sequence[str]) -> teacher_forcing.Caption:
-        return teacher_forcing.read(self.captioner, captions, image_tokens(self.captioner))
+
+def read_captions(captioner: Captioner, captions: Sequence[str]) -> Caption:
+    """Tokens and targets of captions, without the prompt.
+
+    Raises:
+        ValueError: an empty caption, or one longer than the captioner's positions.
+    """
+    prompt = captioner._prompt_ids()
+    room = captioner._positions() - len(prompt)
+    targets = [captioner._caption_ids(text) for text in captions]
+    for text, ids in zip(captions, targets, strict=True):
+        if not text.strip():
+            raise ValueError("A caption is empty, and there is nothing to learn from it: leave its pair out.")
+        if len(ids) > room:
+            raise ValueError(
+                f"The caption {text[:40]!r}... is longer than the {room} tokens that the captioner reads: "
+                "leave it out or shorten it."
+            )
+    rows = [torch.cat([torch.tensor(prompt), ids[:-1]]) for ids in targets]
+    pad = captioner.model.config.text_config.pad_token_id
+    attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    places = attention_mask.bool() & (torch.arange(attention_mask.shape[1]) >= len(prompt) - 1)
+    return Caption(
+        pad_sequence(rows, batch_first=True, padding_value=pad),
+        attention_mask,
+        places,
+        torch.cat(targets),
+        tuple(len(ids) - 1 for ids in targets),
+    )
 
 
 def prompt_ids(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> Tensor:
@@ -139,11 +217,6 @@ def prompt_ids(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> Te
     return tokenizer(
         list(captions), padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
-
-
-def image_tokens(captioner: Captioner) -> int:
-    """Places that an image takes in the text side's positions: BLIP-2's queries; none with BLIP's cross-attention."""
-    return getattr(captioner.model.config, "num_query_tokens", 0)
 
 
 def check(captioner: Captioner, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> None:
@@ -158,7 +231,7 @@ def check(captioner: Captioner, pipeline: StableDiffusionPipeline, examples: Seq
         if not example.references:
             raise ValueError(f"Image {example.image_id} has no caption to learn from: leave it out.")
         try:
-            caption = teacher_forcing.read(captioner, example.references, image_tokens(captioner))
+            caption = read_captions(captioner, example.references)
         except ValueError as error:
             raise ValueError(f"Image {example.image_id}: {error}") from None
         lengths = [len(row) for row in pipeline.tokenizer(list(example.references), verbose=False).input_ids]

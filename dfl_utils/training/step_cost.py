@@ -28,7 +28,8 @@ from dfl_utils.store.store import Kind
 from dfl_utils.training import full_size, pairs
 from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
-from dfl_utils.training.losses import LOSSES, Batch
+from dfl_utils.training.losses import LOSSES
+from dfl_utils.training.pairs import Batch
 from dfl_utils.training.step_ways import DEPENDS, DIRECTIONS, PARTS, STEPS, Step, Way, ways
 from dfl_utils.training.vocabulary import VocabularyMap
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dfl_utils.models.blip import Captioner
 from dfl_utils.training import finetune
-from dfl_utils.training.losses import LOSSES, WAYS, Batch, Economy, TalkingPair
-from dfl_utils.training.teacher_forcing import Caption
+from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
+from dfl_utils.training.pairs import Batch, Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
 # Step -> its losses, and the roles that it trains.
@@ -105,9 +105,9 @@ class Step(TalkingPair):
         """Latents as `pairs.latents` makes them."""
         return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
 
-    def _predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
+    def predict(self, pixel_values: Tensor, caption: Caption) -> Tensor:
         if self.savings.head:
-            return super()._predict(pixel_values, caption)
+            return super().predict(pixel_values, caption)
         return self.captioner._logits(self.captioner._encode(pixel_values), caption.input_ids)[caption.places]
 
     def prepare(self) -> list[nn.Parameter]:
@@ -125,7 +125,7 @@ class Step(TalkingPair):
         meter = Meter(reading)
         with meter.watch(
             (self, "encode", LATENTS),
-            (self, "_predict", IMAGE),
+            (self, "predict", IMAGE),
             (self, "soft_prompt", PROMPTS),
             (self.text_encoder, "forward", PROMPTS),
             (self.unet, "forward", GENERATOR),
