@@ -13,8 +13,8 @@ from dfl_utils.game.loops import Game, Reconstructions
 from dfl_utils.store.store import RunStore
 from dfl_utils.training.finetune import ROLES, Finetuning, Recipe, unfreeze
 from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.savings import Savings
 from dfl_utils.training.step_cost import StepCost
-from dfl_utils.training.step_ways import Way
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world import data, profile
 from dfl_utils.world.data import Example
@@ -22,7 +22,7 @@ from dfl_utils.world.profile import Profile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TYPES = ("float32", "float16") if DEVICE == "cuda" else ("float32", "bfloat16")
-EXACT = Way(frozen=True, latents=True, head=True, one_pass=True)
+EXACT = Savings(frozen=True, latents=True, head=True, one_pass=True)
 
 
 def world(device: str = "cpu", **fields: object) -> Profile:

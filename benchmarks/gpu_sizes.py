@@ -22,8 +22,8 @@ from dfl_utils.models.workshop import read
 from dfl_utils.store.blocks import caption_streams
 from dfl_utils.store.store import RunStore
 from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.savings import Savings, ladder
 from dfl_utils.training.step_cost import Bench, StepCost
-from dfl_utils.training.step_ways import Way, ways
 from dfl_utils.world import data, profile
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
@@ -136,7 +136,7 @@ def _said(card: Card, game: Game, name: str, examples: Sequence[Example], how: s
 
 def training(quick: bool) -> list[Row]:
     """Joint steps: memory by batch size, cost beside the two plain steps, share of the peak."""
-    every = ways(0.0 if quick else 1e-6, SHARE)
+    every = ladder(0.0 if quick else 1e-6, SHARE)
     chosen = {name: every[name] for name in ("naive", EXACT, OURS, LESS)}
     with _models(quick, "blip-base", "stable-diffusion", "tiny_decoder") as (world, store):
         world = world.pair("blip-base")
@@ -152,7 +152,7 @@ def training(quick: bool) -> list[Row]:
         return rows + _timed(card, StepCost(finetuner, chosen, batch_size=fits).bench, chosen, fits, 1 if quick else 3)
 
 
-def _timed(card: Card, bench: Bench, chosen: dict[str, Way], size: int, rounds: int) -> list[Row]:
+def _timed(card: Card, bench: Bench, chosen: dict[str, Savings], size: int, rounds: int) -> list[Row]:
     rows, steps = [], bench.seconds(chosen, rounds).sum((-1, -2))  # rounds, ways, steps
     pixels = bench.images.shape[-1]
     for k, name in enumerate(chosen):
@@ -178,7 +178,7 @@ def _timed(card: Card, bench: Bench, chosen: dict[str, Way], size: int, rounds: 
     ]
 
 
-def _remembered(card: Card, finetuner: Finetuner, chosen: dict[str, Way], batch: int) -> dict[str, float]:
+def _remembered(card: Card, finetuner: Finetuner, chosen: dict[str, Savings], batch: int) -> dict[str, float]:
     """Way -> peak GiB of its joint step, of those that fit into the card's memory."""
     bench, found = StepCost(finetuner, chosen, batch_size=batch).bench, {}
     for name, way in chosen.items():

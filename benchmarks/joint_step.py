@@ -17,8 +17,8 @@ import torch
 
 from dfl_utils.store.store import RunStore
 from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.savings import STEPS, TURNS, ladder
 from dfl_utils.training.step_cost import Bench, Costs, StepCost
-from dfl_utils.training.step_ways import STEPS, TURNS, ways
 from dfl_utils.world import data, profile
 
 AT_MOST = 1.75  # target: the median ratio of the last way, which reconstructs a share of each batch
@@ -30,7 +30,7 @@ NUM_EXAMPLES = 64  # whose captions the vocabulary map is learned from; the firs
 def measure(captioner: str, batch_size: int, rounds: int) -> tuple[Costs, Costs]:
     """Seconds and FLOPs, anew: the store is a scratch folder."""
     with _finetuner(captioner) as finetuner:
-        cost = StepCost(finetuner, ways(share=SHARE), batch_size=batch_size)
+        cost = StepCost(finetuner, ladder(share=SHARE), batch_size=batch_size)
         return cost.seconds(rounds), cost.flops()
 
 
@@ -46,12 +46,12 @@ def _finetuner(captioner: str) -> Iterator[Finetuner]:
 def alternating(captioner: str, batch_size: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """Seconds `(rounds,)` of two alternating steps as the finetuning runs them, and of their bare passes."""
     with _finetuner(captioner) as finetuner:
-        bench = StepCost(finetuner, {"ours": ways()["ours"]}, batch_size=batch_size, steps=tuple(TURNS)).bench
+        bench = StepCost(finetuner, {"ours": ladder()["ours"]}, batch_size=batch_size, steps=tuple(TURNS)).bench
     return _interleaved(*_contenders(bench), rounds)
 
 
 def _contenders(bench: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
-    steps, batch, images = [bench.step(name, ways()["ours"]) for name in TURNS], bench.batch, bench.images
+    steps, batch, images = [bench.step(name, ladder()["ours"]) for name in TURNS], bench.batch, bench.images
     updates = [torch.optim.AdamW(step.prepare(), lr=0.0).step for step in steps]
 
     def pair() -> None:

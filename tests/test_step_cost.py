@@ -13,8 +13,7 @@ from dfl_utils.training import full_size, step_cost
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import WAYS as WAYS_TO_TRAIN
 from dfl_utils.training.losses import TalkingPair
-from dfl_utils.training.step_cost import StepCost
-from dfl_utils.training.step_ways import (
+from dfl_utils.training.savings import (
     DECODING,
     GENERATOR,
     LATENTS,
@@ -24,11 +23,11 @@ from dfl_utils.training.step_ways import (
     STEPS,
     TURNS,
     Meter,
-    ways,
+    ladder,
 )
 from dfl_utils.world import data
 
-WAYS = ways()
+WAYS = ladder()
 EXACT = list(WAYS)[: list(WAYS).index("threshold")]  # those that approximate nothing
 
 

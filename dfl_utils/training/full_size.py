@@ -156,7 +156,7 @@ class _Efficient(TorchFunctionMode):
 
 
 def peak(step: nn.Module, batch: Batch, images: Tensor) -> int:
-    """Bytes that a `step_ways.Step` on the meta device holds at most, its models and AdamW's moments included.
+    """Bytes that a `savings.Step` on the meta device holds at most, its models and AdamW's moments included.
 
     On an H100 the joint step grew by 0 to 6 % more with every pair than is counted here (data/gpu/benchmarks.csv).
     """

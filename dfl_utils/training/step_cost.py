@@ -6,7 +6,7 @@ the day and the machine that they were measured on, and are not measured again.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from dfl_utils.training.finetune import Recipe
 from dfl_utils.training.finetuned import Finetuner
 from dfl_utils.training.losses import LOSSES
 from dfl_utils.training.pairs import Batch
-from dfl_utils.training.step_ways import DEPENDS, DIRECTIONS, PARTS, STEPS, Step, Way, ways
+from dfl_utils.training.savings import DEPENDS, DIRECTIONS, PARTS, STEPS, Savings, Step, ladder
 from dfl_utils.training.vocabulary import VocabularyMap
 
 LOSSES_OF_WAYS, FLOPS, PUBLISHED_FLOPS = Kind("step-losses"), Kind("step-flops"), Kind("step-flops-published")
@@ -43,7 +43,7 @@ class Costs:
     """What a step costs in each way."""
 
     ways: tuple[str, ...]  # their names
-    # `(rounds, ways, steps, parts, 2)`, the last two in the order of `step_ways.PARTS` and `DIRECTIONS`; seconds, or
+    # `(rounds, ways, steps, parts, 2)`, the last two in the order of `savings.PARTS` and `DIRECTIONS`; seconds, or
     # FLOPs, which have one round
     spent: np.ndarray
     when: str  # when, where: the day, and processor, cores, threads and torch
@@ -66,10 +66,8 @@ class Costs:
 
     def over_mean(self, *steps: str) -> dict[str, Estimate]:
         """Way -> the mean of some steps over the mean of a captioning and a generation step, as `ratios`."""
-        return self._by_way(self._mean(*steps) / self._mean("captioning", "generation"))
-
-    def _mean(self, *steps: str) -> np.ndarray:
-        return np.mean([self.of(step) for step in steps], axis=0)
+        some, plain = (np.mean(list(map(self.of, names)), axis=0) for names in (steps, ("captioning", "generation")))
+        return self._by_way(some / plain)
 
     def _by_way(self, ratio: np.ndarray) -> dict[str, Estimate]:
         each = zip(self.ways, ratio.T, strict=True)
@@ -96,10 +94,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Bench:
-    """Models and one batch that every way of some `steps` is tried on.
-
-    `images` are the batch's as the autoencoder takes them.
-    """
+    """Models, which all steps share, and one batch; `images` are the batch's as the autoencoder takes them."""
 
     captioner: Captioner
     pipeline: StableDiffusionPipeline
@@ -108,45 +103,42 @@ class Bench:
     batch: Batch
     images: Tensor
     steps: tuple[str, ...] = tuple(STEPS)
-    _ready: dict = field(default_factory=dict)
 
-    def step(self, name: str, way: Way) -> Step:
-        """A step in one way, ready to run: the steps share their models, and this freezes what it freezes."""
-        if (name, way) not in self._ready:
-            step = Step(self.captioner, self.pipeline, self.vocabulary_map, self.tiny, name, way)
-            self._ready[name, way] = step.to(self.images.device).eval()
-        self._ready[name, way].prepare()
-        return self._ready[name, way]
+    def step(self, name: str, savings: Savings) -> Step:
+        """A step, ready to run until the next is asked for: this freezes what it freezes."""
+        step = Step(self.captioner, self.pipeline, self.vocabulary_map, self.tiny, name, savings)
+        step.prepare()
+        return step.to(self.images.device).eval()
 
     @torch.no_grad()
-    def losses(self, tried: Mapping[str, Way]) -> np.ndarray:
+    def losses(self, tried: Mapping[str, Savings]) -> np.ndarray:
         """`(ways, 4)` losses of the joint step, in the order of `LOSSES`."""
-        steps = [self.step("joint", way) for way in tried.values()]
-        by_way = [step(self.batch, self.images) for step in steps]
-        return np.array([[losses[name].item() for name in LOSSES] for losses in by_way])
+        steps = [self.step("joint", savings) for savings in tried.values()]
+        found = [step(self.batch, self.images) for step in steps]
+        return np.array([[losses[name].item() for name in LOSSES] for losses in found])
 
-    def flops(self, tried: Mapping[str, Way]) -> np.ndarray:
+    def flops(self, tried: Mapping[str, Savings]) -> np.ndarray:
         """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions.
 
         Attention is counted as the products that it consists of: of its kernel for a CPU torch knows no count.
         """
         counter = FlopCounterMode(display=False)
 
-        def count(name: str, way: Way) -> np.ndarray:
+        def count(name: str, savings: Savings) -> np.ndarray:
             with sdpa_kernel(SDPBackend.MATH), counter:
-                return self.step(name, way).spend(self.batch, self.images, counter.get_total_flops)
+                return self.step(name, savings).spend(self.batch, self.images, counter.get_total_flops)
 
         return self._each(tried, count)[None]
 
-    def seconds(self, tried: Mapping[str, Way], rounds: int) -> np.ndarray:
+    def seconds(self, tried: Mapping[str, Savings], rounds: int) -> np.ndarray:
         """`(rounds, ways, steps, parts, 2)` on one thread: every round does all, and one more before them warms up."""
         updates: dict = {}
 
-        def measure(name: str, way: Way) -> np.ndarray:
-            step = self.step(name, way)
-            if (name, way) not in updates:
-                updates[name, way] = torch.optim.AdamW(step.prepare(), lr=0.0).step  # it costs, and moves nothing
-            return step.spend(self.batch, self.images, self._clock, updates[name, way])
+        def measure(name: str, savings: Savings) -> np.ndarray:
+            step = self.step(name, savings)
+            if (name, savings) not in updates:
+                updates[name, savings] = torch.optim.AdamW(step.prepare(), lr=0.0).step  # it costs, and moves nothing
+            return step.spend(self.batch, self.images, self._clock, updates[name, savings])
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -155,14 +147,14 @@ class Bench:
         finally:
             torch.set_num_threads(threads)
 
-    def _each(self, tried: Mapping[str, Way], cost: Callable[[str, Way], np.ndarray]) -> np.ndarray:
+    def _each(self, tried: Mapping[str, Savings], cost: Callable[[str, Savings], np.ndarray]) -> np.ndarray:
         """`(ways, steps, parts, 2)`; a plain step that a saving does not touch is not done again."""
         known: dict = {}
-        for way in tried.values():
+        for savings in tried.values():
             for name in self.steps:
-                if (work := _work(name, way)) not in known:
-                    known[work] = cost(name, way)
-        return np.array([[known[_work(name, way)] for name in self.steps] for way in tried.values()])
+                if (work := _work(name, savings)) not in known:
+                    known[work] = cost(name, savings)
+        return np.array([[known[_work(name, savings)] for name in self.steps] for savings in tried.values()])
 
     def _clock(self) -> float:
         if self.images.device.type == "cuda":
@@ -175,9 +167,9 @@ class StepCost:
 
     Args:
         finetuner: its profile, store and examples; the first of these are the batch, each with its first caption.
-        tried: the ways; all of `step_ways.ways()` by default.
+        tried: the ways; all of `savings.ladder()` by default.
         batch_size: pairs a step (paper: 8).
-        steps: some of `step_ways.STEPS` and `TURNS`, measured side by side.
+        steps: some of `savings.STEPS` and `TURNS`, measured side by side.
 
     Raises:
         ValueError: fewer examples than a batch holds, or none in it.
@@ -186,7 +178,7 @@ class StepCost:
     def __init__(
         self,
         finetuner: Finetuner,
-        tried: Mapping[str, Way] | None = None,
+        tried: Mapping[str, Savings] | None = None,
         *,
         batch_size: int = 8,
         steps: Sequence[str] = tuple(STEPS),
@@ -196,7 +188,7 @@ class StepCost:
                 f"batch_size is {batch_size} and there are {len(finetuner.examples)} examples: a step needs at least "
                 "one pair, and not more than there are."
             )
-        self.finetuner, self.ways = finetuner, dict(ways() if tried is None else tried)
+        self.finetuner, self.ways = finetuner, dict(ladder() if tried is None else tried)
         self.examples, self.steps = finetuner.examples[:batch_size], tuple(steps)
 
     def losses(self) -> np.ndarray:
@@ -225,14 +217,14 @@ class StepCost:
         def count():
             bench, caption = self.published, self.bench.batch.caption
             batches = [full_size.batch(caption.rows(slice(size))) for size in sizes]
-            every = [[bench.step(name, way) for name in self.steps] for way in self._exact.values()]
-            peaks = [[[full_size.peak(step, *batch) for step in way] for way in every] for batch in batches]
-            return {"gib": np.array(peaks) / 2**30}, len(sizes)
+            every = [bench.step(name, savings) for savings in self._exact.values() for name in self.steps]
+            peaks = np.array([[full_size.peak(step, *batch) for step in every] for batch in batches])
+            return {"gib": peaks.reshape(len(sizes), len(self._exact), -1) / 2**30}, len(sizes)
 
         return self.finetuner.store.get(PUBLISHED_MEMORY, self._key() | {"sizes": list(sizes)}, count)["gib"]
 
     @property
-    def _exact(self) -> dict[str, Way]:
+    def _exact(self) -> dict[str, Savings]:
         return {name: replace(way, threshold=0.0) for name, way in self.ways.items()}
 
     @cached_property
@@ -252,7 +244,7 @@ class StepCost:
         images = images.to(finetuner.profile.device, memory_format=torch.channels_last)
         models = (pair.captioner, pipeline, finetuner.vocabulary_map, pair.decoder)
         with torch.no_grad():
-            latents = Step(*models, "joint", Way()).encode(images).contiguous().cpu()
+            latents = Step(*models, "joint", Savings()).encode(images).contiguous().cpu()
         lessons = pairs.Pairs(pair.captioner, pipeline, self.examples, latents)
         return Bench(*models, lessons.make(self.examples, latents, SEED), images, self.steps)
 
@@ -277,9 +269,9 @@ class StepCost:
         return key | self.finetuner.models_key() | self.finetuner.images_key(self.examples)
 
 
-def _work(name: str, way: Way) -> tuple:
+def _work(name: str, savings: Savings) -> tuple:
     """Two ways of doing a step are the same work where these are equal."""
-    return name, *(getattr(way, setting) for setting in DEPENDS.get(name, asdict(way)))
+    return name, *(getattr(savings, setting) for setting in DEPENDS.get(name, asdict(savings)))
 
 
 def _machine() -> str:

@@ -1,7 +1,7 @@
-"""The ways of doing a step of the finetuning, from the equations as they stand to all that can be saved.
+"""What a step of the finetuning can save, from the equations as they stand on; and where it spends what it does.
 
 A plain step has one loss and trains its own model alone; the joint step has all four and trains both, and so do the
-two turns of an alternating finetuning, with two losses each. Ways that only save, and approximate nothing, have the
+two turns of an alternating finetuning, with two losses each. Steps that only save, and approximate nothing, have the
 losses of `losses.TalkingPair`, to rounding.
 """
 
@@ -33,8 +33,8 @@ TURNS = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a step is done; by default nothing is saved."""
+class Savings:
+    """What a step saves; by default nothing."""
 
     # gradients of the trained weights alone; else of each weight of the models in training, of which the optimiser then
     # takes those it wants
@@ -50,9 +50,9 @@ class Way:
 DEPENDS = {"captioning": ("frozen", "head"), "generation": ("frozen", "latents")}  # what else changes no plain step
 
 
-def ways(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Way]:
+def ladder(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Savings]:
     """One saving after the other, each on top of those before; `ours` is what the finetuning runs."""
-    savings = {
+    added = {
         "naive": {},
         "gradient where needed": {"frozen": True},
         "latents precomputed": {"latents": True},
@@ -62,14 +62,14 @@ def ways(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Way]:
         "ours": {"decoder": "tiny"},
         f"share {share:g}": {"share": share},
     }
-    found, way = {}, Way()
-    for name, saving in savings.items():
-        found[name] = way = replace(way, **saving)
+    found, savings = {}, Savings()
+    for name, more in added.items():
+        found[name] = savings = replace(savings, **more)
     return found
 
 
 class Step(TalkingPair):
-    """A step of `STEPS` or `TURNS` done in one way; its forward takes the images of a batch as the autoencoder does."""
+    """A step of `STEPS` or `TURNS`; its forward takes a batch's images as the autoencoder does."""
 
     def __init__(
         self,
@@ -78,13 +78,19 @@ class Step(TalkingPair):
         vocabulary_map: VocabularyMap,
         tiny: AutoencoderTiny,
         step: str,
-        way: Way,
+        savings: Savings,
     ):
         losses, roles = (STEPS | TURNS)[step]
-        options = {"decoder": tiny if way.decoder == "tiny" else None, "economy": Economy(way.threshold, way.share)}
-        options["way"] = "alternating" if step in TURNS else "joint"
-        super().__init__(captioner, pipeline, vocabulary_map, losses, **options)
-        self.savings, self.roles, self.vae = way, roles, pipeline.vae
+        super().__init__(
+            captioner,
+            pipeline,
+            vocabulary_map,
+            losses,
+            decoder=tiny if savings.decoder == "tiny" else None,
+            economy=Economy(savings.threshold, savings.share),
+            way="alternating" if step in TURNS else "joint",
+        )
+        self.savings, self.roles, self.vae = savings, roles, pipeline.vae
 
     def forward(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
         """As `TalkingPair.forward`; `images` `(B, 3, S, S)` in [-1, 1]."""
@@ -111,7 +117,7 @@ class Step(TalkingPair):
         return self.captioner._logits(self.captioner._encode(pixel_values), caption.input_ids)[caption.places]
 
     def prepare(self) -> list[nn.Parameter]:
-        """Freeze what the way freezes; returns what the step trains."""
+        """Freeze what need not move; returns what the step trains."""
         trained = finetune.unfreeze(self, self.roles)
         if not self.savings.frozen:
             for role in self.roles:
