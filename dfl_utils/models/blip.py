@@ -206,11 +206,11 @@ class Captioner:
             **({"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}),
         }
 
-    def check_lengths(self, image_tokens: int) -> None:
+    def check_lengths(self) -> None:
         """ValueError where the model has too few positions for its prompt and the longest caption."""
         prompt = len(self._prompt_ids())
         longest = self._limits(prompt if self.limits_count_prompt else 0)["max_new_tokens"]
-        room = self._positions(image_tokens) - prompt
+        room = self._positions() - prompt
         if longest > room:
             raise ValueError(
                 f"max_words is {self.max_words}, and {self.model.name_or_path} has {max(room, 0)} positions behind the "
