@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from dfl_utils.exhibits import paper
-from dfl_utils.game.loops import Readings, Reconstructions
+from dfl_utils.game.loops import Reconstructions
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.world.data import read_image
 
@@ -260,7 +260,7 @@ def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]
 
 
 def games(
-    run: Reconstructions | Readings,
+    run: Reconstructions,
     shown: Iterable[tuple[int, str, Sequence[tuple[int, str]]]],
     across: int = 1,
     size: float = 1.5,

@@ -45,27 +45,18 @@ class Reconstructions:
 
 
 @dataclass(frozen=True)
-class Readings:
+class Readings(Reconstructions):
     """What came back of texts: N drawings of each and what the captioner reads in them.
 
     Attributes:
-        examples: the images whose captions were drawn, in order.
         captions: the original texts, one an image.
         captions_hat: what was read in each drawing, `images` lists of N; compared with the text, it ranks.
         sim_image: encoder name -> cosine(image that the text was written of, drawing), `(images, N)` float32; the
             quality of a drawing (Section 3.3), never used to rank.
-        drawings: the pictures' place in the store.
     """
 
-    examples: list[Example]
     captions: list[str]
     captions_hat: list[list[str]]
-    sim_image: dict[str, np.ndarray]
-    drawings: Drawings
-
-    def load_images(self, k: int) -> np.ndarray:
-        """The N drawings of text k, `(N, H, W, 3)` uint8."""
-        return self.drawings.load(k)
 
 
 CAPTIONS, DESCRIPTIONS = Kind("captions", Sentences), Kind("descriptions", Sentences)
@@ -143,13 +134,14 @@ class Game:
         blip.check_sampling(top_p, top_k, temperature)
         options = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         streams = [caption_streams(seed, example.image_id, num_candidates) for example in examples]
-        key, make = self.workshop.captioner_key() | options, partial(self._sample, options)
-        contents = self._fill(CAPTIONS, key, examples, make, "captions", streams=streams)
-        return blocks.join_texts([content.captions for content in contents], num_candidates)
 
-    def _sample(self, options: dict, examples: Sequence[Example], streams: list) -> tuple[Sentences, int]:
-        texts = sum(self.captioner.sample(read(examples), streams, **options), [])
-        return Sentences(texts), len(texts)
+        def sample(examples: Sequence[Example], streams: list) -> tuple[Sentences, int]:
+            texts = sum(self.captioner.sample(read(examples), streams, **options), [])
+            return Sentences(texts), len(texts)
+
+        key = self.workshop.captioner_key() | options
+        contents = self._fill(CAPTIONS, key, examples, sample, "captions", streams=streams)
+        return blocks.join_texts([content.captions for content in contents], num_candidates)
 
     def describe(self, examples: Sequence[Example], num_beams: int = 3) -> list[str]:
         """One caption an image, by beam search: how the paper decodes in its Table 3.
@@ -159,12 +151,13 @@ class Game:
         """
         _check(examples)
         _check_beams(num_beams)
-        key = self.workshop.captioner_key() | {"num_beams": num_beams}
-        contents = self._fill(DESCRIPTIONS, key, examples, partial(self._describe, num_beams), "descriptions")
-        return [text for content in contents for text in content.captions]
 
-    def _describe(self, num_beams: int, examples: Sequence[Example]) -> tuple[Sentences, int]:
-        return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
+        def describe(examples: Sequence[Example]) -> tuple[Sentences, int]:
+            return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
+
+        key = self.workshop.captioner_key() | {"num_beams": num_beams}
+        contents = self._fill(DESCRIPTIONS, key, examples, describe, "descriptions")
+        return [text for content in contents for text in content.captions]
 
     def log_likelihood(
         self,
@@ -258,21 +251,21 @@ class Game:
         seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
         drawings = Drawings(self.workshop, examples, [[text] * num_candidates for text in texts], seeds)
         quality = drawings.compare(similarities)
-        return Readings(examples, texts, drawings.describe(num_beams), quality, drawings)
+        return Readings(examples, texts, quality, drawings, drawings.describe(num_beams))
 
-    def features(self, run: Reconstructions | Readings) -> np.ndarray:
+    def features(self, run: Reconstructions) -> np.ndarray:
         """What the fidelity scores read of a run's drawings: `(images, N, D)` float32; see `fidelity.split`."""
         return run.drawings.features()
 
     def original_features(self, examples: Sequence[Example]) -> np.ndarray:
         """The same of the originals: `(images, D)` float32."""
-        _check(examples)
-        key = self.workshop.extractor_key()
-        contents = self._fill(ORIGINAL_FEATURES, key, examples, self._measure, "features")
-        return np.concatenate([content.features for content in contents])
 
-    def _measure(self, examples: Sequence[Example]) -> tuple[Features, int]:
-        return Features(self.extractor.features(read(examples))), len(examples)
+        def measure(examples: Sequence[Example]) -> tuple[Features, int]:
+            return Features(self.extractor.features(read(examples))), len(examples)
+
+        _check(examples)
+        contents = self._fill(ORIGINAL_FEATURES, self.workshop.extractor_key(), examples, measure, "features")
+        return np.concatenate([content.features for content in contents])
 
     def _fill(self, kind: Kind, key: dict, examples: Sequence[Example], make: Callable, what: str, **rows) -> list:
         """The shards of images, or of images and candidates: `make` gets a block's images and its part of the `rows`.

@@ -287,25 +287,23 @@ class Finetuning:
         """The losses of this step; the gradient of their sum is left in the parameters."""
         turn = self.recipe.turn(self.step)
         if self.recipe.micro_batches == 1:
-            losses = self.pair(self.pairs.batch(self.step), turn)
-            self._backward(losses)
-            return losses
+            return self._backward(self.pair(self.pairs.batch(self.step), turn))
         cuts = cut(self.recipe.batch_size, self.recipe.micro_batches)
         parts = shares(self.pairs.counts(self.step), cuts, self.recipe.economy)
         for k in self._sum.own:
             with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
                 losses = self.pair(self.pairs.batch(self.step, cuts[k]), turn)
-                losses = {name: loss * parts[k][name] for name, loss in losses.items()}
-                self._backward(losses)
+                losses = self._backward({name: loss * parts[k][name] for name, loss in losses.items()})
             self._sum.add(losses)
             self.optimizer.zero_grad(set_to_none=True)
         losses = self._sum.take(self.step)
         return {name: losses[name] for name in turn}
 
-    def _backward(self, losses: dict[str, Tensor]) -> None:
+    def _backward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         total = torch.stack(list(losses.values())).sum()
         if total.requires_grad:  # a loss may reach nothing that moves
             self.accelerator.backward(total)
+        return losses
 
     def _check(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():

@@ -103,21 +103,20 @@ class Finetuner(Workshop):
     @property
     def _base_models(self) -> tuple[Captioner, StableDiffusionPipeline]:
         """Loaded once and never trained; a run trains copies, in float32 whatever the profile infers in."""
-        if self._like:
-            return self._like._base_models
-        return self._while_same("pair", self._checkpoints, self._load_pair)
 
-    def _load_pair(self) -> tuple[Captioner, StableDiffusionPipeline]:
-        return captioner.load(replace(self.profile, dtype="float32")), load_pipeline(self.profile)
+        def load():
+            return captioner.load(replace(self.profile, dtype="float32")), load_pipeline(self.profile)
+
+        return self._like._base_models if self._like else self._while_same("pair", self._checkpoints, load)
 
     @property
     def _latents(self) -> torch.Tensor:
-        return self._while_same("latents", self._checkpoints, self._find_latents)
+        def find():
+            model, pipeline = self._base_models
+            pairs.check(model, pipeline, self.examples)
+            return pairs.latents(self, pipeline, self.examples)
 
-    def _find_latents(self) -> torch.Tensor:
-        model, pipeline = self._base_models
-        pairs.check(model, pipeline, self.examples)
-        return pairs.latents(self, pipeline, self.examples)
+        return self._while_same("latents", self._checkpoints, find)
 
     def pair(self, recipe: Recipe) -> tuple[TalkingPair, StableDiffusionPipeline]:
         """Models as they were before any training, in one module; what no recipe trains is shared."""
@@ -150,8 +149,10 @@ class Finetuner(Workshop):
             alone = [self._curves(job) for job, j in zip(jobs, joint, strict=True) if not j]
             found = iter(self.fill(alone, "finetuning"))
             contents = [self._together(job) if j else next(found) for job, j in zip(jobs, joint, strict=True)]
-        finally:
-            self._sweep(jobs)
+        finally:  # the states of runs whose weights are stored
+            for path in (self.store.path(job.kind, job.key) for job in jobs):
+                if path.exists():
+                    shutil.rmtree(path.with_suffix(".training"), ignore_errors=True)
         for job in jobs:  # its cost belongs to this run also where only its losses were read
             self.store.count(job.kind, job.key)
         return [
@@ -207,12 +208,6 @@ class Finetuner(Workshop):
             processes.told(0)
         return content
 
-    def _sweep(self, jobs: Sequence[Job]) -> None:
-        """Remove the states of runs whose weights are stored, and not before."""
-        for path in (self.store.path(job.kind, job.key) for job in jobs):
-            if path.exists():
-                shutil.rmtree(path.with_suffix(".training"), ignore_errors=True)
-
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
         stem = self.store.path(job.kind, job.key).stem
         folders, made = {}, {}
@@ -222,7 +217,8 @@ class Finetuner(Workshop):
             told = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
             made[folder] = told, partial(self._write, role, job)
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
-        trained = TrainedProfile.of(self.profile, folders, made)
+        base = {one.name: getattr(self.profile, one.name) for one in fields(self.profile)}
+        trained = TrainedProfile(**base | folders | {"made": base.get("made", {}) | made})
         seconds, _ = self.store.cost(job.kind, job.key) or (np.nan, 0)
         return Finetuned(recipe, trained, losses, seconds)
 
@@ -271,12 +267,6 @@ class TrainedProfile(Profile):
     # folder -> what stands for it in keys (what it was trained from, its weights' digest), and what writes it into a
     # place that is moved there afterwards
     made: Mapping[str, tuple[str, Writer]] = field(default_factory=dict, compare=False, repr=False)
-
-    @classmethod
-    def of(cls, base: Profile, folders: Mapping[str, str], made: Mapping[str, tuple[str, Writer]]) -> "TrainedProfile":
-        """`base` with other models: role -> folder."""
-        own = {one.name: getattr(base, one.name) for one in fields(base)}
-        return cls(**own | folders | {"made": getattr(base, "made", {}) | made})
 
     def trained(self, model: str) -> str | None:
         return self.made[model][0] if model in self.made else None
