@@ -161,7 +161,7 @@ def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
     with pytest.raises(ValueError, match="log_likelihood takes the same number.*lengths \\[1, 2\\]"):
         game.log_likelihood(examples[:2], [["a"], ["a", "b"]])
     bare = [examples[0], replace(examples[1], references=())]
-    with pytest.raises(ValueError, match=f"Image {examples[1].image_id} has no references, and t2i2t draws one"):
+    with pytest.raises(ValueError, match=f"Image {examples[1].image_id} has no references, and one is drawn"):
         game.t2i2t(bare, 2)
     lost = [examples[0], replace(examples[1], path=tmp_path / "lost.png")]
     for play in (game.sample_captions, game.describe, game.t2i2t, game.original_features):

@@ -1,6 +1,6 @@
 """The drawings of a run: made block by block, compared with their originals, read back, measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -168,13 +168,22 @@ class Drawings:
 
     def describe_blocks(self, num_beams: int) -> list[list[str]]:
         """As `describe`, block by block."""
-        jobs = [self._reading(block, num_beams) for block in self.blocks]
-        return [content.captions for content in self._fill(jobs, "readings")]
+        key = self.workshop.captioner_key() | {"num_beams": num_beams}
+        contents = self.look(READINGS, key, partial(self._read, num_beams), "readings")
+        return [content.captions for content in contents]
 
     def features(self) -> np.ndarray:
         """The fidelity extractor's features and logits of every drawing, `(images, N, D)` float32."""
-        contents = self._fill([self._measurement(block) for block in self.blocks], "features")
+        contents = self.look(FEATURES, self.workshop.extractor_key(), self._measure, "features")
         return blocks.join([content.features for content in contents], self._count)
+
+    def look(self, kind: Kind[Held], key: dict, make: Callable, what: str, *, originals: bool = False) -> list[Held]:
+        """What `make` gives of each block, shards that depend on the key and the drawings, or on the originals, too."""
+        jobs = []
+        for block in self.blocks:
+            beside = self.workshop.images_key(self.examples[block.images]) if originals else {}
+            jobs.append(Job(kind, key | beside | {"drawings": self.source(block)}, partial(make, block)))
+        return self._fill(jobs, what)
 
     @property
     def _count(self) -> int:
@@ -197,21 +206,13 @@ class Drawings:
         hats = self.workshop.encoder(name).embed(images.reshape(-1, *images.shape[2:]))
         return Similarities(similarity.cosine(originals, hats.reshape(*images.shape[:2], -1))), len(hats)
 
-    def _reading(self, block: Block, num_beams: int) -> Job[Sentences]:
-        key = self.workshop.captioner_key() | {"num_beams": num_beams, "drawings": self.source(block)}
-        return Job(READINGS, key, partial(self._read, block, num_beams))
-
-    def _read(self, block: Block, num_beams: int) -> tuple[Sentences, int]:
+    def _read(self, num_beams: int, block: Block) -> tuple[Sentences, int]:
         images = self.draw(block)
         pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
         texts = []
         for start in range(0, len(pictures), READ_BATCH):
             texts += self.workshop.captioner.describe(pictures[start : start + READ_BATCH], num_beams=num_beams)
         return Sentences(texts), len(texts)
-
-    def _measurement(self, block: Block) -> Job[Features]:
-        key = self.workshop.extractor_key() | {"drawings": self.source(block)}
-        return Job(FEATURES, key, partial(self._measure, block))
 
     def _measure(self, block: Block) -> tuple[Features, int]:
         images = self.draw(block)

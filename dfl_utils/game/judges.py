@@ -13,7 +13,7 @@ from dfl_utils.game.drawings import Drawings, Likelihoods, Similarities
 from dfl_utils.models.workshop import read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import Block
-from dfl_utils.store.store import Job, Kind
+from dfl_utils.store.store import Kind
 from dfl_utils.world.data import Example
 
 
@@ -40,11 +40,7 @@ def originals(drawings: Drawings, images: slice = slice(None)) -> np.ndarray:
 
 def pixels(drawings: Drawings) -> np.ndarray:
     """Minus the mean absolute difference of the pixels, in [-1, 0], `(images, N)`."""
-    jobs = []
-    for block in drawings.blocks:
-        key = drawings.workshop.images_key(drawings.examples[block.images]) | {"drawings": drawings.source(block)}
-        jobs.append(Job(PIXELS, key, partial(_apart, drawings, block)))
-    contents = drawings.workshop.fill(jobs, "pixels")
+    contents = drawings.look(PIXELS, {}, partial(_apart, drawings), "pixels", originals=True)
     return blocks.join([content.sim for content in contents], len(drawings.captions[0]))
 
 
@@ -59,11 +55,9 @@ def labels(drawings: Drawings) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a profile without a probe.
     """
-    shop, jobs = drawings.workshop, []
-    for block in drawings.blocks:
-        key = shop.made_by("probe") | shop.images_key(drawings.examples[block.images])
-        jobs.append(Job(LABELS, key | {"drawings": drawings.source(block)}, partial(_look, drawings, block)))
-    logits = [content.logits for content in shop.fill(jobs, "labels")]
+    key = drawings.workshop.made_by("probe")
+    contents = drawings.look(LABELS, key, partial(_look, drawings), "labels", originals=True)
+    logits = [content.logits for content in contents]
     firsts = [part[:, 0] for part, block in zip(logits, drawings.blocks, strict=True) if not block.candidates.start]
     hats = blocks.join([part[:, 1:] for part in logits], len(drawings.captions[0]))
     return expit(np.concatenate(firsts)), expit(hats)

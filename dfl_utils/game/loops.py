@@ -242,11 +242,7 @@ class Game:
         """
         _check(examples, num_candidates, seed)
         _check_beams(num_beams)
-        bare = [example.image_id for example in examples if not example.references]
-        if bare:
-            raise ValueError(f"Image {bare[0]} has no references, and t2i2t draws one: leave out images without.")
-        examples = list(examples)
-        texts = [blocks.pick(seed, example.image_id, example.references) for example in examples]
+        examples, texts = list(examples), references_of(examples, seed)
         purpose = blocks.NOISE_OF_TEXT
         seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
         drawings = Drawings(self.workshop, examples, [[text] * num_candidates for text in texts], seeds)
@@ -277,6 +273,18 @@ class Game:
             part, inputs = examples[block.images], {name: block.of(values) for name, values in rows.items()}
             jobs.append(Job(kind, key | inputs | self.workshop.images_key(part), partial(make, part, **inputs)))
         return self.workshop.fill(jobs, what)
+
+
+def references_of(examples: Sequence[Example], seed: int) -> list[str]:
+    """One reference of each image, drawn at random by seed and image id alone.
+
+    ValueError: an image without references, a negative seed.
+    """
+    blocks.check_seed(seed)
+    bare = [example.image_id for example in examples if not example.references]
+    if bare:
+        raise ValueError(f"Image {bare[0]} has no references, and one is drawn: leave out images without.")
+    return [blocks.pick(seed, example.image_id, example.references) for example in examples]
 
 
 def _check(examples: Sequence[Example], num_candidates: int = 1, seed: int = 0) -> None:

@@ -68,8 +68,6 @@ def retold(examples: Sequence[Example], captions: Sequence[str]) -> list[Example
     Raises:
         ValueError: not one caption an image, or none that says anything.
     """
-    if len(examples) != len(captions):
-        raise ValueError(f"{len(examples)} images and {len(captions)} captions: give one caption for each image.")
     pairs = zip(examples, map(str.strip, captions), strict=True)
     kept = [replace(example, references=(caption,)) for example, caption in pairs if caption]
     if not kept:

@@ -175,12 +175,6 @@ def probe_labels(profile: Profile) -> list[str]:
 
 
 def split(values: np.ndarray, profile: Profile) -> Features:
-    """Features and logits of what `Extractor.features` made, `(..., D + L)`; asks the configuration, loads no model.
-
-    Raises:
-        ValueError: too few columns.
-    """
+    """Features and logits of what `Extractor.features` made, `(..., D + L)`; asks the configuration, loads no model."""
     count = INCEPTION_LOGITS if role(profile) == "inception" else _count_categories(probe_labels(profile))
-    if values.shape[-1] <= count:
-        raise ValueError(f"values must hold features and {count} logits an image, not {values.shape[-1]} columns.")
     return Features(values[..., :-count], values[..., -count:])

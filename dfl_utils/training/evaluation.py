@@ -13,13 +13,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dfl_utils.game.loops import Game, Reconstructions
+from dfl_utils.game.loops import Game, Reconstructions, references_of
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, fidelity
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.scores import intervals, ngrams, quality
 from dfl_utils.scores.ranking import SET_RESAMPLES, Estimate
-from dfl_utils.store import blocks
 from dfl_utils.store.store import Kind
 from dfl_utils.training import finetuned, pairs
 from dfl_utils.training.finetune import Recipe
@@ -82,17 +81,13 @@ def caption_scores(
 def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> ImageScores:
     """One drawing of one reference of each image.
 
-    The reference is drawn at random as in `Game.t2i2t`. Text and noise depend on `seed` and the image alone, so two
+    The reference is that of `Game.t2i2t`. Text and noise depend on `seed` and the image alone, so two
     generators draw the same texts from the same noise and may be compared in pairs.
 
     Raises:
         ValueError: an image without references, a negative seed.
     """
-    blocks.check_seed(seed)
-    bare = [example.image_id for example in examples if not example.references]
-    if bare:
-        raise ValueError(f"Image {bare[0]} has no references, and one is drawn: leave out images without.")
-    captions = [blocks.pick(seed, example.image_id, example.references) for example in examples]
+    captions = references_of(examples, seed)
     run = game.reconstruct(examples, [[caption] for caption in captions], seed=seed)
     drawn = fidelity.split(game.features(run)[:, 0], game.profile).pooled
     originals = fidelity.split(game.original_features(run.examples), game.profile).pooled

@@ -106,11 +106,7 @@ class Diverged(RuntimeError):
 
 
 def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Parameter]:
-    """Freeze the pair but for the paper's trainable sets; returns those, `role.name` -> parameter.
-
-    Raises:
-        ValueError: a model without the layers that the paper trains.
-    """
+    """Freeze the pair but for the paper's trainable sets; returns those, `role.name` -> parameter."""
     pair.requires_grad_(False)
     parts = {
         "captioner": (pair.model, TRAINED[pair.model.config.model_type]),
@@ -119,10 +115,8 @@ def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Pa
     trainable = {}
     for role in train:
         model, pattern = parts[role]
-        queries = {f"{role}.{name}": p.requires_grad_(True) for name, p in model.named_parameters() if pattern in name}
-        if not queries:
-            raise ValueError(f"The {role} has no parameters named {pattern}, which the paper trains.")
-        trainable |= queries
+        named = model.named_parameters()
+        trainable |= {f"{role}.{name}": weight.requires_grad_(True) for name, weight in named if pattern in name}
     return trainable
 
 

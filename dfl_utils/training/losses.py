@@ -110,18 +110,10 @@ def soft_prompt(
     Args:
         text_encoder: CLIP's, as in Stable Diffusion: [BOS], the tokens, [EOS], then padding up to `length`.
         token_embeds: `(sum(counts), D)`, the tokens of all captions one after the other.
-        counts: tokens of each of the B captions.
+        counts: tokens of each of the B captions, at most `length` - 2 (`pairs.check` sees to it).
         length: positions that the generator reads (SD v1: 77).
         ends: the tokenizer's [BOS], [EOS] and padding; those of the published text encoder's configuration are wrong.
-
-    Raises:
-        ValueError: a caption that does not fit.
     """
-    if max(counts) > length - 2:
-        raise ValueError(
-            f"A caption of {max(counts)} tokens does not fit the generator, which reads {length} with [BOS] and "
-            "[EOS]: leave it out or shorten it."
-        )
     table, (bos, eos, pad) = text_encoder.get_input_embeddings().weight, ends
     inputs_embeds = table[pad].repeat(len(counts), length, 1)
     inputs_embeds[:, 0] = table[bos]
