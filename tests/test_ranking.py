@@ -249,9 +249,9 @@ def test_the_way_to_the_oracle_by_hand():
     """Of two images: random 1 and 2, best-ranked 2 and 2, oracle 2 and 4: 0.5 of 1.5 on average."""
     values = np.array([[0.0, 2.0, 1.0], [2.0, 0.0, 4.0]])
     sim = np.array([[0.1, 0.9, 0.2], [0.9, 0.1, 0.2]])
-    assert ranking.ByImage(values).way(sim, values).value == pytest.approx(100 / 3)
-    assert ranking.ByImage(values).way(values, values).value == pytest.approx(100)
-    assert np.isnan(ranking.ByImage(np.ones((2, 3))).way(sim, values).value)
+    assert ranking.ByImage(values).reached(sim, values).value == pytest.approx(100 / 3)
+    assert ranking.ByImage(values).reached(values, values).value == pytest.approx(100)
+    assert np.isnan(ranking.ByImage(np.ones((2, 3))).reached(sim, values).value)
 
 
 def test_weighted_means_by_hand():

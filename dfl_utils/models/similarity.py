@@ -1,6 +1,6 @@
 """Image similarity: cosines of CLIP's and DINO's image embeddings (Appendix A.1), and of EfficientNet-Lite0's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ EMBED_PIXELS = EMBED_BATCH * 224**2
 
 
 class ImageEncoder:
-    """Images -> unit vectors. `embed` turns preprocessed pixels `(B, 3, H, W)` into features `(B, D)`."""
+    """Images -> unit vectors. `features` makes features `(B, D)` of preprocessed pixels `(B, 3, H, W)`."""
 
-    def __init__(self, model, processor, embed, batch_size: int = EMBED_BATCH):
-        self.model, self.processor, self._embed, self.batch_size = model, processor, embed, batch_size
+    def __init__(self, model, processor, features: Callable[[Tensor], Tensor], batch_size: int = EMBED_BATCH):
+        self.model, self.processor, self._features, self.batch_size = model, processor, features, batch_size
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
@@ -36,24 +36,8 @@ class ImageEncoder:
                 for image in images[start : start + self.batch_size]
             ]
             pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
-            parts.append(F.normalize(self._embed(self.model, pixels), dim=-1).float().cpu())
+            parts.append(F.normalize(self._features(pixels), dim=-1).float().cpu())
         return checkpoint.require_finite(torch.cat(parts).numpy(), "The embedding of an image", self.model.name_or_path)
-
-
-def _projected(model: CLIPModel, pixels: Tensor) -> Tensor:
-    return model.get_image_features(pixel_values=pixels).pooler_output
-
-
-def _not_projected(model: CLIPModel, pixels: Tensor) -> Tensor:
-    return model.vision_model(pixel_values=pixels).pooler_output
-
-
-def _dino_features(model: ViTModel, pixels: Tensor) -> Tensor:
-    return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]  # the class token
-
-
-def _before_logits(model: TimmWrapperForImageClassification, pixels: Tensor) -> Tensor:
-    return model.timm_model.forward_head(model.timm_model.forward_features(pixels), pre_logits=True)
 
 
 def load_clip(profile: Profile) -> ImageEncoder:
@@ -61,7 +45,8 @@ def load_clip(profile: Profile) -> ImageEncoder:
     model, _ = checkpoint.load(CLIPModel, profile, "clip")
     side = model.config.vision_config.image_size
     processor = _processor(profile, profile.clip, do_center_crop=True, crop_size={"height": side, "width": side})
-    return ImageEncoder(model, processor, _projected if profile.clip_projected else _not_projected)
+    look = model.get_image_features if profile.clip_projected else model.vision_model
+    return ImageEncoder(model, processor, lambda pixels: look(pixel_values=pixels).pooler_output)
 
 
 def load_dino(profile: Profile) -> ImageEncoder:
@@ -69,13 +54,22 @@ def load_dino(profile: Profile) -> ImageEncoder:
     model, _ = checkpoint.load(ViTModel, profile, "dino", add_pooling_layer=False)
     side = profile.dino_size
     processor = _processor(profile, profile.dino, size={"height": side, "width": side})
-    return ImageEncoder(model, processor, _dino_features, min(EMBED_BATCH, max(1, EMBED_PIXELS // side**2)))
+
+    def class_token(pixels: Tensor) -> Tensor:
+        return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+    return ImageEncoder(model, processor, class_token, min(EMBED_BATCH, max(1, EMBED_PIXELS // side**2)))
 
 
 def load_efficientnet(profile: Profile) -> ImageEncoder:
     """EfficientNet-Lite0's 1,280 features before its last layer: it learned from ImageNet's photographs and labels."""
     model, _ = checkpoint.load(TimmWrapperForImageClassification, profile, "efficientnet")
-    return ImageEncoder(model, _processor(profile, profile.efficientnet), _before_logits)
+    net = model.timm_model
+
+    def before_logits(pixels: Tensor) -> Tensor:
+        return net.forward_head(net.forward_features(pixels), pre_logits=True)
+
+    return ImageEncoder(model, _processor(profile, profile.efficientnet), before_logits)
 
 
 def _processor(profile: Profile, model: str, **options):

@@ -301,8 +301,8 @@ class ByImage:
     def gain(self, sim: ArrayLike) -> Gain:
         return gain(sim, self.values, statistic=self.statistic)
 
-    def way(self, sim: ArrayLike, oracle: ArrayLike) -> Estimate:
-        """What part of the way from a random pick to an oracle's the best-ranked one goes, in per cent.
+    def reached(self, sim: ArrayLike, oracle: ArrayLike) -> Estimate:
+        """How much of an oracle's gain over a random pick the best-ranked one has, in per cent.
 
         The oracle picks by `oracle` (images, N), such as CIDEr itself. NaN where it gains nothing.
         """
