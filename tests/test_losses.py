@@ -277,7 +277,7 @@ def test_a_threshold_leaves_the_loss_and_its_gradient_where_they_are(blip):
     for part, own in zip(torch.autograd.grad(loss, trained), exact, strict=True):
         assert (part - own).norm() < 1e-3 * own.norm()
     with torch.no_grad():
-        logits = pair._predict(blip.batch.pixel_values, blip.batch.caption)
+        logits = pair.predict(blip.batch.pixel_values, blip.batch.caption)
         told = distributions(logits[blip.batch.caption.words])
     kept = told.amax(0) > 1e-6
     assert 0 < kept.sum() < 0.1 * len(kept) and told[:, ~kept].sum(1).max() < 1e-4
@@ -309,7 +309,7 @@ def test_an_economy_out_of_range_is_refused(wrong):
 @torch.no_grad()
 def test_a_drawn_caption_is_told_as_its_tokens(blip):
     batch, tokenizer = blip.batch, blip.pipeline.tokenizer
-    logits = blip.pair._predict(batch.pixel_values, batch.caption)[batch.caption.words]
+    logits = blip.pair.predict(batch.pixel_values, batch.caption)[batch.caption.words]
     stream = torch.Generator().manual_seed(batch.seed + 1)
     drawn = distributions(logits, "gumbel", generator=stream).argmax(1)
     rows = blip.map.index[drawn].split(list(batch.caption.counts))

@@ -7,7 +7,6 @@ class is left to that, but for the heads of BLIP's text decoder: no shape depend
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -49,20 +48,6 @@ class _Captioner(BlipCaptioner):
         return {"encoder_hidden_states": image_embeds}
 
 
-@dataclass(frozen=True)
-class _Caption(Caption):
-    """Masks keep their numbers, since how many positions they choose decides a shape; the rest has none."""
-
-    @property
-    def words(self) -> Tensor:
-        return torch.cat([torch.arange(count + 1) < count for count in self.counts])
-
-    def rows(self, chosen: slice) -> "_Caption":
-        counts = self.counts[chosen]
-        ids, mask, places = (part[chosen] for part in (self.input_ids, self.attention_mask, self.places))
-        return _Caption(ids, mask, places, self.targets.new_empty(sum(counts) + len(counts)), counts)
-
-
 def models(own: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captioner, SimpleNamespace, AutoencoderTiny]:
     """Captioner, the parts of a pipeline, and the tiny decoder.
 
@@ -94,7 +79,8 @@ def batch(caption: Caption) -> tuple[Batch, Tensor]:
         return torch.empty(size, *sizes, dtype=dtype, device="meta")
 
     ids, targets = caption.input_ids.to("meta"), caption.targets.to("meta")
-    read = _Caption(ids, caption.attention_mask.cpu(), caption.places.cpu(), targets, caption.counts)
+    # Masks keep their numbers: how many positions they choose decides a shape.
+    read = Caption(ids, caption.attention_mask.cpu(), caption.places.cpu(), targets, caption.counts)
     made = Batch(
         pixel_values=shape(3, BLIP_SIZE, BLIP_SIZE),
         caption=read,

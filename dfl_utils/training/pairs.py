@@ -35,8 +35,8 @@ class Caption:
 
     @property
     def words(self) -> Tensor:
-        """`(N,)` bool: which targets are tokens of a caption and no ends."""
-        return torch.cat([torch.arange(count + 1) < count for count in self.counts]).to(self.targets.device)
+        """`(N,)` bool on the CPU: which targets are tokens of a caption and no ends."""
+        return torch.cat([torch.arange(count + 1) < count for count in self.counts])
 
     def to(self, device) -> "Caption":
         moved = (t.to(device) for t in (self.input_ids, self.attention_mask, self.places, self.targets))
@@ -46,7 +46,7 @@ class Caption:
         """Those of the captions in `chosen`, a slice of step 1."""
         keep = torch.zeros(len(self.counts), dtype=torch.bool)
         keep[chosen] = True
-        of_target = keep.repeat_interleave(torch.tensor(self.counts) + 1).to(self.targets.device)
+        of_target = keep.repeat_interleave(torch.tensor(self.counts) + 1)
         places, ids, mask = (t[chosen] for t in (self.places, self.input_ids, self.attention_mask))
         return Caption(ids, mask, places, self.targets[of_target], self.counts[chosen])
 
