@@ -72,7 +72,7 @@ def _contenders(bench: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
     def bare() -> None:
         for onwards in (False, True):  # the generator's turn, and the captioner's, which reaches the prompt
             through(lambda told: step.unet(noisy, batch.timesteps, told).sample, states, onwards)
-            through(lambda pixels: step._predict(pixels, batch.caption), batch.pixel_values, not onwards)
+            through(lambda pixels: step.predict(pixels, batch.caption), batch.pixel_values, not onwards)
         through(lambda latents: step.decoder.decode(latents).sample, batch.latents, True)
         step.zero_grad(set_to_none=True)
 

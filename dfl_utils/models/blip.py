@@ -36,6 +36,7 @@ ONE_SENTENCE = {
     "output_hidden_states": False,
     "stop_strings": None,
 }
+EVERYWHERE = slice(None)  # of the positions whose logits are wanted
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
 # Tokens looked at; of a row whose mass the first do not hold clearly, the second; where these do not, all are sorted.
 NUCLEUS_WIDTHS, CLEARLY = (32, 256), 1e-3
@@ -235,8 +236,10 @@ class BlipCaptioner(Captioner):
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.model.vision_model(pixels).last_hidden_state
 
-    def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
-        return self.model.text_decoder(input_ids=input_ids, **self._seen(image_embeds)).logits
+    def _logits(self, image_embeds: Tensor, input_ids: Tensor, attention_mask=None, places=EVERYWHERE) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._seen(image_embeds)}
+        hidden = self.model.text_decoder.bert(**inputs, is_decoder=True, use_cache=False).last_hidden_state
+        return self.model.text_decoder.cls(hidden[places])
 
     def _continue(self, image_embeds: Tensor, prompt_ids: Tensor, **options) -> Tensor:
         mask = torch.ones_like(prompt_ids)
@@ -261,15 +264,18 @@ class Blip2Captioner(Captioner):
     def _positions(self) -> int:
         return super()._positions() - self.model.config.num_query_tokens  # those that an image takes
 
-    def _logits(self, image_embeds: Tensor, input_ids: Tensor) -> Tensor:
-        return self.model.language_model(**self._seen(image_embeds, input_ids)).logits[:, image_embeds.shape[1] :]
+    def _logits(self, image_embeds: Tensor, input_ids: Tensor, attention_mask=None, places=EVERYWHERE) -> Tensor:
+        inputs, width = self._seen(image_embeds, input_ids), image_embeds.shape[1]
+        if attention_mask is not None:  # OPT counts its positions along the mask
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"][:, :width], attention_mask], 1)
+        hidden = self.model.language_model.model(**inputs, use_cache=False).last_hidden_state[:, width:]
+        return self.model.language_model.lm_head(hidden[places])
 
     def _continue(self, image_embeds: Tensor, prompt_ids: Tensor, **options) -> Tensor:
         return self.model.language_model.generate(**self._seen(image_embeds, prompt_ids), **options)
 
     def _seen(self, image_embeds: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
         embeds = torch.cat([image_embeds, self.model.language_model.get_input_embeddings()(input_ids)], 1)
-        # OPT counts its positions along the mask.
         return {"inputs_embeds": embeds, "attention_mask": embeds.new_ones(embeds.shape[:2], dtype=torch.long)}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.masking_utils import create_causal_mask
 
-from dfl_utils.models.blip import BlipCaptioner, Captioner
+from dfl_utils.models.blip import Captioner
 from dfl_utils.training.pairs import Batch, Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
@@ -28,25 +28,12 @@ CONNECTIONS = ("softmax", "gumbel")
 
 
 def target_logits(captioner: Captioner, image_embeds: Tensor, caption: Caption) -> Tensor:
-    """Logits `(N, V)` at the places of the targets, given what the text side sees of B images, `(B, T_image, D)`."""
-    if isinstance(captioner, BlipCaptioner):
-        decoder = captioner.model.text_decoder
-        hidden = decoder.bert(
-            input_ids=caption.input_ids,
-            attention_mask=caption.attention_mask,
-            is_decoder=True,
-            use_cache=False,
-            **captioner._seen(image_embeds),
-        ).last_hidden_state
-        return decoder.cls(hidden[caption.places])
-    language_model = captioner.model.language_model
-    inputs = captioner._seen(image_embeds, caption.input_ids)
-    image_tokens = image_embeds.shape[1]
-    inputs["attention_mask"] = torch.cat(
-        [inputs["attention_mask"][:, :image_tokens], caption.attention_mask], 1
-    )  # OPT counts its positions along the mask
-    hidden = language_model.model(**inputs).last_hidden_state[:, image_tokens:]
-    return language_model.lm_head(hidden[caption.places])
+    """Logits `(N, V)` at the places of the targets, given what the text side sees of B images, `(B, T_image, D)`.
+
+    Teacher forcing (Eq. 1): one pass over the true words. Only what predicts a target goes through the head, whose
+    vocabulary is most of a small captioner's work.
+    """
+    return captioner._logits(image_embeds, caption.input_ids, caption.attention_mask, caption.places)
 
 
 # --- The connection (Section 4.1): the captioner's distributions become the generator's prompt.
