@@ -81,7 +81,7 @@ class Drawings:
     ):
         self.workshop, self.examples, self.captions, self.seeds = workshop, examples, captions, seeds
         self.blocks = cut or blocks.cut(len(examples), len(captions[0]))
-        self._drawn_together: dict[Block, np.ndarray] | None = {} if cut else None
+        self._ready: dict[Block, np.ndarray] = {}  # drawn together with another, and not asked for yet
 
     @cached_property
     def keys(self) -> dict[Block, dict]:
@@ -99,30 +99,29 @@ class Drawings:
         return self.workshop.store.get(IMAGES, self.keys[block], partial(self._draw, block)).images_hat
 
     def _draw(self, block: Block) -> tuple[Images, int]:
-        if self._drawn_together is None:
-            images = self._draw_all([block])
-        else:
-            if block not in self._drawn_together:
-                self._drawn_together = self._with_the_next(block)
-            images = self._drawn_together.pop(block)
+        if block not in self._ready:
+            self._ready = self._with_the_next(block)
+        images = self._ready.pop(block)
         return Images(images.reshape(len(self.keys[block]["captions"]), -1, *images.shape[1:])), len(images)
 
     def _with_the_next(self, block: Block) -> dict[Block, np.ndarray]:
         """The drawings of a block and of those after it that the store lacks, as many as are drawn at a time."""
-        rest = self.blocks[self.blocks.index(block) :]
-        lacking = [one for one in rest if one == block or not self._is_there(one)]
-        sizes = [sum(map(len, self.keys[one]["captions"])) for one in lacking]
-        count = max(1, int((np.cumsum(sizes) <= self.workshop.generator.draw_batch).sum()))
-        images = self._draw_all(lacking[:count])
-        return dict(zip(lacking, np.split(images, np.cumsum(sizes[: count - 1])), strict=False))
-
-    def _is_there(self, block: Block) -> bool:
-        return self.workshop.store.path(IMAGES, self.keys[block]).exists()
-
-    def _draw_all(self, some: list[Block]) -> np.ndarray:
-        keys = [self.keys[block] for block in some]
+        together, room, there = [], self.workshop.generator.draw_batch, self.workshop.store.path
+        for one in self.blocks[self.blocks.index(block) :]:
+            if one == block or not there(IMAGES, self.keys[one]).exists():
+                together.append(one)
+                room -= self._size(one)
+                if room <= 0:
+                    break
+        if room < 0 and len(together) > 1:  # the last found no place
+            together.pop()
+        keys = [self.keys[one] for one in together]
         captions, seeds = ([one for key in keys for row in key[name] for one in row] for name in ("captions", "seeds"))
-        return self.workshop.generator.draw(captions, seeds)
+        ends = np.cumsum([self._size(one) for one in together])
+        return dict(zip(together, np.split(self.workshop.generator.draw(captions, seeds), ends[:-1]), strict=True))
+
+    def _size(self, block: Block) -> int:
+        return sum(map(len, self.keys[block]["captions"]))
 
     def load(self, k: int) -> np.ndarray:
         """The N drawings of example k, `(N, H, W, 3)` uint8."""

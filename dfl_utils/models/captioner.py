@@ -133,15 +133,12 @@ class PromptedCaptioner(Captioner):
     def _vocab_size(self) -> int:
         return min(self.text_config.vocab_size, len(self.processor.tokenizer))  # large tables are padded by hundreds
 
-    def image_embeds(self, images: Sequence[Image.Image]) -> NoReturn:
-        self._refuse("shows its text side an image only together with a prompt")
-
     def log_likelihood(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]], **options) -> NoReturn:
-        self._refuse("cannot be asked here how likely it finds a given caption")
-
-    def _refuse(self, why: str) -> NoReturn:
-        kind = self.model.config.model_type
-        raise ValueError(f"A captioner of the kind {kind} {why}: take blip, blip-2, git or vision-encoder-decoder.")
+        """ValueError: it is shown an image only together with its question."""
+        raise ValueError(
+            f"A captioner of the kind {self.model.config.model_type} cannot be asked here how likely it finds a given "
+            "caption: take blip, blip-2, git or vision-encoder-decoder."
+        )
 
     def sample(self, images, streams, *, top_p=0.9, top_k=0, temperature=1.0) -> list[list[str]]:
         """See `Captioner.sample`."""
@@ -217,7 +214,7 @@ def processor(profile: Profile):
 def choose(profile: Profile) -> type[Captioner]:
     """The class that serves the profile's captioner; ValueError where its configuration is of none, or fits no way."""
     folder, place = checkpoint.source(profile, profile.captioner)
-    with checkpoint.explain(folder, place["revision"]):
+    with checkpoint.opening(folder, place["revision"]):
         config, _ = PreTrainedConfig.get_config_dict(folder, **place)
     for name in config.get("architectures") or []:
         if OTHER_TASK.search(name):

@@ -44,31 +44,21 @@ def source(profile: Profile, model: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def opening(folder: str, role: str, revision: str | None = None) -> Iterator[None]:
-    """Note a checkpoint's use for the stamp, and `explain` what is wrong with its files.
+def opening(folder: str, revision: str | None = None, role: str | None = None) -> Iterator[None]:
+    """Say in one sentence what is wrong with a checkpoint's files; note its use for the stamp.
 
     Args:
         folder: in the Hugging Face layout, or a hub id.
-        role: the model's part in the run, such as `generator`.
         revision: commit of a hub id.
-
-    Raises:
-        FileNotFoundError, ValueError: as `explain`.
-    """
-    with explain(folder, revision):
-        provenance.register(role, folder, revision=revision)
-        yield
-
-
-@contextmanager
-def explain(folder: str, revision: str | None = None) -> Iterator[None]:
-    """Say in one sentence what is wrong with a checkpoint's files.
+        role: the model's part in the run, such as `generator`; None where only its configuration is looked at.
 
     Raises:
         FileNotFoundError: weights or another file cannot be had; weights that are pickles count as none.
         ValueError: weights that are damaged, or do not fit their configuration.
     """
     try:
+        if role:
+            provenance.register(role, folder, revision=revision)
         yield
     except SafetensorError as error:
         raise ValueError(f"The weights of {folder} are damaged or half-written ({error}); {_mend(folder)}.") from error
@@ -125,7 +115,7 @@ def load(model_class: type[PreTrainedModel], profile: Profile, role: str, **opti
 def read(model_class: type[PreTrainedModel], folder: str, role: str, **options: Any) -> PreTrainedModel:
     """A frozen model of transformers from a folder or hub id; ValueError where its weights lack a tensor."""
     options |= {"variant": variant(folder), "use_safetensors": True, "output_loading_info": True}
-    with opening(folder, role, options.get("revision")):
+    with opening(folder, options.get("revision"), role):
         model, report = model_class.from_pretrained(folder, **options)
     if report["missing_keys"]:
         raise ValueError(f"The weights of {folder} lack {sorted(report['missing_keys'])[0]}; {_mend(folder)}.")
@@ -141,7 +131,7 @@ def check_kind(folder: str, role: str, wanted: str, **place: Any) -> None:
     That is its `model_type`; of a model with a task of its own the end of its class's name, such as
     `ForImageClassification`; of diffusers its class.
     """
-    with explain(folder, place.get("revision")):
+    with opening(folder, place.get("revision")):
         config, _ = PreTrainedConfig.get_config_dict(folder, **place)
     names = [config.get("model_type") or "", config.get("_class_name") or "", *(config.get("architectures") or [])]
     if wanted not in names and not (wanted.startswith("For") and any(name.endswith(wanted) for name in names)):

@@ -95,7 +95,7 @@ def pipeline_class(profile: Profile, folder: str, place: dict) -> type[Diffusion
     """The class of diffusers that a checkpoint names; ValueError where it draws no images of texts or fits no way."""
     if (Path(folder) / "config.json").is_file() and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} is a single model, no pipeline of diffusers: give one such as Stable Diffusion.")
-    with checkpoint.explain(folder, place["revision"]):
+    with checkpoint.opening(folder, place["revision"]):
         name = DiffusionPipeline.load_config(folder, **place).get("_class_name", "")
     if isinstance(name, list):  # [module of the checkpoint, class]
         raise ValueError(f"{folder} is drawn by code that lies in it, which is never run: give another pipeline.")
@@ -125,7 +125,7 @@ def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch
     kind = pipeline_class(profile, folder, place)
     stable_diffusion = issubclass(kind, StableDiffusionPipeline)
     options = place | checkpoint.of_pipeline(folder) | _without_checker(kind)
-    with checkpoint.opening(folder, "generator", place["revision"]):
+    with checkpoint.opening(folder, place["revision"], "generator"):
         pipeline = kind.from_pretrained(
             folder, dtype=dtype, variant=checkpoint.variant(folder), use_safetensors=True, **options
         )
@@ -164,7 +164,7 @@ def check(profile: Profile) -> None:
     scheduler, kind = scheduler_class(profile.scheduler), pipeline_class(profile, folder, place)
     checkpoint.of_pipeline(folder)
     if issubclass(kind, StableDiffusionPipeline):
-        with checkpoint.explain(folder, place["revision"]):
+        with checkpoint.opening(folder, place["revision"]):
             saved = DDPMScheduler.load_config(folder, subfolder="scheduler", **place)
         _check_steps(_sampler(scheduler, saved, torch.float32), profile.num_inference_steps)
 
@@ -316,7 +316,7 @@ def load_decoder(profile: Profile) -> AutoencoderTiny:
     checkpoint.check_kind(
         folder, "tiny_decoder", checkpoint.KINDS["tiny_decoder"], revision=revision, local_files_only=profile.offline
     )
-    with checkpoint.opening(folder, "tiny decoder", revision):
+    with checkpoint.opening(folder, revision, "tiny decoder"):
         decoder = AutoencoderTiny.from_pretrained(
             folder,
             dtype=torch.float32,

@@ -225,10 +225,10 @@ class Finetuning:
     def __init__(
         self, folder: Path, pair: TalkingPair, pairs: Pairs, recipe: Recipe, key: Mapping, *, progress: bool = True
     ):
-        self.folder, self.pairs, self.recipe, self.progress = folder, pairs, recipe, progress
+        self.state_file, self.pairs, self.recipe, self.progress = folder / "state.safetensors", pairs, recipe, progress
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.parameters = unfreeze(pair, recipe.train)
-        self.step, self.seconds, self._began = 0, 0.0, time.monotonic()
+        self.step, self._saved, self.seconds, self._began = 0, 0, 0.0, time.monotonic()
         self.curves = {name: np.full(recipe.steps, np.nan, np.float32) for name in recipe.losses}
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr)
         together = recipe.micro_batches > 1 and processes.place().world_size > 1
@@ -244,10 +244,6 @@ class Finetuning:
                 f"The ranks find states of steps {', '.join(map(str, sorted(seen)))} in {folder}: give all ranks one "
                 "run store, on a file system that they share."
             )
-
-    @property
-    def state_file(self) -> Path:
-        return self.folder / "state.safetensors"
 
     def run(self, until: int | None = None) -> "Finetuning":
         """Train to the recipe's end (or to step `until`); the state is saved every minute and at the end.
@@ -305,21 +301,15 @@ class Finetuning:
             bound = EXPLODES * np.nanmax(first) if 0 < len(first) <= self.step else math.inf
             if math.isfinite(value) and value <= bound:
                 continue
-            kept = f"the state of step {self._saved_step} is kept in {self.state_file}" if self._saved_step else (
+            kept = f"the state of step {self._saved} is kept in {self.state_file}" if self._saved else (
                 "no state had been saved yet")  # fmt: skip
             raise Diverged(
                 f"{name} is {value:.4g} at step {self.step} (lr {self.recipe.lr:g}): the finetuning diverged and "
                 f"stops, and {kept}; run again with a smaller lr."
             )
 
-    @property
-    def _saved_step(self) -> int:
-        if not self.state_file.exists():
-            return 0
-        with safe_open(self.state_file, "pt") as state:
-            return int(state.metadata()["step"])
-
     def _save(self) -> None:
+        self._saved = self.step
         if not self.accelerator.is_main_process:
             return
         content: shards.Content = {f"curve.{name}": curve for name, curve in self.curves.items()}
@@ -345,7 +335,8 @@ class Finetuning:
             content, _ = shards.read(self.state_file)
         except (SafetensorError, shards.Broken) as error:
             raise ValueError(f"{self.state_file} is damaged ({error}): remove it, and the run starts anew.") from error
-        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        self.step = self._saved = int(metadata["step"])
+        self.seconds = float(metadata["seconds"])
         for name, curve in self.curves.items():
             curve[:] = content[f"curve.{name}"]
         tensors = {name: torch.from_numpy(value) for name, value in content.items()}

@@ -251,7 +251,9 @@ class StepCost:
     def _kept(self, kind: Kind, make: Callable[[], np.ndarray], **asked: int) -> Costs:
         def measured():
             spent = make()
-            return {"spent": spent, "noted": [date.today().isoformat(), _machine()]}, spent[..., 0, 0].size
+            machine = provenance.machine()
+            where = f"{machine['cpu']}, {machine['cores']} cores, one thread, torch {torch.__version__}"
+            return {"spent": spent, "noted": [date.today().isoformat(), where]}, spent[..., 0, 0].size
 
         content = self.finetuner.store.get(kind, self._key() | asked, measured)
         return Costs(tuple(self.ways), content["spent"], *content["noted"], self.steps)
@@ -272,8 +274,3 @@ class StepCost:
 def _work(name: str, savings: Savings) -> tuple:
     """Two ways of doing a step are the same work where these are equal."""
     return name, *(getattr(savings, setting) for setting in DEPENDS.get(name, asdict(savings)))
-
-
-def _machine() -> str:
-    found = provenance.machine()
-    return f"{found['cpu']}, {found['cores']} cores, one thread, torch {torch.__version__}"
