@@ -194,9 +194,3 @@ def test_memory_grows_by_a_pair_as_on_a_gpu(cost, finetuner):
     few.bench = cost.bench
     one, two = few.published_memory([1, 2]).ravel()
     assert 0.94 * (27.90 - 18.48) < two - one < 27.90 - 18.48
-
-
-# --- bad input --------------------------------------------------------------------------------------------
-def test_what_cannot_be_measured_is_refused(finetuner, cost):
-    with pytest.raises(ValueError, match="batch_size is 4 and there are 3 examples"):
-        StepCost(finetuner, batch_size=4)

@@ -50,13 +50,11 @@ class Cuts:
 class Census:
     """Both cuts of the same captions, and what they say, each answer a small shard.
 
-    Captions are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or `votes` are looked at.
-    ValueError where there are none.
+    The captions, at least one, are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or `votes`
+    are looked at.
     """
 
     def __init__(self, store: RunStore, captioner: Tokenizer, generator: Tokenizer, captions: Sequence[str]):
-        if not captions:
-            raise ValueError("A census needs captions: raise NUM_CAPTIONS.")
         self._store, self._pair, self._number = store, (captioner, generator), len(captions)
         self._key = _key(*self._pair, captions)
         self._blocks = [captions[k : k + BLOCK] for k in range(0, len(captions), BLOCK)]

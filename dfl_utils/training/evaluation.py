@@ -105,16 +105,14 @@ def validation_losses(
     Args:
         finetuner: gives the vocabulary map, the frozen parts and the store.
         profile: whose models are measured: the finetuner's own, or a `Finetuned.profile` of it.
-        examples: images with captions, apart from the training images.
+        examples: images with captions, at least one, apart from the training images.
 
     Returns:
         Loss -> `(batches,)` float32; nats a token, or squared error a latent value.
 
     Raises:
-        ValueError: no images, a negative seed, a caption that does not fit the models.
+        ValueError: a negative seed, a caption that does not fit the models.
     """
-    if not examples:
-        raise ValueError("examples holds no images, and a loss needs some: raise NUM_VAL_IMAGES.")
     workshop = Workshop(profile, finetuner.store, progress=False)
     key = finetuner.images_key(examples) | {
         "captions": [list(example.references) for example in examples],
@@ -173,7 +171,7 @@ class Trials:
     Args:
         finetuner: of the pair before any training; its encoders look at all drawings.
         reference_set: see `Scorer`.
-        examples: images that are captioned; the first `num_drawn` have a reference drawn, too.
+        examples: images that are captioned; the first `num_drawn`, at least 2, have a reference drawn, too.
         metrics: of captions, beside BLEU.
         seed: of the drawings.
         num_resamples: for intervals of FID and KID.
@@ -193,8 +191,6 @@ class Trials:
         seed: int = 0,
         num_resamples: int = SET_RESAMPLES,
     ):
-        if not 2 <= num_drawn <= len(examples):
-            raise ValueError(f"{num_drawn} of {len(examples)} images are to be drawn: draw 2 to all of them.")
         self.finetuner, self.examples, self.num_drawn = finetuner, list(examples), num_drawn
         self.metrics, self.seed, self.num_resamples = metrics, seed, num_resamples
         self.scorer = Scorer(finetuner.profile, finetuner.store, reference_set)

@@ -168,11 +168,8 @@ class StepCost:
     Args:
         finetuner: its profile, store and examples; the first of these are the batch, each with its first caption.
         tried: the ways; all of `savings.ladder()` by default.
-        batch_size: pairs a step (paper: 8).
+        batch_size: pairs a step (paper: 8), at most as many as there are.
         steps: some of `savings.STEPS` and `TURNS`, measured side by side.
-
-    Raises:
-        ValueError: fewer examples than a batch holds, or none in it.
     """
 
     def __init__(
@@ -183,11 +180,6 @@ class StepCost:
         batch_size: int = 8,
         steps: Sequence[str] = tuple(STEPS),
     ):
-        if not 1 <= batch_size <= len(finetuner.examples):
-            raise ValueError(
-                f"batch_size is {batch_size} and there are {len(finetuner.examples)} examples: a step needs at least "
-                "one pair, and not more than there are."
-            )
         self.finetuner, self.ways = finetuner, dict(ladder() if tried is None else tried)
         self.examples, self.steps = finetuner.examples[:batch_size], tuple(steps)
 
