@@ -50,8 +50,8 @@ class Cuts:
 class Census:
     """Both cuts of the same captions, and what they say, each answer a small shard.
 
-    The captions, at least one, are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or `votes`
-    are looked at.
+    The captions, at least one, are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or
+    `votes` are looked at.
     """
 
     def __init__(self, store: RunStore, captioner: Tokenizer, generator: Tokenizer, captions: Sequence[str]):
