@@ -140,13 +140,8 @@ class Game:
         return blocks.join_texts([content.captions for content in contents], num_candidates)
 
     def describe(self, examples: Sequence[Example], num_beams: int = 3) -> list[str]:
-        """One caption an image, by beam search: how the paper decodes in its Table 3.
-
-        Raises:
-            ValueError: no images, or fewer than one beam.
-        """
+        """One caption an image, by beam search: how the paper decodes in its Table 3 (ValueError: no images)."""
         _check(examples)
-        _check_beams(num_beams)
 
         def describe(examples: Sequence[Example]) -> tuple[Sentences, int]:
             return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
@@ -234,10 +229,9 @@ class Game:
             seed: starts all draws.
 
         Raises:
-            ValueError: no images, an image without references, fewer than one candidate or beam, a negative seed.
+            ValueError: no images, an image without references, fewer than one candidate, a negative seed.
         """
         _check(examples, num_candidates, seed)
-        _check_beams(num_beams)
         examples, texts = list(examples), references_of(examples, seed)
         purpose = blocks.NOISE_OF_TEXT
         seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
@@ -290,11 +284,6 @@ def _check(examples: Sequence[Example], num_candidates: int = 1, seed: int = 0) 
             "raise NUM_IMAGES or NUM_CANDIDATES."
         )
     blocks.check_seed(seed)
-
-
-def _check_beams(num_beams: int) -> None:
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}: beam search needs at least one.")
 
 
 def _check_captions(name: str, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> int:

@@ -147,11 +147,8 @@ class Scorer:
             judges: keys of `JUDGES`.
 
         Raises:
-            ValueError: an unknown judge, a blank original, malformed readings.
+            ValueError: a blank original, malformed readings.
         """
-        unknown = [judge for judge in judges if judge not in JUDGES]
-        if unknown or not judges:
-            raise ValueError(f"judges must name some of {', '.join(JUDGES)}, not {', '.join(unknown) or 'nothing'}.")
         originals = [[caption] for caption in captions]
         quality.check(captions_hat, originals)
         sims = {judge: self._scored(JUDGES[judge], captions_hat, originals) for judge in judges}
