@@ -137,9 +137,9 @@ def test_features_are_the_extractors(played, hall, examples):
     drawn, original = hall.features(run), hall.original_features(examples)
     assert drawn.shape == (6, 2, original.shape[1]) and original.shape[0] == 6
     assert fidelity.split(drawn, hall.profile).pooled.shape[:2] == (6, 2)
-    np.testing.assert_allclose(drawn[5], hall.workshop.extractor.features(run.load_images(5)), atol=1e-3)
+    np.testing.assert_allclose(drawn[5], hall.extractor.features(run.load_images(5)), atol=1e-3)
     image = data.read_image(examples[5].path)
-    np.testing.assert_allclose(original[5:], hall.workshop.extractor.features([image]), atol=1e-3)
+    np.testing.assert_allclose(original[5:], hall.extractor.features([image]), atol=1e-3)
 
 
 def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, monkeypatch):

@@ -105,6 +105,10 @@ class Game:
     def generator(self) -> generator.Generator:
         return self.workshop.generator
 
+    @property
+    def extractor(self) -> fidelity.Extractor:
+        return self.workshop.extractor
+
     def encoder(self, name: str) -> similarity.ImageEncoder:
         """One of `similarity.ENCODERS`."""
         return self.workshop.encoder(name)
@@ -247,7 +251,7 @@ class Game:
         """The same of the originals: `(images, D)` float32."""
 
         def measure(examples: Sequence[Example]) -> tuple[Features, int]:
-            return Features(self.workshop.extractor.features(read(examples))), len(examples)
+            return Features(self.extractor.features(read(examples))), len(examples)
 
         _check(examples)
         contents = self._fill(ORIGINAL_FEATURES, self.workshop.extractor_key(), examples, measure, "features")
