@@ -25,6 +25,7 @@ from dfl_utils.training.savings import (
     Meter,
     ladder,
 )
+from dfl_utils.training.step_cost import StepCost
 from dfl_utils.world import data
 
 WAYS = ladder()

@@ -85,11 +85,9 @@ def likelihood(drawings: Drawings) -> np.ndarray:
 
 def likelihood_blocks(drawings: Drawings) -> list[np.ndarray]:
     """As `likelihood`, block by block."""
-    shop, jobs = drawings.workshop, []
-    for block in drawings.blocks:
-        key = shop.captioner_key() | {"drawings": drawings.source(block)}
-        jobs.append(Job(DRAWING_LIKELIHOOD, key, partial(_weigh, drawings, block)))
-    return [content.log_likelihood for content in shop.fill(jobs, "likelihood")]
+    key = drawings.workshop.captioner_key()
+    contents = drawings.look(DRAWING_LIKELIHOOD, key, partial(_weigh, drawings), "likelihood")
+    return [content.log_likelihood for content in contents]
 
 
 def _weigh(drawings: Drawings, block: Block) -> tuple[Likelihoods, int]:

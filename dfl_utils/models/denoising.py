@@ -86,7 +86,7 @@ def check(profile: Profile, timesteps: Sequence[int]) -> None:
     kind = pipeline_class(profile, folder, place)
     if not issubclass(kind, StableDiffusionPipeline):
         raise ValueError(f"{folder} is a {kind.__name__}, which cannot be asked for its denoising loss here: {MEND}.")
-    with checkpoint.explain(folder, place["revision"]):
+    with checkpoint.opening(folder, place["revision"]):
         saved = DDPMScheduler.load_config(folder, subfolder="scheduler", **place)
     _check_schedule(folder, saved)
     _check_timesteps(timesteps, saved.get("num_train_timesteps", 1000))
