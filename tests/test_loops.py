@@ -156,8 +156,6 @@ def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
     game = Idle(mini, RunStore(tmp_path), progress=False)
     with pytest.raises(ValueError, match="not 0 images x 3 candidates"):
         game.sample_captions([], 3)
-    with pytest.raises(ValueError, match="name some of clip, dino, efficientnet"):
-        game.reconstruct(examples[:1], [["a"]], similarities=["sbert"])
     with pytest.raises(ValueError, match="log_likelihood takes the same number.*lengths \\[1, 2\\]"):
         game.log_likelihood(examples[:2], [["a"], ["a", "b"]])
     bare = [examples[0], replace(examples[1], references=())]
