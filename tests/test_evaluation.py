@@ -191,8 +191,3 @@ def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner)
             assert ways.norms[way][name][1, 1] == pytest.approx(norm, rel=1e-4)
             assert ways.losses[way][name][1, 1] == pytest.approx(loss.item(), rel=1e-4)
             pair.zero_grad(set_to_none=True)
-
-
-def test_ways_that_cannot_be_compared_are_refused(finetuner):
-    with pytest.raises(ValueError, match="on 10 of 9 training images at timesteps 1000: take some"):
-        anatomy.compare_ways(finetuner, (1000,), 10)
