@@ -93,7 +93,7 @@ def bare_loop(game: Game, count: int) -> None:
             side = encoder.model.config.image_size if judge == "dino" else encoder.model.config.vision_config.image_size
             for start in range(0, count + images, 128):
                 pixels = torch.randn(min(128, count + images - start), 3, side, side)
-                encoder._embed(encoder.model, pixels)
+                encoder._features(pixels)
 
 
 def contenders(world: profile.Profile, count: int, alone: int) -> dict[str, tuple[Callable[[], object], int]]:

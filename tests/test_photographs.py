@@ -49,5 +49,5 @@ def test_what_is_compared_stands_before_the_last_layer(encoder, photographs):
     assert unit.shape == (1, 1280) and unit.norm().item() == pytest.approx(1, abs=1e-6)
     with torch.no_grad():
         pixels = encoder.processor([image], return_tensors="pt").pixel_values
-        features = encoder._embed(encoder.model, pixels)
+        features = encoder._features(pixels)
         torch.testing.assert_close(encoder.model.timm_model.classifier(features), encoder.model(pixels).logits)
