@@ -94,8 +94,8 @@ class Answer:
             return "not measured in this run"
         parts = [f"n = {first.estimate.n:,} {first.of}"]
         parts += [f"{self.trainings} trainings" if self.trainings > 1 else "one training"] if self.trainings else []
-        parts += [f"smallest visible difference {first.smallest}"] if first.smallest else []
-        return ", ".join(parts)
+        parts += [f"visible from {first.smallest}"] if first.smallest else []
+        return "; ".join(parts)
 
     def lines(self) -> dict[str, str]:
         """The four lines by their names."""
