@@ -235,7 +235,7 @@ PROFILES = {
         },
         generators={
             "stable-diffusion": (str(MINI / "stable-diffusion"), 50, 7.5),
-            "amused": (str(MINI / "amused"), 12, 7.5),
+            "amused": (str(MINI / "amused"), 12, 2.0),
         },
         tiny_decoder=str(MINI / "taesd"),
     ),
