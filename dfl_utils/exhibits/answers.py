@@ -194,7 +194,7 @@ def of_levels(exhibit: str, after: str, before: str, metric: str, dataset: str, 
     """The paper's gain in per cent where it prints two levels and no gain; ValueError where it lacks one of them."""
     place = {"dataset": dataset, "split": split, "metric": metric}
     new, old = (paper.number(exhibit, method=method, **place) for method in (after, before))
-    return float(paper.improvement(100 * (new - old) / old, metric))
+    return float(paper.gain_of_levels(new, old, metric))
 
 
 def _turned(change: Estimate) -> Estimate:

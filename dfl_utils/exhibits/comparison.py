@@ -59,7 +59,7 @@ def rows(
 
 def _paper_gain(row: dict, published: pd.Series) -> float:
     old, new = (published[row[side], row["metric"]] for side in ("before", "after"))
-    return paper.improvement(100 * (new - old) / old, row["metric"])
+    return paper.gain_of_levels(new, old, row["metric"])
 
 
 def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:

@@ -132,6 +132,11 @@ def excludes_size(low: float, high: float, published: float) -> str:
     return "yes, smaller" if (high < published) == (published > 0) else "yes, larger"
 
 
+def gain_of_levels(after: float, before: float, metric: str) -> float:
+    """A gain in per cent made of two levels, where the paper prints no gain; positive is better."""
+    return improvement(100 * (after - before) / before, metric)
+
+
 def standing(low: float, high: float, published: float, sized: bool = True) -> str:
     """How an improvement of ours stands to the paper's, in one word: what `same_direction` and `excludes_size` say.
 

@@ -88,10 +88,11 @@ def train(folder: Path, size: str, ground_steps: int, web_steps: int, passes: in
 
     finetuning = list(splits.items("coco", "train"))
     schedule = Schedule(web_steps, lr=1e-3, warmup=200, ema_decay=0.998)
-    for step in (*STARTS.get(size, ()), web_steps):  # each goes on from the state that the one before left
-        _captioning(folder / "web", model, lambda step: web_pairs(step, "blip"), schedule, step)
-        if step in STARTS.get(size, ()):
-            copy.deepcopy(model).half().save_pretrained(folder / "starts" / str(step))
+    web = folder / "web", model, lambda step: web_pairs(step, "blip"), schedule
+    for step in STARTS.get(size, ()):  # what follows goes on from the state that this leaves
+        _captioning(*web, step)
+        copy.deepcopy(model).half().save_pretrained(folder / "starts" / str(step))
+    _captioning(*web)
     # Gentle: it teaches the references' wording, and what the web taught of novel things is not all forgotten.
     schedule = Schedule(passes * len(finetuning) // BATCH, lr=1e-4, warmup=10, ema_decay=0.9)
     _captioning(folder / "coco", model, lambda step: coco_pairs(step, finetuning), schedule)
