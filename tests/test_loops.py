@@ -47,8 +47,7 @@ def game(hall, tmp_path):
 
 def borrow(hall, root, models=None):
     game = Game(models or hall.profile, RunStore(root), progress=False)
-    for name in ("captioner", "generator", "extractor"):
-        getattr(hall, name)  # loaded
+    assert hall.captioner and hall.generator and hall.workshop.extractor()  # loaded
     game.workshop._loaded = hall.workshop._loaded
     return game
 
@@ -137,9 +136,15 @@ def test_features_are_the_extractors(played, hall, examples):
     drawn, original = hall.features(run), hall.original_features(examples)
     assert drawn.shape == (6, 2, original.shape[1]) and original.shape[0] == 6
     assert fidelity.split(drawn, hall.profile).pooled.shape[:2] == (6, 2)
-    np.testing.assert_allclose(drawn[5], hall.extractor.features(run.load_images(5)), atol=1e-3)
+    np.testing.assert_allclose(drawn[5], hall.workshop.extractor().features(run.load_images(5)), atol=1e-3)
     image = data.read_image(examples[5].path)
-    np.testing.assert_allclose(original[5:], hall.extractor.features([image]), atol=1e-3)
+    np.testing.assert_allclose(original[5:], hall.workshop.extractor().features([image]), atol=1e-3)
+    of_photographs = hall.original_features(examples, "efficientnet")
+    assert of_photographs.shape == (6, 1280) and hall.features(run, "efficientnet").shape == (6, 2, 1280)
+    unit = of_photographs[5] / np.linalg.norm(of_photographs[5])
+    np.testing.assert_allclose(unit, hall.encoder("efficientnet").embed([image])[0], atol=1e-5)
+    with pytest.raises(ValueError, match="by='clip' is no extractor: None takes the profile's own"):
+        hall.original_features(examples, "clip")
 
 
 def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ SIGNED = ("gain", "trend", "rise")  # last word of a method whose number is an i
 HIGHER_IS_BETTER = {
     "CIDEr": True, "SPICE": True, "SPICE-like": True, "B@1": True, "B@2": True, "B@3": True, "B@4": True, "WMD": False,
     "CLIP-text": True, "SBERT": True, "CLIP": False, "DINO": True, "FID": False, "IS": True, "KID": False,
-    "truth": True, "invented": False, "omitted": False,
+    "EfficientNet-KID": False, "truth": True, "invented": False, "omitted": False,
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}  # as a page calls them
 SPLITS = ("in", "near", "out", "overall", "weighted", "train", "val", "test")  # weighted: overall by NoCaps' shares
 METRICS = (
     *("CIDEr", "SPICE", "SPICE-like", "B@1", "B@2", "B@3", "B@4", "WMD", "CLIP-text", "SBERT"),
-    *("CLIP", "DINO", "FID", "IS", "KID", "truth", "invented", "omitted"),
+    *("CLIP", "DINO", "FID", "IS", "KID", "EfficientNet-KID", "truth", "invented", "omitted"),
 )
 KEY = ["exhibit", "dataset", "split", "method", "metric", "x"]
 NUMBERS = ["x", "value", "low", "high", "n", "paper"]

@@ -164,9 +164,9 @@ class Drawings:
         contents = self.look(READINGS, key, partial(self._read, num_beams), "readings")
         return [content.captions for content in contents]
 
-    def features(self) -> np.ndarray:
-        """The fidelity extractor's features and logits of every drawing, `(images, N, D)` float32."""
-        contents = self.look(FEATURES, self.workshop.extractor_key(), self._measure, "features")
+    def features(self, by: str | None = None) -> np.ndarray:
+        """What the fidelity scores read of every drawing, `(images, N, D)` float32; see `Game.features`."""
+        contents = self.look(FEATURES, self.workshop.extractor_key(by), partial(self._measure, by), "features")
         return blocks.join([content.features for content in contents], self._count)
 
     def look(self, kind: Kind[Held], key: dict, make: Callable, what: str, *, originals: bool = False) -> list[Held]:
@@ -206,7 +206,7 @@ class Drawings:
             texts += self.workshop.captioner.describe(pictures[start : start + READ_BATCH], num_beams=num_beams)
         return Sentences(texts), len(texts)
 
-    def _measure(self, block: Block) -> tuple[Features, int]:
+    def _measure(self, by: str | None, block: Block) -> tuple[Features, int]:
         images = self.draw(block)
-        rows = self.workshop.extractor.features(images.reshape(-1, *images.shape[2:]))
+        rows = self.workshop.extractor(by).features(images.reshape(-1, *images.shape[2:]))
         return Features(rows.reshape(*images.shape[:2], -1)), len(rows)

@@ -105,10 +105,6 @@ class Game:
     def generator(self) -> generator.Generator:
         return self.workshop.generator
 
-    @property
-    def extractor(self) -> fidelity.Extractor:
-        return self.workshop.extractor
-
     def encoder(self, name: str) -> similarity.ImageEncoder:
         """One of `similarity.ENCODERS`."""
         return self.workshop.encoder(name)
@@ -243,18 +239,24 @@ class Game:
         quality = drawings.compare(similarities)
         return Readings(examples, texts, quality, drawings, drawings.describe(num_beams))
 
-    def features(self, run: Reconstructions) -> np.ndarray:
-        """What the fidelity scores read of a run's drawings: `(images, N, D)` float32; see `fidelity.split`."""
-        return run.drawings.features()
+    def features(self, run: Reconstructions, by: str | None = None) -> np.ndarray:
+        """What the fidelity scores read of a run's drawings: `(images, N, D)` float32.
 
-    def original_features(self, examples: Sequence[Example]) -> np.ndarray:
+        Args:
+            run: of either loop.
+            by: None for the profile's own extractor, whose features and logits `fidelity.split` takes apart;
+                "efficientnet" for that model's 1,280 features alone.
+        """
+        return run.drawings.features(by)
+
+    def original_features(self, examples: Sequence[Example], by: str | None = None) -> np.ndarray:
         """The same of the originals: `(images, D)` float32."""
 
         def measure(examples: Sequence[Example]) -> tuple[Features, int]:
-            return Features(self.extractor.features(read(examples))), len(examples)
+            return Features(self.workshop.extractor(by).features(read(examples))), len(examples)
 
         _check(examples)
-        contents = self._fill(ORIGINAL_FEATURES, self.workshop.extractor_key(), examples, measure, "features")
+        contents = self._fill(ORIGINAL_FEATURES, self.workshop.extractor_key(by), examples, measure, "features")
         return np.concatenate([content.features for content in contents])
 
     def _fill(self, kind: Kind, key: dict, examples: Sequence[Example], make: Callable, what: str, **rows) -> list:

@@ -7,13 +7,14 @@ safetensors in the Hugging Face layout. `--stages` picks some; `--onward unet` t
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel, UVit2DModel
 from safetensors import safe_open
 from transformers import (
     Blip2ForConditionalGeneration,
@@ -60,12 +61,15 @@ def train_stage(stage: str, root: Path, onward: bool) -> torch.nn.Module:
         return judges.train_dino(folder)
     if stage == "blip2" and onward:
         start = Blip2ForConditionalGeneration.from_pretrained(SHIPPED / "blip2", dtype=torch.float32)
-        return blip2.train_on(folder, start, web_steps(stage))
+        return blip2.train_on(folder, start, shipped_steps(stage, "/web"))
     if stage == "blip2":
         return blip2.train(folder)
     if stage in UPSTREAM:
         vae = AutoencoderKL.from_pretrained(root / "autoencoder" / "final", dtype=torch.float32)
         clip = CLIPModel.from_pretrained(root / "clip" / "final", dtype=torch.float32)
+    if stage == "amused" and onward:
+        start = UVit2DModel.from_pretrained(SHIPPED / "amused" / "transformer", dtype=torch.float32)
+        return discrete.train_on(folder, SHIPPED / "amused", clip, start, shipped_steps(stage))
     if stage == "amused":
         return discrete.train(folder, vae, clip)
     if stage == "taesd":
@@ -146,10 +150,14 @@ def check_upstream(stage: str, root: Path) -> None:
     note.write_text(json.dumps(below), encoding="utf-8")
 
 
-def web_steps(stage: str) -> int:
-    """How many steps of the web's stream the shipped weights of a captioner have seen, by `training.json`."""
+def shipped_steps(stage: str, end: str = "") -> int:
+    """How many steps of the web's stream the shipped weights have seen, by `training.json`.
+
+    They stand under the stage itself and its onward runs, or with `end="/web"` under those pairs of a captioner.
+    """
     record = json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))
-    return sum(one["steps"] for name, one in record.items() if name.startswith(f"{stage}/") and name.endswith("/web"))
+    runs = re.compile(rf"{stage}(/onward-\d+)?{end}")
+    return sum(one["steps"] for name, one in record.items() if runs.fullmatch(name))
 
 
 def training_record(root: Path) -> dict[str, dict]:
@@ -169,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument(
-        "--onward", nargs="*", choices=("unet", "blip2"), default=(), help="start from the shipped weights"
+        "--onward", nargs="*", choices=("unet", "amused", "blip2"), default=(), help="start from the shipped"
     )
     parser.add_argument("--root", type=Path, default=SHIPPED / "training", help="where training states are kept")
     arguments = parser.parse_args()

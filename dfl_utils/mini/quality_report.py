@@ -148,7 +148,7 @@ def measure_generator(profile: Profile, name: str, referee: Referee, count: int 
 
 def captioners_stream() -> Iterator[scenes.Scene]:
     """Web scenes that captioners were pretrained on: development scenes were not kept clear of them."""
-    steps = max(map(pretrain.web_steps, CAPTIONERS))
+    steps = max(pretrain.shipped_steps(captioner, "/web") for captioner in CAPTIONERS)
     return (web.scene(k) for k in range(captioning.BATCH * steps))
 
 

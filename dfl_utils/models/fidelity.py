@@ -1,7 +1,8 @@
 """Features of images for the fidelity scores FID, KID and IS (Section 3.3), and the probe that is a referee too.
 
 The paper measures with Inception v3, trained on photographs, here torch-fidelity's. A profile with a probe, whose
-categories are those of its own world, measures with that.
+categories are those of its own world, measures with that. Beside both, KID can be measured `by="efficientnet"`, which
+learned from photographs as Inception did: it is called EfficientNet-KID then, and compares with itself alone.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch_fidelity.utils import create_feature_extractor
 from torchvision.transforms import functional
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from dfl_utils.models import checkpoint
+from dfl_utils.models import checkpoint, similarity
 from dfl_utils.world.profile import Profile
 
 VERSION = 1  # of the features that the same image and files give; part of every key that names an extractor
@@ -123,17 +124,34 @@ def _squeezed(images: np.ndarray | Sequence[Image.Image], side: int) -> np.ndarr
     return np.stack([np.asarray(image) for image in resized])
 
 
-def role(profile: Profile) -> str:
-    """Which extractor a profile measures with: its `probe` where it has one, else `inception`."""
+def role(profile: Profile, by: str | None = None) -> str:
+    """Which extractor a profile measures with: its `probe` where it has one, else `inception`; or `efficientnet`."""
+    if by not in (None, "efficientnet"):
+        raise ValueError(f"by={by!r} is no extractor: None takes the profile's own, 'efficientnet' the other one.")
+    if by:
+        return by
     return "inception" if profile.probe is None else "probe"
 
 
-def load(profile: Profile) -> Extractor:
-    """The profile's extractor, frozen, on its device.
+class Photographs:
+    """EfficientNet-Lite0 as an extractor: its 1,280 features before the last layer, and no logits."""
+
+    def __init__(self, profile: Profile):
+        self.encoder = similarity.load_efficientnet(profile)
+
+    def features(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
+        """Features `(B, 1280)` float32 of images as `Extractor.features` takes them, each at the model's own size."""
+        return self.encoder.embed(images, normalize=False)
+
+
+def load(profile: Profile, by: str | None = None) -> Extractor | Photographs:
+    """The profile's extractor, frozen, on its device; or with `by="efficientnet"` that one.
 
     Raises:
-        FileNotFoundError, ValueError: as `weights`; a probe's folder that is not whole.
+        FileNotFoundError, ValueError: as `weights`; a folder that is not whole.
     """
+    if role(profile, by) == "efficientnet":
+        return Photographs(profile)
     if role(profile) == "probe":
         return Extractor(Referee.load(profile), profile.image_size, profile.device, profile.squeeze)
     options = {"feature_extractor_weights_path": weights(profile), "verbose": False}
@@ -175,6 +193,6 @@ def probe_labels(profile: Profile) -> list[str]:
 
 
 def split(values: np.ndarray, profile: Profile) -> Features:
-    """Features and logits of what `Extractor.features` made, `(..., D + L)`; asks the configuration, loads no model."""
+    """Features and logits of what the profile's extractor made, `(..., D + L)`; asks the configuration alone."""
     count = INCEPTION_LOGITS if role(profile) == "inception" else _count_categories(probe_labels(profile))
     return Features(values[..., :-count], values[..., -count:])

@@ -24,8 +24,8 @@ class ImageEncoder:
         self.model, self.processor, self._features, self.batch_size = model, processor, features, batch_size
 
     @torch.no_grad()
-    def embed(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
-        """L2-normalised embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`).
+    def embed(self, images: Sequence[Image.Image] | np.ndarray, *, normalize: bool = True) -> np.ndarray:
+        """Embeddings `(B, D)` float32 of RGB images (Pillow, or uint8 `(B, H, W, 3)`), L2-normalised or as they come.
 
         ValueError: one that is not finite.
         """
@@ -36,7 +36,8 @@ class ImageEncoder:
                 for image in images[start : start + self.batch_size]
             ]
             pixels = self.processor(batch, return_tensors="pt").pixel_values.to(self.model.device)
-            parts.append(F.normalize(self._features(pixels), dim=-1).float().cpu())
+            features = self._features(pixels)
+            parts.append((F.normalize(features, dim=-1) if normalize else features).float().cpu())
         return checkpoint.require_finite(torch.cat(parts).numpy(), "The embedding of an image", self.model.name_or_path)
 
 

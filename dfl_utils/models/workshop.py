@@ -76,9 +76,10 @@ class Workshop:
     def generator(self) -> generator.Generator:
         return self._model("generator", generator.Generator.load)
 
-    @property
-    def extractor(self) -> fidelity.Extractor:
-        return (self._judges or self)._model(fidelity.role(self.profile), fidelity.load)
+    def extractor(self, by: str | None = None) -> fidelity.Extractor | fidelity.Photographs:
+        """What the fidelity scores look through: the profile's own, or `by` another role's model."""
+        shop, role = self._judges or self, fidelity.role(self.profile, by)
+        return shop._while_same(f"extractor {role}", [shop._checkpoint(role)], lambda: fidelity.load(shop.profile, by))
 
     @property
     def referee(self) -> fidelity.Referee:
@@ -128,9 +129,12 @@ class Workshop:
         own = {"dino": {"size": self.profile.dino_size}, "efficientnet": {"timm": provenance.release("timm")}}
         return self.made_by(name) | own.get(name, {})
 
-    def extractor_key(self) -> dict:
+    def extractor_key(self, by: str | None = None) -> dict:
+        role = fidelity.role(self.profile, by)
+        if role in similarity.ENCODERS:
+            return self.encoder_key(role)
         own = {"image_size": self.profile.image_size, "torch-fidelity": provenance.release("torch-fidelity")}
-        return self.made_by(fidelity.role(self.profile)) | own
+        return self.made_by(role) | own
 
     def images_key(self, examples: Sequence[Example]) -> dict:
         """SHA-256 of each image file, read once while it stays as it is: a key that knows a replaced image."""
