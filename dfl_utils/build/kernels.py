@@ -7,6 +7,7 @@ names, and done nothing else.
 """
 
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -92,7 +93,12 @@ def serve(connection_file: str, environment: dict[str, str], folder: str) -> Non
     app = IPKernelApp.instance(parent_handle=os.getppid())  # it ends with the server, and the server with the build
     # No other kernel's history is read, and none is written: to a disk, after every cell.
     app.initialize(["-f", connection_file, "--HistoryManager.enabled=False"])
+    app.log.addFilter(_is_no_interrupt)  # with one a manager begins to end a kernel, and nothing is wrong then
     app.start()
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    return "KeyboardInterrupt" not in record.getMessage()
 
 
 class Forked(ForkServerProcess):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dfl_utils.game.drawings import Drawings, Features, Likelihoods, Sentences
-from dfl_utils.models import blip, fidelity, generator, similarity
+from dfl_utils.models import blip, generator, similarity
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import caption_streams, image_seeds
