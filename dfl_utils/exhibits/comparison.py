@@ -65,8 +65,10 @@ def _paper_gain(row: dict, published: pd.Series) -> float:
 def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
     """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's.
 
-    `columns` are some of `VERDICT` and `BESIDE`.
+    `columns` are some of `VERDICT` and `BESIDE`; ValueError where a row is a level, which would be judged as a gain.
     """
+    if gains.before.isna().any():
+        raise ValueError(f"gains holds levels of {sorted(set(gains.method[gains.before.isna()]))}: drop them.")
     changes = tidy.estimates(gains)
     bounds = list(zip(gains.low, gains.high, gains.paper, strict=True))
     said = {
