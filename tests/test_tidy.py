@@ -1,5 +1,6 @@
 """Exhibit rows, their publication, and what is said of a tree that has changed since."""
 
+import base64
 import dataclasses
 import json
 import subprocess
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dfl_utils.build import publish
-from dfl_utils.exhibits import comparison, tidy
+from dfl_utils.exhibits import comparison, narrow, tidy
 from dfl_utils.scores.ranking import Estimate, Gain
 from dfl_utils.store import provenance
 from dfl_utils.training.evaluation import Trials
@@ -210,3 +211,32 @@ def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     assert found["same direction?"].tolist() == ["yes", "no", ""]
     assert found["visible here?"].tolist() == ["yes", "no", ""]
     assert comparison.compared(gains)["same direction?"].tolist() == ["yes", "no"]
+
+
+def test_a_wide_table_shows_six_columns_and_links_to_all_of_them():
+    beside = {
+        "dataset": "coco",
+        "split": ["val", "test"] * 4,
+        "metric": "CIDEr",
+        "ours": "2.0",
+        "interval": "1.0 to 3.0",
+    }
+    beside |= {"n": list(range(8)), "paper": "2.1", "same direction?": "yes", "visible at our n?": "no"}
+    few, same = narrow.six(pd.DataFrame(beside).astype(str))
+    assert len(few.columns) <= 6 and few["same direction?"].tolist() == ["yes"] * 8
+    assert same.startswith("In each line: dataset coco; metric CIDEr;")
+    page = tidy.markdown("tab-a", "A table.", pd.DataFrame(beside))
+    assert 'All 9 columns: <a download="tab-a.csv"' in page
+    packed = page.split("base64,")[1].split('"')[0]
+    assert base64.b64decode(packed).decode().splitlines()[0] == ",".join(beside)
+
+
+def test_a_wide_table_of_few_lines_is_turned_and_keeps_everything():
+    few, same = narrow.six(pd.DataFrame({"way": ["a", "b"], **{f"c{k}": ["1", "2"] for k in range(8)}}))
+    assert few.columns.tolist() == ["way", "a", "b"] and len(few) == 8 and same == ""
+
+
+def test_a_level_is_not_judged_as_a_gain():
+    level = pd.DataFrame([tidy.row("table3", PART, "BLIP", "CIDEr", Estimate(3.0, 1.0, 5.0, 9))]).assign(before=np.nan)
+    with pytest.raises(ValueError, match="levels"):
+        comparison.verdicts(level)

@@ -6,7 +6,6 @@ On the page `num_images=300` is {glue:text}`num-images`, and the table `tab-one`
 ```
 """
 
-import base64
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display, update_display
 from matplotlib.figure import Figure
 
-from dfl_utils.exhibits import answers, paper, tidy
+from dfl_utils.exhibits import answers, narrow, paper, tidy
 from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store.store import RunStore
@@ -84,11 +83,9 @@ def show(
 
 def browse(frame: pd.DataFrame, name: str, rows: int = 300) -> HTML:
     """The first rows of a long table in a box that scrolls, and a link to all of it as the CSV `name`."""
-    packed = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    link = f'<a download="{name}" href="data:text/csv;base64,{packed}">{name}</a>'
     body = frame.head(rows).to_html(index=False, border=0)
     box = f'<div style="max-height:22rem;overflow:auto">{body}</div>'
-    return HTML(f"{box}<p>{link}, {len(frame):,} tokens</p>")
+    return HTML(f"{box}<p>{narrow.link(frame, name)}, {len(frame):,} tokens</p>")
 
 
 def beside_paper(rows: Iterable[dict]) -> pd.DataFrame:
