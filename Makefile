@@ -12,7 +12,7 @@ ASKED := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON))
 SUM := $(shell { cat pyproject.toml constraints.txt; echo "$(ASKED)"; } | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
 READY := $(VENV)/.ready-$(SUM)
 
-.PHONY: help env data mini book test lint format check golden lab clean
+.PHONY: help env data mini book test browser lint format check golden lab clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
@@ -36,6 +36,10 @@ book: data ## the published book; SCALE=ci or quick computes it afresh, full pub
 
 test: data ## all tests, on up to four cores
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+browser: $(READY) ## the built book in Chromium: the system's, or CHROMIUM=/path/to/it
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -p no:cacheprovider browser
 
 lint: $(READY) ## style of the code, and notebooks without outputs
 	$(BIN)/ruff check .

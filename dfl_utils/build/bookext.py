@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,36 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
         context["theme_extra_footer"] = f"<p>{made_where(made)}</p>"
 
 
+def show_galleries(app: Sphinx, doctree: nodes.document) -> None:
+    """Set a gallery as HTML, whose texts are the page's, into the figure that has its picture."""
+    if app.builder.format != "html":
+        return
+    for bundle in [node for node in doctree.findall(nodes.container) if node.get("nb_element") == "mime_bundle"]:
+        html = [child for child in bundle if child.get("mime_type") == "text/html"]
+        for image in [image for child in bundle for image in child.findall(nodes.image)] if html else []:
+            _replace(image, html[0].astext())
+            bundle.remove(html[0])
+    for image in list(doctree.findall(nodes.image)):
+        if image["uri"].startswith("../results/") and (html := _gallery(app, Path(image["uri"]).stem)):
+            _replace(image, html)
+
+
+def _replace(image: nodes.image, html: str) -> None:
+    seen = f'<div role="group" aria-label="{escape(image.get("alt", ""))}">{html}</div>'
+    image.replace_self(nodes.raw("", seen, format="html"))
+
+
+def _gallery(app: Sphinx, name: str) -> str:
+    """The gallery that a chapter showed under a name, or ""."""
+    for copy in sorted(Path(app.srcdir).glob("*.ipynb")):
+        for cell in json.loads(copy.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                if html.startswith(f'<div data-name="{name}">'):
+                    return html
+    return ""
+
+
 def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Let the pointer on a word of the glossary show its definition."""
     if "glossary" not in app.env.found_docs or docname == "glossary":
@@ -115,6 +146,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", link_repository)
     app.connect("builder-inited", read_side_by_side)
     # After the themes, which add their scripts at the default priority.
+    app.connect("doctree-read", show_galleries)
     app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)

@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display, update_display
 from matplotlib.figure import Figure
 
-from dfl_utils.exhibits import answers, narrow, paper, tidy
+from dfl_utils.exhibits import answers, narrow, paper, plots, tidy
 from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store.store import RunStore
@@ -70,6 +70,8 @@ def show(
         The figure, for the cell to show.
     """
     if isinstance(shown, Figure):
+        if isinstance(shown, plots.Gallery):
+            shown.html = f'<div data-name="{name}">{shown.html}</div>'  # by which another page may ask for it
         shown.savefig(tidy.folder() / f"{name}.png", dpi=DPI, bbox_inches="tight")  # no line below it is cut
         return shown
     from myst_nb import glue

@@ -4,7 +4,10 @@ Every figure has a white face (it is framed in the dark theme), units on its axe
 chapter's cell metadata, says what it shows.
 """
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from io import BytesIO
 from itertools import cycle
 from textwrap import wrap
 
@@ -15,6 +18,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from dfl_utils.exhibits import paper
 from dfl_utils.game.loops import Reconstructions
@@ -227,8 +231,34 @@ def stacked_bars(values: pd.Series, xlabel: str) -> Figure:
     return figure
 
 
+class Gallery(Figure):
+    """Images with texts: a picture where one is saved or printed, and `html` that reflows where it is read."""
+
+    html = ""
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+MOST_PIXELS = 256  # of an image's longer side, on a page
+
+
+def _html(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(map(_framed, *pair)) for pair in zip(rows, titles, strict=True)]
+    return "".join(f'<div class="gallery">{line}</div>' for line in lines)
+
+
+def _framed(image: ArrayLike, text: str) -> str:
+    picture, packed = Image.fromarray(np.asarray(image)), BytesIO()
+    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    picture.save(packed, "PNG", optimize=True)
+    source, words = base64.b64encode(packed.getvalue()).decode(), escape(text)
+    seen = f'<img alt="{" ".join(words.split())}" src="data:image/png;base64,{source}">'
+    return f"<figure>{seen}<figcaption>{words.replace(chr(10), '<br>')}</figcaption></figure>"
+
+
 @plt.rc_context(STYLE | {"axes.grid": False})
-def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Figure:
+def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]], size: float = 1.5) -> Gallery:
     """A grid of images, each with a short text below.
 
     Args:
@@ -245,6 +275,7 @@ def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]
         figsize=(size * columns, (size + 0.17 * lines) * len(rows)),
         squeeze=False,
         layout="constrained",
+        FigureClass=Gallery,
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -255,6 +286,7 @@ def gallery(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(visible=True, color="#d4d4d8", linewidth=0.6)  # a white ground ends somewhere
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    figure.html = _html(rows, titles)
     plt.close(figure)
     return figure
 
