@@ -70,11 +70,15 @@ def repository_url(origin: str) -> str:
 
 
 def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Drop the Thebe script (an unused CDN address that every page declares twice) and date the page by git."""
+    """Drop scripts that the page has no use for, and date it by git.
+
+    Thebe is an unused CDN address that every page declares twice; MathJax weighs a megabyte.
+    """
+    unused = ["thebe"] if "\\(" in context.get("body", "") or "\\[" in context.get("body", "") else ["thebe", "mathjax"]
     context["script_files"] = [
         file
         for file in context.get("script_files", [])
-        if "thebe" not in f"{file.filename} {file.attributes.get('body')}".lower()
+        if not any(name in f"{file.filename} {file.attributes.get('body')}".lower() for name in unused)
     ]
     date = provenance.git("log", "-1", "--format=%cd", "--date=format:%d %B %Y", "--", f"book/{pagename}.*")
     context["last_updated"] = date or None
