@@ -121,7 +121,7 @@ def compared(made: pd.DataFrame) -> pd.DataFrame:
 def quotes(trials: Trials, chosen: Chosen, gained: np.ndarray, methods: Sequence[str]) -> Styler:
     """A line an image: why it is shown, its gain in CIDEr `(images,)`, a reference, and each method's caption."""
     lines = [
-        {"": kind, "image": trials.examples[k].image_id, "CIDEr": f"{gained[k]:+.0f}"}
+        {"": f"{kind}, image {trials.examples[k].image_id}, CIDEr {gained[k]:+.0f}"}
         | {"a reference": trials.examples[k].references[0]}
         | {method: trials.said(method)[0].captions[k] for method in methods}
         for kind, k in chosen
