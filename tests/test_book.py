@@ -5,10 +5,13 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from conftest import PARAMETERS, cell
+from docutils import nodes
+from docutils.utils import new_document
 
 from dfl_utils.build import book, bookext, chapter, disclosure, execution, publish
 from dfl_utils.build.chapter import BuildFailed
@@ -198,6 +201,19 @@ def test_what_a_page_would_load_from_the_network_is_found(house):
     assert book.remote_files(house.root / "_build/html") == []
     house.write("_build/html/page.html", '<script async src="https://cdn.org/x.js"></script>')
     assert book.remote_files(house.root / "_build/html") == ["page.html: //cdn.org/x.js"]
+
+
+def test_a_gallery_takes_the_place_of_its_picture_in_the_figure(tmp_path):
+    figure = nodes.figure("", nodes.image(uri="a.png", alt='six "games"'), nodes.caption("", "What it shows."))
+    bundle = nodes.container("", nodes.container("", figure, mime_type="image/png"), nb_element="mime_bundle")
+    bundle += nodes.container("", nodes.raw("", "<p>gallery</p>", format="html"), mime_type="text/html")
+    doctree = new_document("page")
+    doctree += bundle
+    app = SimpleNamespace(builder=SimpleNamespace(format="html"), srcdir=tmp_path)
+    bookext.show_galleries(app, doctree)
+    assert not list(doctree.findall(nodes.image)) and len(bundle.children) == 1
+    assert figure[0].astext() == '<div role="group" aria-label="six &quot;games&quot;"><p>gallery</p></div>'
+    assert figure[1].astext() == "What it shows."
 
 
 def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):

@@ -1,9 +1,13 @@
 """Figures: which side is best, which axis is reversed, what each panel holds; no figure is left open."""
 
+import base64
+from io import BytesIO
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from dfl_utils.exhibits import plots
 
@@ -58,3 +62,12 @@ def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
     assert "nats a token" in figure.axes[0].get_ylabel()
     (short,) = figure.axes[1].lines  # shorter than the window, which is cut
     np.testing.assert_allclose(short.get_xydata(), [[1, 2]])
+
+
+def test_a_gallery_is_text_beside_images_where_it_is_read():
+    image = np.zeros((600, 300, 3), np.uint8)
+    figure = plots.gallery([[image, image]], [["a <b>\nc", "d"]])
+    html = figure._repr_html_()
+    assert html.count("<figure>") == 2 and 'alt="a &lt;b&gt; c"' in html and "a &lt;b&gt;<br>c</figcaption>" in html
+    packed = html.split("base64,")[1].split('"')[0]
+    assert Image.open(BytesIO(base64.b64decode(packed))).size == (128, 256)
