@@ -35,7 +35,14 @@ OF_DRAWINGS = {
     "EfficientNet-KID": (0.25, 0),
 }
 # The same of gains and differences in per cent, in which the difference of two drawings stands alone.
-GAINS = {"CLIP": 0.1, "DINO": 0.02, "FID": 0.03, "KID": 0.25, "EfficientNet-KID": 0.25, "IS": 6e-3}  # seen: 0.04, 6e-3, 8e-3, 0.07, 2e-3
+GAINS = {
+    "CLIP": 0.1,
+    "DINO": 0.02,
+    "FID": 0.03,
+    "KID": 0.25,
+    "EfficientNet-KID": 0.25,
+    "IS": 6e-3,
+}  # seen: 0.04, 6e-3, 8e-3, 0.07, 2e-3
 # Embeddings of equal texts differ in the last bits, and the paper's gains divide by small differences of them.
 OF_TEXTS = {"CLIP-text": (1e-4, 5e-6), "SBERT": (1e-4, 5e-6)}  # seen: 2e-5
 LOSSES = (1e-6, 5e-5)  # of a trained pair; seen: 1e-6 of 0.75
