@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dfl_utils.training.connection import mapped_embeds
+from dfl_utils.training.losses import mapped_embeds
 from dfl_utils.training.vocabulary import VocabularyMap
 from dfl_utils.world.profile import MINI
 
