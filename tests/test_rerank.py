@@ -233,6 +233,9 @@ def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatc
     assert "drawings: 100%" in capsys.readouterr().err
     assert cli.main(["rerank", "images", "--candidates", "2", "-p", "num_inference_steps", "1"]) == 0
     assert len(pd.read_csv(tmp_path / "ranked.csv")) == 4
+    capsys.readouterr()
+    assert cli.main(["rerank", "images", "c.jsonl", "--judge", "likelihood"]) == 0
+    assert (pd.read_csv(tmp_path / "ranked.csv").similarity < 0).all() and "drawings" not in capsys.readouterr().err
     for words, said in (
         (["none"], "none is no folder of images"),
         (["images", "-o", "none/r.csv"], "none/r.csv cannot be written: name a file in a folder that is there"),

@@ -92,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
     rank.add_argument(
         "--similarity", choices=("clip", "dino", "efficientnet"), default="clip", help="that ranks (clip)"
     )
+    text = "drawing, or, by the models' losses, which draw nothing, denoising or likelihood (drawing)"
+    rank.add_argument("--judge", choices=("drawing", "denoising", "likelihood"), default="drawing", help=text)
     rank.add_argument("--candidates", type=int, default=10, metavar="N", help="that the captioner writes (10)")
     rank.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (0)")
     add("data", _data, "write the embedded world's data sets")

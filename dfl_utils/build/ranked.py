@@ -19,7 +19,7 @@ SHOWN = 256  # pixels a side at most, of a picture on the page
 PAGE = """<!doctype html><meta charset="utf-8"><title>Ranked captions</title>
 <style>body {{ font-family: sans-serif }} section {{ display: flex; gap: 1em; overflow-x: auto; margin: 1em 0 }}
 figure {{ margin: 0; width: {width}px; flex: none }} figcaption {{ overflow-wrap: anywhere }}</style>
-<h1>Ranked captions</h1><p>Each image, and what the generator draws from its captions, the most similar first.</p>
+<h1>Ranked captions</h1><p>Each image, and what the generator draws from its captions, the best first by {judge}.</p>
 {body}"""
 
 _log = logging.getLogger(__name__)
@@ -44,14 +44,15 @@ def main(arguments: argparse.Namespace) -> None:
         if bare > len(examples):
             _log.warning("%d images are left out: %s has no caption of them", bare - len(examples), arguments.captions)
     models = profile.load(", ".join([arguments.profile, *map("=".join, arguments.p)]))
-    options = {"similarity": arguments.similarity, "num_candidates": arguments.candidates, "seed": arguments.seed}
+    options = {"judge": arguments.judge, "similarity": arguments.similarity}
+    options |= {"num_candidates": arguments.candidates, "seed": arguments.seed}
     paths = [example.path for example in examples]
     ranked = rerank_captions(paths, captions, profile=models, progress=True, **options)
     names = [path.relative_to(folder).as_posix() for path in paths]
     _write_table(arguments.output, names, ranked)
     if arguments.html:
         body = "".join(map(_section, names, paths, ranked))
-        arguments.html.write_text(PAGE.format(width=SHOWN, body=body), encoding="utf-8")
+        arguments.html.write_text(PAGE.format(width=SHOWN, judge=arguments.judge, body=body), encoding="utf-8")
     print("\n".join(f"written: {path}" for path in filter(None, (arguments.output, arguments.html))))
 
 
