@@ -135,7 +135,7 @@ class Game:
             texts = sum(self.captioner.sample(read(examples), streams, **options), [])
             return Sentences(texts), len(texts)
 
-        key = self.workshop.captioner_key() | options
+        key = self.workshop.sampling_key() | options
         contents = self._fill(CAPTIONS, key, examples, sample, "captions", streams=streams)
         return blocks.join_texts([content.captions for content in contents], num_candidates)
 

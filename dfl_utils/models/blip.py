@@ -50,7 +50,7 @@ class Captioner:
         processor: its processor (Pillow back end in every profile).
         prompt: text that the captions continue, cut from the output.
         start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
-        repetition_penalty: of `generate`; 1: the checkpoint's own.
+        repetition_penalty: of `generate` where captions are sampled, as in BLIP's repository; 1: the checkpoint's own.
         limits_count_prompt: whether `min_words` and `max_words` count the prompt's tokens too.
         gives_likelihood: whether it can be asked how likely it finds a caption.
     """
@@ -120,7 +120,7 @@ class Captioner:
         per_image = len(streams[0])
         sampling = self._sampling([seed for seeds in streams for seed in seeds], top_p, top_k, temperature)
         embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
-        texts = self._generate(embeds, num_beams=1, logits_processor=sampling)
+        texts = self._generate(embeds, num_beams=1, logits_processor=sampling, **self._penalty)
         return [texts[k : k + per_image] for k in range(0, len(texts), per_image)]
 
     def _sampling(self, seeds: Sequence[Sequence[int]], *options) -> LogitsProcessorList:
@@ -204,8 +204,12 @@ class Captioner:
             "do_sample": False,
             "min_new_tokens": max(self.min_words - counted, 0),
             "max_new_tokens": max(self.max_words - counted, 1),
-            **({"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}),
         }
+
+    @property
+    def _penalty(self) -> dict[str, float]:
+        """What `generate` is told beside that of a caption that is sampled."""
+        return {} if self.repetition_penalty == 1 else {"repetition_penalty": self.repetition_penalty}
 
     def check_lengths(self) -> None:
         """ValueError where the model has too few positions for its prompt and the longest caption."""

@@ -142,10 +142,9 @@ class PromptedCaptioner(Captioner):
 
     def sample(self, images, streams, *, top_p=0.9, top_k=0, temperature=1.0) -> list[list[str]]:
         """See `Captioner.sample`."""
+        asked = top_p, top_k, temperature
         return [
-            self._answer(
-                image, len(seeds), num_beams=1, logits_processor=self._sampling(seeds, top_p, top_k, temperature)
-            )
+            self._answer(image, len(seeds), num_beams=1, logits_processor=self._sampling(seeds, *asked), **self._penalty)
             for image, seeds in zip(images, streams, strict=True)
         ]
 

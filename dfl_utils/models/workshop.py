@@ -39,7 +39,7 @@ JUDGING = (
 )
 # What a profile says of a model's inference, in its keys only where it is not this: so the mini profile's keys stay.
 USUAL = {
-    "captioner": {"dtype": "float32", "repetition_penalty": 1.0, "limits_count_prompt": False},
+    "captioner": {"dtype": "float32", "limits_count_prompt": False},
     "generator": {"dtype": "float32", "scheduler": "DDPMScheduler"},
     "clip": {"clip_projected": True},
     **dict.fromkeys(("probe", "inception"), {"squeeze": None}),
@@ -124,6 +124,11 @@ class Workshop:
         """What every sentence of the captioner depends on, beside its images and how it is sampled."""
         words = [self.profile.min_words, self.profile.max_words]
         return self.made_by("captioner") | {"prompt": self.profile.captioner_prompt, "words": words}
+
+    def sampling_key(self) -> dict:
+        """As `captioner_key`, of sentences that are sampled."""
+        penalty = self.profile.repetition_penalty
+        return self.captioner_key() | ({} if penalty == 1 else {"repetition_penalty": penalty})
 
     def encoder_key(self, name: str) -> dict:
         own = {"dino": {"size": self.profile.dino_size}, "efficientnet": {"timm": provenance.release("timm")}}

@@ -49,7 +49,7 @@ class Profile:
     scheduler: str | None = "DDPMScheduler"  # diffusers' class for Stable Diffusion; None: the one saved with it
     top_p: float = 0.9  # nucleus mass that captions are sampled at, where a chapter does not set it
     top_k: int = 0  # likeliest tokens that captions are sampled from; 0: all
-    repetition_penalty: float = 1.0  # as `generate` has it; 1: none
+    repetition_penalty: float = 1.0  # of captions that are sampled, as `generate` has it; 1: none
     min_words: int = 5  # of a caption, in tokens as `generate` counts
     max_words: int = 30
     limits_count_prompt: bool = False  # whether the two limits above are of prompt and caption together
@@ -278,8 +278,9 @@ PROFILES = {
 
 # Ways in which the same models are asked and compared, each a set of fields: `paper` is what the paper's text says.
 # `blip-repo` decodes as the demonstration of salesforce/BLIP does (models/blip.py, `generate`), where its version of
-# transformers also left top_k at 50. `authors` is what the paper's published code does (hangligit/DalleFlamingo at
-# 8105413), as far as fields can say it: its stop words are NLTK's, ours are not.
+# transformers also left top_k at 50; repetition is penalised where it samples, not where it searches beams. `authors`
+# is what the paper's published code does (hangligit/DalleFlamingo at 8105413), as far as fields can say it: its stop
+# words are NLTK's, ours are not.
 _AS_BLIP = {"repetition_penalty": 1.1, "min_words": 5, "max_words": 20, "limits_count_prompt": True}
 _COMPARED = {"clip_projected": False, "sbert_pooling": "mean", "wmd_tokens": "split"}
 WAYS = {
