@@ -144,7 +144,9 @@ class PromptedCaptioner(Captioner):
         """See `Captioner.sample`."""
         asked = top_p, top_k, temperature
         return [
-            self._answer(image, len(seeds), num_beams=1, logits_processor=self._sampling(seeds, *asked), **self._penalty)
+            self._answer(
+                image, len(seeds), num_beams=1, logits_processor=self._sampling(seeds, *asked), **self._penalty
+            )
             for image, seeds in zip(images, streams, strict=True)
         ]
 
