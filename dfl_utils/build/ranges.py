@@ -34,6 +34,7 @@ TABLE: dict[str, Check] = {
     "COLLAPSE_STEPS": several(COUNT, int),
     "ALTERNATING_STEPS": several(COUNT, int, least=0),
     "MEMORY_PAIRS": several(COUNT, int),
+    "STEP": number(0, 1000, below=True),
     "WAYS_TIMESTEPS": several(number(0, 1000, below=True), int),
     "TEMPERATURE": number(0, above=True),
     "SHARE": number(0, 1, above=True),

@@ -1,0 +1,108 @@
+"""Pairs of captions of a drawn scene that differ in one thing: one that says what is there, and its foil.
+
+Both are made of the same sentence, so that a judge that knows only how sentences go has little to choose by: where a
+foil keeps the words and changes their places (colours, sides), nothing at all but for chance. A pair is a pure function
+of kind, scene and seed. Known relatives: FOIL (Shekhar et al., ACL 2017), Winoground (Thrush et al., CVPR 2022).
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, Scene, Thing
+
+Pair = tuple[str, str]  # what is there, its foil
+
+
+def named(thing: Thing) -> str:
+    """A thing with its colour: `a red dog`, `an orange cat`."""
+    return ("an " if thing.colour[0] in "aeiou" else "a ") + f"{thing.colour} {thing.category}"
+
+
+def said(things: Sequence[Thing]) -> str:
+    """All things, in their order: `a red dog`, `a red dog and a blue cat`, `a red dog, a blue cat and a black cup`."""
+    *first, last = map(named, things)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _absent(scene: Scene, rng: random.Random) -> str:
+    there = {thing.category for thing in scene.things}
+    return rng.choice([name for name in CATEGORIES if name not in there])
+
+
+def _changed(scene: Scene, place: int, **other: str) -> Pair:
+    things = list(scene.things)
+    things[place] = replace(things[place], **other)
+    return said(scene.things), said(things)
+
+
+def thing(scene: Scene, rng: random.Random) -> Pair:
+    """Something else of the same colour."""
+    return _changed(scene, rng.randrange(len(scene.things)), category=_absent(scene, rng))
+
+
+def colour(scene: Scene, rng: random.Random) -> Pair:
+    """The same thing in a colour that nothing here has."""
+    place, there = rng.randrange(len(scene.things)), {thing.colour for thing in scene.things}
+    return _changed(scene, place, colour=rng.choice([name for name in COLOURS if name not in there]))
+
+
+def swapped(scene: Scene, rng: random.Random) -> Pair | None:
+    """The colours of two things change places: the same words; None where there are not two things of two colours."""
+    if len(scene.things) != 2 or len({thing.colour for thing in scene.things}) != 2:
+        return None
+    one, other = scene.things
+    return said(scene.things), said([replace(one, colour=other.colour), replace(other, colour=one.colour)])
+
+
+def side(scene: Scene, rng: random.Random) -> Pair | None:
+    """Left for right, or above for below; None where there are not two things."""
+    if len(scene.things) != 2:
+        return None
+    forward = rng.random() < 0.5
+    one, other = map(named, scene.things if forward else scene.things[::-1])
+    words = BESIDE if scene.relation == "beside" else OVER
+    return tuple(f"{one} {words[right][0]} {other}" for right in (forward, not forward))
+
+
+def count(scene: Scene, rng: random.Random) -> Pair:
+    """One of the things once more; the world has never two of a kind."""
+    return said(scene.things), said([*scene.things, rng.choice(scene.things)])
+
+
+def invented(scene: Scene, rng: random.Random) -> Pair | None:
+    """Something that is not there, beside all that is; None where three things are there, the most that there are."""
+    if len(scene.things) > 2:
+        return None
+    extra = replace(scene.things[0], category=_absent(scene, rng), colour=rng.choice(tuple(COLOURS)))
+    return said(scene.things), said([*scene.things, extra])
+
+
+def omitted(scene: Scene, rng: random.Random) -> Pair | None:
+    """One thing is not told of: nothing is wrong, and less is said; None where there is one thing."""
+    if len(scene.things) == 1:
+        return None
+    place = rng.randrange(len(scene.things))
+    return said(scene.things), said(scene.things[:place] + scene.things[place + 1 :])
+
+
+KINDS: dict[str, Callable[[Scene, random.Random], Pair | None]] = {
+    "thing": thing,
+    "colour": colour,
+    "swapped colours": swapped,
+    "side": side,
+    "count": count,
+    "invention": invented,
+    "omission": omitted,
+}
+
+
+def pair(kind: str, scene: Scene, seed: str) -> Pair | None:
+    """A caption of the scene and its foil; None for a scene that has no foil of this kind.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}.")
+    return KINDS[kind](scene, random.Random(f"{seed}/{kind}"))
