@@ -30,7 +30,9 @@ class Losses:
 
 
 DENOISING, DRAWING_DENOISING = Kind("denoising", Losses), Kind("drawing-denoising", Losses)
-TIMESTEPS = (300,)
+# Of 19 single timesteps the one that judged captions best on development images, in the chapter "Score, don't draw". On
+# its test images t = 300 has nearly the same tau (0.449 beside 0.442): the choice stands as it was made before them.
+TIMESTEPS = (150,)
 
 
 def spread(count: int, of: int = 1000) -> tuple[int, ...]:
