@@ -14,7 +14,7 @@ from dfl_utils.mini.training import Schedule, Training
 from dfl_utils.world import scenes, splits
 
 BATCH = 64
-STARTS = {"base": (500, 2200)}  # steps of the web stage whose weights are kept, for a finetuning with headroom
+STARTS = {"base": (1000,)}  # steps of the web stage whose weights are kept, for a finetuning with headroom
 
 
 class RestrictedHead:

@@ -197,6 +197,7 @@ DOWNLOADS = _folder("DFL_DATA") or ROOT / "data" / "downloads"
 MODELS = _folder("DFL_MODELS") or DOWNLOADS / "models"
 MINI = ROOT / "data" / "mini"
 FOLDERS = {"data_root", "coco_root", "nocaps_root", "models_root", "word_vectors"}
+STARTS = ("blip-base-web-1000",)  # the captioner before it was done, by its steps on web captions
 PROMPTS = {"blip": "a picture of", "blip2": "a photo of"}  # what their authors' captioners continue
 
 
@@ -230,12 +231,13 @@ PROFILES = {
         draw_batch=64,
         captioners={
             "blip-base": (str(MINI / "blip-base"), PROMPTS["blip"]),
+            **{name: (str(MINI / name), PROMPTS["blip"]) for name in STARTS},
             "blip-large": (str(MINI / "blip-large"), PROMPTS["blip"]),
             "blip2": (str(MINI / "blip2"), PROMPTS["blip2"]),
         },
         generators={
             "stable-diffusion": (str(MINI / "stable-diffusion"), 50, 7.5),
-            "amused": (str(MINI / "amused"), 12, 2.0),
+            "amused": (str(MINI / "amused"), 12, 1.5),
         },
         tiny_decoder=str(MINI / "taesd"),
     ),
