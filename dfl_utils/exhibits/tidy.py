@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from dfl_utils.exhibits import paper
+from dfl_utils.exhibits import narrow, paper
 from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate, Gain, in_percent
 from dfl_utils.store import provenance
@@ -207,15 +207,21 @@ def markdown(name: str, caption: str, table: pd.DataFrame | str, digits: int | M
         name: label of the table, unique in the book.
         caption: one line.
         table: texts are shown letter by letter, integers and texts as they are, estimates with their intervals, NaN as
-            nothing. A named index is a column. Or Markdown.
+            nothing. A named index is a column. Wide ones are cut to six columns, with a link to all. Or Markdown.
         digits: decimals of floats and estimates, for all columns or by column.
     """
+    below = ""
     if isinstance(table, pd.DataFrame):
         table = table.reset_index() if table.index.names != [None] else table
         of = digits if isinstance(digits, Mapping) else dict.fromkeys(table.columns, digits)
-        cells = {column: [_shown(str(column), _cell(v, of.get(column, 1))) for v in table[column]] for column in table}
-        table = pd.DataFrame(cells, columns=table.columns).to_markdown(index=False, disable_numparse=True)
-    return f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n"
+        texts = pd.DataFrame({column: [_cell(v, of.get(column, 1)) for v in table[column]] for column in table})
+        shown = {column: [_shown(str(column), text) for text in texts[column]] for column in texts}
+        few, same = narrow.six(pd.DataFrame(shown, columns=table.columns))
+        if few.shape != texts.shape or same:
+            caption = f"{caption} {same}".strip()
+            below = f"All {texts.shape[1]} columns: {narrow.link(texts, f'{name}.csv')}\n\n"
+        table = few.to_markdown(index=False, disable_numparse=True)
+    return f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n\n{below}"
 
 
 def _shown(column: str, text: str) -> str:
