@@ -46,7 +46,11 @@ def test_the_choices_are_those_that_the_package_knows():
         ("finetuning", {"LR": 0.0}, "LR of chapter finetuning is 0.0: give more than 0 and less than 1."),
         ("finetuning", {"LR": float("inf")}, "is inf: give more than 0"),
         ("finetuning", {"SWEEP_LRS": "1e-4,3e-4"}, "1e-4,3e-4 is none: give numbers with spaces between."),
-        ("finetuning", {"CAPTIONERS": "blip-base blip3"}, "choose one of blip-base, blip-base-web-1000, blip-large, blip2."),
+        (
+            "finetuning",
+            {"CAPTIONERS": "blip-base blip3"},
+            "choose one of blip-base, blip-base-web-1000, blip-large, blip2.",
+        ),
         ("finetuning", {"NUM_SEEDS": 0}, "is 0: give at least 1."),
         ("finetuning", {"NUM_DRAWN": 481}, "NUM_DRAWN of chapter finetuning is 481: give at least 1 and at most 480."),
         ("finetuning", {"SPICE": "spice"}, "is 'spice': choose one of SPICE-like, SPICE."),
