@@ -1,6 +1,7 @@
 """The scoreboard: what the paper contains and claims, item by item, and how the published rows stand to it."""
 
 from collections.abc import Iterable
+from functools import cache
 from html import escape
 from itertools import starmap
 from typing import NamedTuple
@@ -43,8 +44,12 @@ class Item(NamedTuple):
 
 def contents() -> list[Item]:
     """What the paper contains, in its order."""
-    text = (provenance.ROOT / "book" / "contents.yml").read_text(encoding="utf-8")
-    return list(starmap(Item, yaml.safe_load(text)))
+    return list(_items((provenance.ROOT / "book" / "contents.yml").read_text(encoding="utf-8")))
+
+
+@cache  # asked once a claim, and read by a parser in Python
+def _items(text: str) -> tuple[Item, ...]:
+    return tuple(starmap(Item, yaml.safe_load(text)))
 
 
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
