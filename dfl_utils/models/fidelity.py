@@ -136,22 +136,20 @@ def role(profile: Profile, by: str | None = None) -> str:
 class Photographs:
     """EfficientNet-Lite0 as an extractor: its 1,280 features before the last layer, and no logits."""
 
-    def __init__(self, profile: Profile):
-        self.encoder = similarity.load_efficientnet(profile)
+    def __init__(self, encoder: similarity.ImageEncoder):
+        self.encoder = encoder
 
     def features(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
         """Features `(B, 1280)` float32 of images as `Extractor.features` takes them, each at the model's own size."""
         return self.encoder.embed(images, normalize=False)
 
 
-def load(profile: Profile, by: str | None = None) -> Extractor | Photographs:
-    """The profile's extractor, frozen, on its device; or with `by="efficientnet"` that one.
+def load(profile: Profile) -> Extractor:
+    """The profile's extractor, frozen, on its device.
 
     Raises:
-        FileNotFoundError, ValueError: as `weights`; a folder that is not whole.
+        FileNotFoundError, ValueError: as `weights`; a probe's folder that is not whole.
     """
-    if role(profile, by) == "efficientnet":
-        return Photographs(profile)
     if role(profile) == "probe":
         return Extractor(Referee.load(profile), profile.image_size, profile.device, profile.squeeze)
     options = {"feature_extractor_weights_path": weights(profile), "verbose": False}

@@ -78,8 +78,10 @@ class Workshop:
 
     def extractor(self, by: str | None = None) -> fidelity.Extractor | fidelity.Photographs:
         """What the fidelity scores look through: the profile's own, or `by` another role's model."""
-        shop, role = self._judges or self, fidelity.role(self.profile, by)
-        return shop._while_same(f"extractor {role}", [shop._checkpoint(role)], lambda: fidelity.load(shop.profile, by))
+        role = fidelity.role(self.profile, by)
+        if role in similarity.ENCODERS:
+            return fidelity.Photographs(self.encoder(role))
+        return (self._judges or self)._model(role, fidelity.load)
 
     @property
     def referee(self) -> fidelity.Referee:
