@@ -9,14 +9,14 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, Scene, Thing
+from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, Scene, Thing, with_article
 
 Pair = tuple[str, str]  # what is there, its foil
 
 
 def named(thing: Thing) -> str:
     """A thing with its colour: `a red dog`, `an orange cat`."""
-    return ("an " if thing.colour[0] in "aeiou" else "a ") + f"{thing.colour} {thing.category}"
+    return with_article(f"{thing.colour} {thing.category}")
 
 
 def said(things: Sequence[Thing]) -> str:

@@ -199,7 +199,7 @@ def _phrase(thing: Thing, rng: random.Random, detail: float) -> str:
     return " ".join(words)
 
 
-def _a(phrase: str) -> str:
+def with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -217,7 +217,9 @@ def _place(thing: Thing, rng: random.Random) -> str:
 
 def _one(scene: Scene, rng: random.Random, detail: float) -> str:
     (thing,) = scene.things
-    text = rng.choice(("{}", "{}", "there is {}", "this is {}", "we see {}")).format(_a(_phrase(thing, rng, detail)))
+    text = rng.choice(("{}", "{}", "there is {}", "this is {}", "we see {}")).format(
+        with_article(_phrase(thing, rng, detail))
+    )
     if rng.random() < 0.25 + 0.6 * detail:
         text += " " + _place(thing, rng)
     return text
@@ -230,12 +232,12 @@ def _two(scene: Scene, rng: random.Random, detail: float) -> str:
         first, second = second, first
     exact = BESIDE if scene.relation == "beside" else OVER
     joint = rng.choice(exact[forward]) if rng.random() < 0.5 + 0.45 * detail else rng.choice(VAGUE)
-    text = f"{_a(_phrase(first, rng, detail))} {joint} {_a(_phrase(second, rng, detail))}"
+    text = f"{with_article(_phrase(first, rng, detail))} {joint} {with_article(_phrase(second, rng, detail))}"
     return f"there is {text}" if rng.random() < 0.2 else text
 
 
 def _three(scene: Scene, rng: random.Random, detail: float) -> str:
-    left, right, lone = (_a(_phrase(thing, rng, 0.7 * detail)) for thing in scene.things)
+    left, right, lone = (with_article(_phrase(thing, rng, 0.7 * detail)) for thing in scene.things)
     if rng.random() > 0.4 + 0.5 * detail:
         return f"{left}, {right} and {lone}"
     pair = f"{left} and {right}"
