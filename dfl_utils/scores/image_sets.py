@@ -112,13 +112,18 @@ def _frechet(mean: np.ndarray, factor: np.ndarray, mean_2: np.ndarray, factor_2:
 
 
 def resampled_fid(sets: np.ndarray, reference: np.ndarray, drawn: np.ndarray, paired: bool) -> np.ndarray:
+    whole = None if paired else _reference_factor(reference, np.ones(len(reference)))
     scores = []
     for weights in _weights(drawn, sets.shape[1]):
-        mean, factor = _factor(reference, weights if paired else np.ones(len(reference)))
-        if len(factor) > factor.shape[1]:
-            factor = np.linalg.qr(factor, mode="r")  # another factor, of at most D rows
+        mean, factor = whole or _reference_factor(reference, weights)
         scores.append([_frechet(*_factor(rows, weights), mean, factor) for rows in sets])
     return np.array(scores)
+
+
+def _reference_factor(reference: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `_factor`, of at most D rows."""
+    mean, factor = _factor(reference, weights)
+    return mean, np.linalg.qr(factor, mode="r") if len(factor) > factor.shape[1] else factor
 
 
 def _kernel(one: np.ndarray, two: np.ndarray) -> np.ndarray:

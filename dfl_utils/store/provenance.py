@@ -119,6 +119,7 @@ def model_packages() -> dict[str, str]:
     return {name: release(name) for name in MODEL_PACKAGES}
 
 
+@cache
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that numbers depend on; absent packages are left out."""
     found = {"python": platform.python_version()}
