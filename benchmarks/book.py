@@ -20,7 +20,9 @@ CHAPTER, FIGURE = "finding_caption", "game.png"  # the first file of a figure th
 BEFORE = "bb022f5"  # the last commit whose `make book` computed all it showed, at scale quick
 AT_MOST = 8.0  # target: seconds of a build in which nothing changed
 MEMORY, SHARE, SECONDS = 4.0, 1 / 6, 180.0  # targets: GiB of all processes; of the time before; seconds
-DFL = [sys.executable, "-c", "import sys; from dfl_utils.build.cli import main; sys.exit(main())"]
+# The command line lay elsewhere before.
+COMMAND = "import sys; from dfl_utils.{} import main; sys.exit(main())"
+DFL = [sys.executable, "-c", COMMAND.format("build.cli")]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ def build(root: Path, *options: str) -> Build:
     environment = os.environ | {"PYTHONPATH": str(root)}
     environment = {name: value for name, value in environment.items() if not name.startswith("DFL_")}
     began, peak = time.perf_counter(), [0.0]
-    for command in ([*DFL, "data"], [*DFL, "book", *options]):
+    there = (root / "dfl_utils" / "build").is_dir()
+    dfl = DFL if there else [sys.executable, "-c", COMMAND.format("cli")]
+    for command in ([*dfl, "data"], [*dfl, "book", *options]):
         running = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
         watching = threading.Thread(target=_watch, args=(running, peak))
         watching.start()
