@@ -266,7 +266,7 @@ def test_a_wrong_recipe_is_refused(wrong, told):
 def test_a_micro_batch_weighs_as_much_as_it_has_terms():
     """Captions of 3, 5, 2 and 4 tokens, and their ends: 4 + 6 and 3 + 5 of 18 targets."""
     found = finetune.shares([3, 5, 2, 4], [slice(0, 2), slice(2, 4)], Economy())
-    halves = {"image_reconstruction_loss": 0.5, "generation_loss": 0.5}
+    halves = dict.fromkeys(("image_reconstruction_loss", "generation_loss", "preference_loss"), 0.5)
     assert found == [
         {"caption_loss": 10 / 18, "text_reconstruction_loss": 10 / 18} | halves,
         {"caption_loss": 8 / 18, "text_reconstruction_loss": 8 / 18} | halves,

@@ -159,7 +159,7 @@ def test_written_world_has_the_real_formats(small, tmp_path):
 def test_development_scenes_are_written_apart_with_their_truth(small, tmp_path, monkeypatch):
     few = tuple(replace(split, count=3) for split in splits.DEVELOPMENT)
     monkeypatch.setattr(splits, "DEVELOPMENT", few)
-    monkeypatch.setattr(splits, "DEVELOPED", 2)
+    monkeypatch.setitem(splits.EXTRA, "development", (splits.DEVELOPMENT, 2, splits.SPLITS))
     models = replace(profile.load("mini"), data_root=tmp_path)
     examples = data.development(models)
     assert [example.domain for example in examples] == ["in", "in", "near", "near", "out", "out"]

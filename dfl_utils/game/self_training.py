@@ -58,6 +58,29 @@ def winners(
     return retold(examples, chosen)
 
 
+def preferences(examples: Sequence[Example], captions: Sequence[Sequence[str]], sim: np.ndarray) -> list[Example]:
+    """Examples whose references give way to two of their candidates: the one that a judge ranks first, and the last.
+
+    Args:
+        examples: B images.
+        captions: B lists of N >= 2 candidates.
+        sim: `(B, N)`, higher is better.
+
+    Returns:
+        At most B examples, in order: an image is left out where the two say the same, or one of them nothing.
+
+    Raises:
+        ValueError: a judge that gives NaN; no image is left.
+    """
+    ranks = ranking.ranks(sim)
+    ends = zip(examples, captions, np.argmin(ranks, axis=1), np.argmax(ranks, axis=1), strict=True)
+    pairs = [(one, texts[best].strip(), texts[worst].strip()) for one, texts, best, worst in ends]
+    kept = [replace(one, references=(a, b)) for one, a, b in pairs if a and b and a != b]
+    if not kept:
+        raise ValueError("No image has two candidates that differ: there is nothing to prefer. Sample more of each.")
+    return kept
+
+
 def retold(examples: Sequence[Example], captions: Sequence[str]) -> list[Example]:
     """Examples with one caption in place of their references; an image with an empty caption is left out.
 

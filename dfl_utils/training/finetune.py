@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfl_utils.store import processes, shards
-from dfl_utils.training.losses import CONNECTIONS, LOSSES, WAYS, Economy, TalkingPair
+from dfl_utils.training.losses import CONNECTIONS, LOSSES, PREFERENCE, WAYS, Economy, TalkingPair
 from dfl_utils.training.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def cut(batch_size: int, count: int) -> list[slice]:
 class Recipe:
     """All that decides a run beside its models and pairs."""
 
-    losses: tuple[str, ...] = LOSSES  # some of `losses.LOSSES`, summed with equal weights (Appendix H)
+    # some of `losses.LOSSES`, summed with equal weights (Appendix H); or the captioner's preferences alone
+    losses: tuple[str, ...] = LOSSES
     train: tuple[str, ...] = ROLES  # which of `captioner` and `generator` move
     steps: int = 70_000  # optimiser steps
     lr: float = 1e-4  # of AdamW, constant (paper: 1e-4)
@@ -55,10 +56,15 @@ class Recipe:
     # parts in which a batch is worked on, one after the other or by several ranks at a time; their number changes a
     # step's last bits, who works on them does not
     micro_batches: int = 1
+    beta: float = 0.1  # of the preference loss
     way: str = "joint"  # one of `losses.WAYS`; of two ways that take as many steps, `alternating` learns half as much
 
     def __post_init__(self):
-        for name, known in (("losses", LOSSES), ("train", ROLES)):
+        if PREFERENCE in self.losses and (self.losses, self.train) != ((PREFERENCE,), ("captioner",)):
+            raise ValueError(f"{PREFERENCE} teaches the captioner alone: losses and train must name nothing else.")
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}: give a number above 0.")
+        for name, known in (("losses", (*LOSSES, PREFERENCE)), ("train", ROLES)):
             if set(found := getattr(self, name)) - set(known) or not found:
                 raise ValueError(f"{name} must name some of {', '.join(known)}, not {', '.join(found) or 'none'}.")
         for name, known in (("decoder", ("vae", "tiny")), ("connect", CONNECTIONS), ("way", WAYS)):
@@ -83,13 +89,13 @@ class Recipe:
 
     def turn(self, step: int) -> tuple[str, ...]:
         """The losses of a step, in the order of `losses`."""
-        turns = WAYS[self.way]
+        turns = (self.losses,) if self.way == "joint" else WAYS[self.way]
         return tuple(loss for loss in self.losses if loss in turns[step % len(turns)])
 
     def key(self) -> dict:
         """What it adds to the key of a run; whole batches and the way `joint` go without saying."""
         key = asdict(self) | {"losses": sorted(self.losses), "train": sorted(self.train)}
-        silent = {"micro_batches": 1, "way": "joint"}
+        silent = {"micro_batches": 1, "way": "joint", "beta": 0.1}
         return {name: value for name, value in key.items() if name not in silent or value != silent[name]}
 
 
@@ -143,6 +149,7 @@ def shares(counts: Sequence[int], cuts: Sequence[slice], economy: Economy) -> li
                 "caption_loss": sum(tokens),
                 "image_reconstruction_loss": share,
                 "generation_loss": len(tokens),
+                PREFERENCE: len(tokens),
                 "text_reconstruction_loss": sum(tokens[-share:]),
             }
         )

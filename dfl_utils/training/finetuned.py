@@ -19,6 +19,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
+from dfl_utils.game.loops import Game
 from dfl_utils.models import captioner, checkpoint
 from dfl_utils.models.blip import Captioner
 from dfl_utils.models.generator import decoder_folder, load_decoder, load_pipeline
@@ -28,7 +29,7 @@ from dfl_utils.store.processes import claim
 from dfl_utils.store.store import Job, Kind, RunStore
 from dfl_utils.training import pairs
 from dfl_utils.training.finetune import ROLES, TRAINED, Finetuning, Recipe
-from dfl_utils.training.losses import TalkingPair
+from dfl_utils.training.losses import PREFERENCE, TalkingPair
 from dfl_utils.training.vocabulary import MEANING_PACKAGES, VocabularyMap
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
@@ -124,14 +125,28 @@ class Finetuner(Workshop):
         model.model = _copied(model.model, TRAINED.get(model.model.config.model_type, ""))
         pipeline.unet = _copied(pipeline.unet, TRAINED["unet"])
         decoder = load_decoder(self.profile) if recipe.decoder == "tiny" else None
-        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy, "way": recipe.way}
-        made = TalkingPair(model, pipeline, self.vocabulary_map, recipe.losses, **options)
+        options = {name: getattr(recipe, name) for name in ("connect", "economy", "way", "beta")}
+        made = TalkingPair(model, pipeline, self.vocabulary_map, recipe.losses, decoder=decoder, **options)
         return made.to(self.profile.device), pipeline
 
     def pairs(self, pair: TalkingPair, pipeline: StableDiffusionPipeline, recipe: Recipe) -> pairs.Pairs:
         """The batches of a recipe."""
         options = {"batch_size": recipe.batch_size, "seed": recipe.seed}
+        if PREFERENCE in recipe.losses:
+            options["margins"] = self._margins()
         return pairs.Pairs(pair.captioner, pipeline, self.examples, self._latents, **options)
+
+    def _margins(self) -> np.ndarray:
+        """By how much the captioner prefers the first of each image's two captions before any training, `(images,)`.
+
+        ValueError for an image that has not two.
+        """
+        if few := [one.image_id for one in self.examples if len(one.references) != 2]:
+            raise ValueError(f"Image {few[0]} has not two captions, of which one is preferred: leave it out.")
+        captions = [list(one.references) for one in self.examples]
+        game = Game(self.profile, self.store, progress=False)
+        better, worse = game.log_likelihood(self.examples, captions, summed=True).T
+        return better - worse
 
     def run(self, recipes: Sequence[Recipe]) -> list[Finetuned]:
         """Every recipe's result, found or made now.

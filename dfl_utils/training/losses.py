@@ -23,6 +23,7 @@ from dfl_utils.training.pairs import Batch, Caption
 from dfl_utils.training.vocabulary import VocabularyMap
 
 LOSSES = ("caption_loss", "image_reconstruction_loss", "generation_loss", "text_reconstruction_loss")
+PREFERENCE = "preference_loss"  # of no equation of the paper: see `TalkingPair.preference_loss`
 WAYS = {"joint": (LOSSES,), "alternating": (LOSSES[2:], LOSSES[:2])}  # way to train -> losses of its steps, in turn
 CONNECTIONS = ("softmax", "gumbel")
 
@@ -34,6 +35,12 @@ def target_logits(captioner: Captioner, image_embeds: Tensor, caption: Caption) 
     vocabulary is most of a small captioner's work.
     """
     return captioner._logits(image_embeds, caption.input_ids, caption.attention_mask, caption.places)
+
+
+def log_probabilities(captioner: Captioner, image_embeds: Tensor, caption: Caption) -> Tensor:
+    """log p(caption | image) of B captions, `(B,)` nats: the sum over their tokens, the end with them."""
+    losses = F.cross_entropy(target_logits(captioner, image_embeds, caption), caption.targets, reduction="none")
+    return torch.stack([-part.sum() for part in losses.split([count + 1 for count in caption.counts])])
 
 
 # --- The connection (Section 4.1): the captioner's distributions become the generator's prompt.
@@ -165,11 +172,12 @@ class TalkingPair(nn.Module):
         captioner: BLIP or BLIP-2.
         pipeline: Stable Diffusion; its U-Net must keep gradients (not through `generator.use_onednn`).
         vocabulary_map: captioner's tokens -> generator's.
-        losses: some of `LOSSES`; passes that none of them needs are not run.
+        losses: some of `LOSSES`, or `PREFERENCE`; passes that none of them needs are not run.
         decoder: makes pixels of the one-step latents: the pipeline's own `vae` if None, or an `AutoencoderTiny`.
         connect: see `distributions`.
         economy: see `Economy`.
         way: one of `WAYS`: what the captioner reads of the generator. Whose turn it is is said to each pass.
+        beta: of the preference loss, above 0: how much a change of preference costs; small lets the captioner move far.
 
     Raises:
         ValueError: a generator that does not predict noise, a map of other vocabularies.
@@ -186,6 +194,7 @@ class TalkingPair(nn.Module):
         connect: str = "softmax",
         economy: Economy | None = None,
         way: str = "joint",
+        beta: float = 0.1,
     ):
         super().__init__()
         if pipeline.scheduler.config.prediction_type != "epsilon":
@@ -200,6 +209,7 @@ class TalkingPair(nn.Module):
         self.captioner, self.scheduler = captioner, pipeline.scheduler
         self.decoder = decoder or pipeline.vae
         self.losses, self.connect, self.economy, self.way = tuple(losses), connect, economy or Economy(), way
+        self.beta = beta
         self.register_buffer("index", vocabulary_map.index, persistent=False)
         processor = captioner.processor.image_processor
         self.register_buffer("mean", torch.tensor(processor.image_mean).view(1, 3, 1, 1), persistent=False)
@@ -216,6 +226,8 @@ class TalkingPair(nn.Module):
         share = self.economy.rows(size)
         drawn, read = slice(0, share), slice(size - share, size)  # the pairs that Eq. 2 and Eq. 4 reconstruct
         losses, prompts = {}, {}  # prompts: whose they are -> the pairs, `encoder_hidden_states`
+        if wants(PREFERENCE):
+            losses[PREFERENCE] = self.preference_loss(batch)
 
         # The captioner predicts every word of the captions.
         if wants("caption_loss", "image_reconstruction_loss"):
@@ -250,6 +262,15 @@ class TalkingPair(nn.Module):
             logits = self.predict(self.shown(part, noisy[read], predicted["written"][-share:]), part.caption)
             losses["text_reconstruction_loss"] = F.cross_entropy(logits, part.caption.targets)
         return {name: losses[name] for name in turn}
+
+    def preference_loss(self, batch: Batch) -> Tensor:
+        """Direct preference optimisation (Rafailov et al. 2023, Eq. 7) of the captioner, a scalar in nats.
+
+        It shall prefer the caption of each pair to `worse` by more than it did before any training, `batch.margin`.
+        """
+        image_embeds = self.captioner._encode(batch.pixel_values)
+        better, worse = (log_probabilities(self.captioner, image_embeds, c) for c in (batch.caption, batch.worse))
+        return -F.logsigmoid(self.beta * (better - worse - batch.margin)).mean()
 
     def shown(self, batch: Batch, noisy: Tensor, predicted_noise: Tensor) -> Tensor:
         """What the captioner reads of a noise prediction, `(B, 3, S, S)`, differentiable in it.

@@ -66,11 +66,15 @@ class Batch:
     # tokens, ends not counted, of the captions of the step's batch before these: what is drawn for them is passed over,
     # so that a pair's noise does not depend on how its batch was cut
     words_before: int = 0
+    worse: Caption | None = None  # of a preference: the B captions that are liked less
+    margin: Tensor | None = None  # `(B,)` log p(caption | image) - log p(worse | image) before any training, nats
 
     def rows(self, chosen: slice) -> "Batch":
         """The pairs in `chosen`, a slice of step 1."""
         tensors = ("pixel_values", "prompt_ids", "latents", "timesteps", "noise", "step_noise")
         parts = {name: getattr(self, name)[chosen] for name in tensors}
+        if self.worse is not None:
+            parts |= {"worse": self.worse.rows(chosen), "margin": self.margin[chosen]}
         return replace(self, caption=self.caption.rows(chosen), **parts)
 
 
@@ -124,6 +128,7 @@ class Pairs:
         latents: of the images, see `latents`.
         batch_size: pairs a step (paper: 8).
         seed: of order, choice of captions, timesteps and noise; ValueError where it is negative.
+        margins: of preferences, see `Batch.margin`, `(images,)`: each image has two captions, the better one first.
     """
 
     def __init__(
@@ -135,31 +140,39 @@ class Pairs:
         *,
         batch_size: int = 8,
         seed: int = 0,
+        margins: np.ndarray | None = None,
     ):
         blocks.check_seed(seed)
         self.captioner, self.pipeline = captioner, pipeline
         self.examples, self.batch_size, self.seed = list(examples), batch_size, seed
-        self.latents = latents
+        self.latents, self.margins = latents, margins
         self.steps_per_epoch = -(-len(self.examples) // batch_size)
 
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
         """The pairs of a step, or some rows of them; an epoch's last batch is filled up from the epoch's beginning."""
-        pairs, latents, seed = self._drawn(step)
-        return self.make(pairs, latents, seed, rows)
+        places, pairs, seed = self._drawn(step)
+        batch = self.make(pairs, self.latents[places], seed, rows)
+        if self.margins is None:
+            return batch
+        worse = [self.examples[k].references[1] for k in places[rows]]
+        margin = torch.from_numpy(self.margins[places[rows]])
+        device = self.captioner.model.device
+        return replace(batch, worse=read_captions(self.captioner, worse).to(device), margin=margin.to(device))
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Tokens of each caption of a step's batch, the end not counted."""
-        return read_captions(self.captioner, [pair.references[0] for pair in self._drawn(step)[0]]).counts
+        return read_captions(self.captioner, [pair.references[0] for pair in self._drawn(step)[1]]).counts
 
-    def _drawn(self, step: int) -> tuple[list[Example], Tensor, int]:
-        """Images with the caption chosen of each, their latents and the seed of the step's noise."""
+    def _drawn(self, step: int) -> tuple[np.ndarray, list[Example], int]:
+        """Places of a step's images, the images with the caption chosen of each, and the seed of the step's noise."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
         chosen = np.resize(np.roll(order, -place * self.batch_size), self.batch_size)
         stream = np.random.default_rng([self.seed, epoch, place + 1])  # with a 0 at its end it were the order's stream
         pairs = [self.examples[k] for k in chosen]
-        pairs = [replace(e, references=(e.references[stream.integers(len(e.references))],)) for e in pairs]
-        return pairs, self.latents[chosen], int(stream.integers(2**31))
+        if self.margins is None:
+            pairs = [replace(e, references=(e.references[stream.integers(len(e.references))],)) for e in pairs]
+        return chosen, pairs, int(stream.integers(2**31))
 
     def make(self, pairs: Sequence[Example], latents: Tensor, seed: int, rows: slice = WHOLE) -> Batch:
         """One batch of examples with their first caption, noised by `seed`; of its `rows` alone, if these are given.

@@ -72,12 +72,24 @@ def development(profile: Profile) -> list[Example]:
     Of the drawn world they are NoCaps-like scenes of their own, written where they are first asked for; elsewhere
     COCO's validation split. Errors as of `load`.
     """
-    if not profile.data_writer:
-        return load(profile, "coco", "val")
+    return _extra(profile, "development") if profile.data_writer else load(profile, "coco", "val")
+
+
+def practice(profile: Profile) -> list[Example]:
+    """Images to learn from without their captions, by their image ids. They have some all the same, to look afterwards.
+
+    Of the drawn world they are scenes of things that COCO-like captions never name; elsewhere COCO's test split, which
+    is of things that they do name. Errors as of `load`.
+    """
+    return _extra(profile, "practice") if profile.data_writer else load(profile, "coco", "test")
+
+
+def _extra(profile: Profile, part: str) -> list[Example]:
+    """NoCaps-like scenes of their own, written where they are first asked for."""
     from dfl_utils.world import splits  # it draws, and most runs ask for nothing drawn
 
-    splits.write_development(profile.data_root)
-    root, mend = Path(profile.dataset_root("development")), f"to get the data: {profile.data_command}"
+    splits.write_extra(profile.data_root, part)
+    root, mend = Path(profile.dataset_root(part)), f"to get the data: {profile.data_command}"
     return sorted(annotations.nocaps(root, "overall", mend), key=lambda example: example.image_id)
 
 
@@ -103,7 +115,7 @@ def has_scenes(profile: Profile) -> bool:
 
 def scenes(profile: Profile, examples: Sequence[Example]) -> list[Scene]:
     """What is in each image of the drawn world; ValueError for one that is of no such data set."""
-    roots = [Path(profile.dataset_root(dataset)) for dataset in (*SPLITS, "development")]
+    roots = [Path(profile.dataset_root(dataset)) for dataset in (*SPLITS, "development", "practice")]
     known = {root: scenes_of(root / SCENES) for root in roots if (root / SCENES).is_file()}
     found = [
         next((known[root].get(e.image_id) for root in known if e.path.is_relative_to(root)), None) for e in examples

@@ -93,8 +93,14 @@ DEVELOPMENT = tuple(
     for split in SPLITS
     if split.part == "nocaps"
 )
-DEVELOPED = 100  # of a domain, those that are written for chapters
+# Scenes of new things to practise on without captions; drawn last, so that no other split changes.
+PRACTICE = (Split("nocaps", "practice-out", 600, 10, (NEW,), 6000, test=False),)
 PARTS = ("coco", "nocaps")
+# Parts that are written where they are asked for: their splits, how many scenes of each, what is drawn before them.
+EXTRA = {
+    "development": (DEVELOPMENT, 100, SPLITS),
+    "practice": (PRACTICE, PRACTICE[0].count, SPLITS + DEVELOPMENT),
+}
 
 
 @cache
@@ -115,9 +121,9 @@ def _draws(splits: Sequence[Split]) -> dict[Split, list[tuple[str, Scene]]]:
 
 def items(part: str, name: str) -> Iterator[Item]:
     """The items of one split in the order of their image ids, e.g. `items("nocaps", "near")`."""
-    every = SPLITS + DEVELOPMENT
-    split = {(split.part, split.name): split for split in every}[part, name]
-    for k, (seed, scene) in enumerate(_draws(every if split in DEVELOPMENT else SPLITS)[split]):
+    split = {(split.part, split.name): split for split in SPLITS + DEVELOPMENT + PRACTICE}[part, name]
+    with_those_before = next((before + own for own, _, before in EXTRA.values() if split in own), SPLITS)
+    for k, (seed, scene) in enumerate(_draws(with_those_before)[split]):
         texts = scenes.references(scene, seed, split.references)
         yield Item(split.first_id + k, seed, split, scene, tuple(texts))
 
@@ -159,15 +165,15 @@ def write(root: Path) -> None:
                 _replace_part(root, part)
 
 
-def write_development(root: Path) -> None:
-    """Write development scenes, `DEVELOPED` of each domain, as NoCaps in `root/development`; as `write` does."""
+def write_extra(root: Path, part: str) -> None:
+    """Write a part of `EXTRA`, as NoCaps in the folder of its name; as `write` does."""
     root = Path(root)
-    if _is_complete(root / "development"):
+    if _is_complete(root / part):
         return
     root.mkdir(parents=True, exist_ok=True)
-    with claim(root / "development.claim"):
-        if not _is_complete(root / "development"):
-            _replace_part(root, "development")
+    with claim(root / f"{part}.claim"):
+        if not _is_complete(root / part):
+            _replace_part(root, part)
 
 
 def _published() -> dict[str, str]:
@@ -176,7 +182,8 @@ def _published() -> dict[str, str]:
 
 def _state(folder: Path) -> dict:
     """What made `folder` and what is in it beside the marker; a lost or truncated file shows in it."""
-    drawn = SPLITS if folder.stem in PARTS else (SPLITS, DEVELOPMENT, DEVELOPED)
+    own, count, before = EXTRA.get(folder.stem, (None, None, None))
+    drawn = (before, own, count) if own else SPLITS
     made_by = [VERSION, _published(), repr(drawn), version("pillow"), version("fontawesomefree")]
     recipe = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
@@ -210,7 +217,8 @@ def _write_part(folder: Path, part: str) -> None:
     if part in PARTS:
         chosen = [item for split in SPLITS if split.part == part for item in items(part, split.name)]
     else:
-        chosen = [item for split in DEVELOPMENT for item in islice(items(split.part, split.name), DEVELOPED)]
+        own, count, _ = EXTRA[folder.stem]
+        chosen = [item for split in own for item in islice(items(split.part, split.name), count)]
     for item in tqdm(chosen, desc=f"{part}-like world", disable=None):
         (folder / item.folder).mkdir(parents=True, exist_ok=True)
         Image.fromarray(scenes.render(item.scene)).save(folder / item.folder / item.file_name)
@@ -230,7 +238,7 @@ def nocaps(items: Sequence[Item]) -> dict:
     """NoCaps' JSON: COCO's of captions, whose images also carry `domain` and `open_images_id`."""
     images = [
         {"id": item.image_id, "file_name": item.file_name, "width": IMAGE_SIZE, "height": IMAGE_SIZE, "license": 1,
-         "domain": f"{item.split.name.removeprefix('development-')}-domain", "open_images_id": item.open_images_id}
+         "domain": f"{item.split.name.rpartition('-')[2]}-domain", "open_images_id": item.open_images_id}
         for item in items
     ]  # fmt: skip
     sentences = [(item.image_id, *sentence) for item in items for sentence in item.sentences]
