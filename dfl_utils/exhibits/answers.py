@@ -43,6 +43,7 @@ class Fact:
         theirs: the paper's number as it is written.
         smallest: the smallest difference that would have been visible, as it is written; "" of a level.
         of: what n counts.
+        needed: n from which a number as small as the paper's would be visible, see `intervals.enough`; 0 where it is.
     """
 
     estimate: Estimate
@@ -53,6 +54,7 @@ class Fact:
     theirs: str
     smallest: str
     of: str
+    needed: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +97,9 @@ class Answer:
         parts = [f"n = {first.estimate.n:,} {first.of}"]
         parts += [f"{self.trainings} trainings" if self.trainings > 1 else "one training"] if self.trainings else []
         parts += [f"visible from {first.smallest}"] if first.smallest else []
+        if first.needed:
+            times = first.needed / first.estimate.n
+            parts.append(f"the paper's would be from about n = {first.needed:,}, {times:.1f} times the work")
         return "; ".join(parts)
 
     def lines(self) -> dict[str, str]:
@@ -180,7 +185,15 @@ def _fact(
         theirs=_theirs(published, unit, expects, sized),
         smallest="" if expects else f"{intervals.smallest_effect(change):.{digits}f}{unit}",
         of=of,
+        needed=_needed(published, change) if sized and not expects else 0,
     )
+
+
+def _needed(published: float, change: Estimate) -> int:
+    """To two digits, since it is no more than an estimate."""
+    if intervals.would_show(published, change) != "no":
+        return 0
+    return int(float(f"{intervals.enough(published, change):.1e}"))
 
 
 def _published(row: pd.Series, levels: tuple[str, ...]) -> float:
