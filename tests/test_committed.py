@@ -58,6 +58,7 @@ def test_every_figure_has_a_name_a_caption_and_an_alt_text(name):
 # --- results ----------------------------------------------------------------------------------------------
 def test_a_stamp_is_of_the_table_beside_it_and_every_row_is_valid():
     assert publish.table("mini", publish.stamp("mini"))
+    assert (provenance.ROOT / "results" / "mini" / "stamp.json").stat().st_size <= 15_000
     for profile in ("mini", "ci"):
         assert len(tidy.read(provenance.ROOT / "results" / profile / "exhibits.csv")) > 0, profile
 

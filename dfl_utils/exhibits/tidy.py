@@ -139,8 +139,9 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def write_json(record: dict, path: Path) -> None:
-    text = json.dumps(record, indent=2) + "\n"
-    _replace(path, re.sub(r"\[\s+([\d.]+),\s+([\d.]+)\s+\]", r"[\1, \2]", text))  # pairs of numbers on one line
+    """Three levels are indented; what lies deeper stands on one line."""
+    text = json.dumps(record, indent=1) + "\n"
+    _replace(path, re.sub(r"\n {4,}|\n {3}(?=[\]}])", " ", text))
 
 
 def _replace(path: Path, text: str) -> None:
