@@ -126,6 +126,18 @@ def test_clip_score_by_hand(scored, mini, examples):
     np.testing.assert_array_equal(again(scored, mini, examples).clip_score(examples, captions), found)
 
 
+def test_consensus_is_the_mean_over_the_others(scored):
+    scorer, _ = scored
+    rows = [["a red dog on a hill", "a red dog", "the red dog", "a blue cup"], ["a cup", "a cup", "a red dog", "a cup"]]
+    found = scorer.consensus(rows)
+    for row, values in zip(rows, found, strict=True):
+        others = [row[:k] + row[k + 1 :] for k in range(4)]
+        alone = [scorer._cider.score([[text]], [rest])[0, 0] for text, rest in zip(row, others, strict=True)]
+        np.testing.assert_allclose(values, alone, atol=1e-9)
+    assert found.argmin(axis=1).tolist() == [3, 2]
+    assert scorer.consensus([["a red dog"]]).tolist() == [[0]]
+
+
 def test_the_authors_way_takes_other_embeddings_and_words(mini, examples, tmp_path):
     way = replace(mini, clip_projected=False, sbert_pooling="mean", wmd_tokens="split", clip_score_prefix="A photo of ")
     scorer, captions = Scorer(way, RunStore(tmp_path), examples), [["a red dog.", "a blue cup"]] * 2

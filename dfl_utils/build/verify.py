@@ -27,7 +27,7 @@ from dfl_utils.training.finetuned import FINETUNING, WEIGHTS
 
 OVERHEAD = 40.0  # seconds that a chapter takes beside its models' work, about
 CHAPTERS = 3  # at most, where none is named
-TIMES = ("step-seconds",)  # kinds of shard that hold a day's measurements
+TIMES = ("step-seconds", "judging-seconds")  # kinds of shard that hold a day's measurements
 TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
 
 

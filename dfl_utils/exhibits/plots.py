@@ -200,6 +200,26 @@ def interval_points(
     return figure
 
 
+@plt.rc_context(STYLE)
+def cost_curves(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """Quality with intervals against cost on a logarithmic axis, a line a method.
+
+    Args:
+        table: `method`, `x` (positive), `value`, `low`, `high`; a method of one row is a point.
+        xlabel, ylabel: what cost and quality are, with their units.
+    """
+    looks = _looks(list(dict.fromkeys(table.method)))
+    figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for method, look in looks.items():
+        own = table[table.method == method].sort_values("x")
+        error = np.abs(np.stack([own.value - own.low, own.high - own.value]))
+        axis.errorbar(own.x, own.value, yerr=error, markersize=5, capsize=2, linewidth=1.2, **look)
+    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    figure.legend(loc="outside right center")
+    plt.close(figure)
+    return figure
+
+
 def _points(estimates: Mapping[tuple[str, str], Estimate]) -> pd.DataFrame:
     rows = [(*names, e.value, e.low, e.high) for names, e in estimates.items()]
     return pd.DataFrame(rows, columns=["label", "group", "value", "low", "high"])

@@ -24,7 +24,7 @@ from dfl_utils.store.store import RunStore
 COLUMNS = ("exhibit", "dataset", "split", "method", "x", "metric", "value", "low", "high", "n", "paper")
 EXHIBITS = (
     *("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10))),
-    *("scored", "foils", "tokenizer", "sweep", "ways", "headroom", "beyond", "without_captions", "cost"),
+    *("scored", "operating", "foils", "tokenizer", "sweep", "ways", "headroom", "beyond", "without_captions", "cost"),
 )
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}  # as a page calls them
 SPLITS = ("in", "near", "out", "overall", "weighted", "train", "val", "test")  # weighted: overall by NoCaps' shares
@@ -42,6 +42,7 @@ INTERVAL = re.compile(r" \((\S+) to (\S+)\)")
 # Metrics of exhibit `cost` that are seconds or ratios of seconds: two runs of one code differ in them.
 TIMED = (
     "seconds a caption",
+    "seconds an image",
     "joint step ratio",
     "joint step over naive plain steps",
     "times the original cost, about",

@@ -182,6 +182,20 @@ class Scorer:
 
         return self._by_candidates(CLIP_SCORE, key, captions, make)
 
+    def consensus(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
+        """How much a candidate says what the others of its image say: its mean CIDEr against them, `(images, N)`.
+
+        The choice of least risk under CIDEr (minimum Bayes risk: Kumar and Byrne, 2004), which looks at no image. A
+        single candidate has 0.
+
+        ValueError: malformed captions, or a blank one.
+        """
+        rows, count = [list(row) for row in captions], len(captions[0]) if captions else 0
+        quality.check(rows, rows)
+        alone = [[text] for row in rows for text in row]
+        itself = self._scored("CIDEr", alone, alone).reshape(-1, count)  # 1000, or less where it is short
+        return (count * self._scored("CIDEr", rows, rows) - itself) / max(count - 1, 1)
+
     def bleu_statistics(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """`(images, N, 10)` counts for `ngrams.corpus_bleu`; cheap, so never stored."""
         return ngrams.bleu_statistics(captions, [example.references for example in examples])
