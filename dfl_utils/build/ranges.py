@@ -22,7 +22,7 @@ TABLE: dict[str, Check] = {
     **dict.fromkeys(PROFILED, anything),
     **dict.fromkeys(("SEED", "LAYOUT_SEED"), number(0, 2**32, below=True)),
     **dict.fromkeys(("BATCH_SIZE", "MICRO_BATCHES", "PLANTED_STEPS"), COUNT),
-    **dict.fromkeys(("NUM_CANDIDATES", "NUM_POOL", "NUM_DRAWN", "NUM_COCO_DRAWN"), number(2)),
+    **dict.fromkeys(("NUM_CANDIDATES", "NUM_DRAWN_CANDIDATES", "NUM_POOL", "NUM_DRAWN", "NUM_COCO_DRAWN"), number(2)),
     "judge.NUM_CANDIDATES": number(3),  # of two there is no partial tau
     "own_pair.NUM_CANDIDATES": COUNT,
     **dict.fromkeys(("own_pair.NUM_IMAGES", "models.NUM_IMAGES"), number(2)),
@@ -36,6 +36,11 @@ TABLE: dict[str, Check] = {
     "COLLAPSE_STEPS": several(COUNT, int),
     "ALTERNATING_STEPS": several(COUNT, int, least=0),
     "MEMORY_PAIRS": several(COUNT, int),
+    "SNAPSHOTS": several(number(1, 4200), int),
+    "FEWER_STEPS": several(COUNT, int, least=0),
+    "NOISES": several(number(0, above=True), float, least=0),
+    "GUIDANCES": several(number(0), float, least=0),
+    "SKILL": number(0, 1),
     "STEP": number(0, 1000, below=True),
     "WAYS_TIMESTEPS": several(number(0, 1000, below=True), int),
     "TEMPERATURE": number(0, above=True),
@@ -55,6 +60,7 @@ TABLE: dict[str, Check] = {
 PARTS = (
     ("NUM_DRAWN", "NUM_IMAGES"),
     ("NUM_TEXTS", "NUM_IMAGES"),
+    ("NUM_DRAWN_CANDIDATES", "NUM_CANDIDATES"),
     ("NUM_COCO_DRAWN", "NUM_COCO_IMAGES"),
     ("MICRO_BATCHES", "BATCH_SIZE"),
     ("BATCH_SIZE", "NUM_TRAIN_IMAGES"),

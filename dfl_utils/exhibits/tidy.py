@@ -24,7 +24,19 @@ from dfl_utils.store.store import RunStore
 COLUMNS = ("exhibit", "dataset", "split", "method", "x", "metric", "value", "low", "high", "n", "paper")
 EXHIBITS = (
     *("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10))),
-    *("scored", "operating", "foils", "tokenizer", "sweep", "ways", "headroom", "beyond", "without_captions", "cost"),
+    *(
+        "scored",
+        "operating",
+        "foils",
+        "painter",
+        "tokenizer",
+        "sweep",
+        "ways",
+        "headroom",
+        "beyond",
+        "without_captions",
+        "cost",
+    ),
 )
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}  # as a page calls them
 SPLITS = ("in", "near", "out", "overall", "weighted", "train", "val", "test")  # weighted: overall by NoCaps' shares

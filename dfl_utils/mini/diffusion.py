@@ -21,14 +21,14 @@ SNR_GAMMA = 5.0  # min-SNR loss weights (Hang et al. 2023); converge in about a 
 
 
 @torch.no_grad()
-def precompute_latents(file: Path, vae: AutoencoderKL) -> Tensor:
-    """Scaled posterior means of the web scenes, `(NUM_SCENES, 8, 8, 8)` float16; kept in `file`."""
+def precompute_latents(file: Path, vae: AutoencoderKL, num_scenes: int = NUM_SCENES) -> Tensor:
+    """Scaled posterior means of the first web scenes, `(num_scenes, 8, 8, 8)` float16; kept in `file`."""
     if file.exists():
         return load_file(file)["latents"]
     vae = vae.eval().to(memory_format=torch.channels_last)
     parts = []
-    for start in tqdm(range(0, NUM_SCENES, 128), desc="latents", mininterval=5):
-        images = pixels([scenes.render(web.scene(k)) for k in range(start, start + 128)])
+    for start in tqdm(range(0, num_scenes, 128), desc="latents", mininterval=5):
+        images = pixels([scenes.render(web.scene(k)) for k in range(start, min(start + 128, num_scenes))])
         parts.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).half())
     latents = torch.cat(parts)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -44,29 +44,42 @@ def web_captions(step: int, indices: list[int], generator: torch.Generator) -> l
             for k, drop in zip(indices, dropped, strict=True)]  # fmt: skip
 
 
-def train(folder: Path, vae: AutoencoderKL, text_encoder: nn.Module, steps: int = 4200, unet=None):
-    """Noise prediction with classifier-free dropout; returns the U-Net with its averaged weights."""
+def train(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: nn.Module,
+    steps: int = 4200,
+    unet=None,
+    *,
+    until: int | None = None,
+    batch: int = BATCH,
+    num_scenes: int = NUM_SCENES,
+):
+    """Noise prediction with classifier-free dropout; returns the U-Net with its averaged weights.
+
+    `until` leaves a schedule of `steps` early: the next call goes on from there.
+    """
     torch.manual_seed(4)
     unet = (unet or architectures.unet()).to(memory_format=torch.channels_last)
     tokenizer, scheduler = architectures.clip_tokenizer(), architectures.scheduler()
     text_encoder = text_encoder.eval().requires_grad_(False)
-    latents = precompute_latents(folder / "latents.safetensors", vae)
+    latents = precompute_latents(folder / "latents.safetensors", vae, num_scenes)
 
     def loss(step: int):
         generator = torch.Generator().manual_seed(step)
-        indices = torch.randint(NUM_SCENES, (BATCH,), generator=generator)
+        indices = torch.randint(num_scenes, (batch,), generator=generator)
         clean = latents[indices].float()
         texts = web_captions(step, indices.tolist(), generator)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             encoder_hidden_states = text_encoder(tokens).last_hidden_state
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         error = (unet(noisy, timesteps, encoder_hidden_states).sample - noise).square().mean((1, 2, 3))
         snr = compute_snr(scheduler, timesteps)
         weight = snr.clamp(max=SNR_GAMMA) / snr
         return (weight * error).mean(), {"mse": error.detach().mean().item()}
 
-    Training(folder, unet, loss, Schedule(steps, lr=1.2e-3, warmup=200, ema_decay=0.999)).run()
+    Training(folder, unet, loss, Schedule(steps, lr=1.2e-3, warmup=200, ema_decay=0.999)).run(until)
     return unet

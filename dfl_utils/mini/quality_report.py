@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
+from dfl_utils.game.skill import prompts, right
 from dfl_utils.mini import autoencoder, captioning, judges, pretrain, web
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.models import captioner as captioners
@@ -64,31 +65,6 @@ def naming(captions: list[str], items: list[splits.Item]) -> dict[str, float]:
                 coloured += 1
                 right += colour == colour_of[noun]
     return {"precision": hit / max(said, 1), "recall": hit / true, "colour": right / max(coloured, 1)}
-
-
-def prompts(count: int, things: int, seed: str) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """Prompts with their categories and colours; every category equally often."""
-    rng = random.Random(seed)
-    texts, nouns, colours = [], [], []
-    for k in range(count):
-        first = scenes.CATEGORIES[k % len(scenes.CATEGORIES)]
-        chosen = [first, rng.choice([c for c in scenes.CATEGORIES if c != first])][:things]
-        paint = rng.sample(tuple(scenes.COLOURS), things)
-        phrases = [("an " if c[0] == "o" else "a ") + f"{c} {noun}" for c, noun in zip(paint, chosen, strict=True)]
-        joint = rng.choice((" to the left of ", " above "))
-        texts.append(joint.join(phrases) + f" on a {rng.choice(tuple(scenes.GROUNDS))} background")
-        nouns.append(chosen)
-        colours.append(paint)
-    return texts, nouns, colours
-
-
-def right(referee: Referee, images: np.ndarray, truth: list[list[str]]) -> np.ndarray:
-    """Whether the k likeliest labels of their kind (categories, or `colour:`) are exactly the k true ones, `(B,)`."""
-    kind = truth[0][0].partition(":")[1] and "colour:"
-    places = [k for k, name in enumerate(referee.labels) if (name.startswith(kind) if kind else ":" not in name)]
-    order = np.argsort(-referee.logits(images)[:, places], axis=1, kind="stable")
-    names = [referee.labels[k] for k in places]
-    return np.array([{names[k] for k in row[: len(set(t))]} == set(t) for row, t in zip(order, truth, strict=True)])
 
 
 def measure_probe(referee: Referee, items: list[splits.Item], images: np.ndarray) -> dict:

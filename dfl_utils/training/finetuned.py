@@ -181,7 +181,7 @@ class Finetuner(Workshop):
             content = self.store.get(job.kind, job.key, job.make)
             roles = sorted({name.split(".")[1] for name in content if name.startswith("weight.")})
             losses = {name: value for name, value in content.items() if name.startswith("loss.")}
-            return losses | {"roles": roles, "digests": [_digest(_weights(content, role)) for role in roles]}
+            return losses | {"roles": roles, "digests": [weights_digest(_weights(content, role)) for role in roles]}
 
         return Job(FINETUNING, job.key, make)
 
@@ -258,7 +258,8 @@ def _weights(content: dict, role: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
 
 
-def _digest(weights: dict[str, np.ndarray]) -> str:
+def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of weights by name, whatever their order."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode() + weights[name].tobytes())
