@@ -71,3 +71,18 @@ def test_a_gallery_is_text_beside_images_where_it_is_read():
     assert html.count("<figure>") == 2 and 'alt="a &lt;b&gt; c"' in html and "a &lt;b&gt;<br>c</figcaption>" in html
     packed = html.split("base64,")[1].split('"')[0]
     assert Image.open(BytesIO(base64.b64decode(packed))).size == (128, 256)
+
+
+def test_points_lie_on_their_own_x_over_one_curve():
+    frame = pd.DataFrame(
+        [("law", x, "CIDEr", 10 * x, 10 * x - 1, 10 * x + 1) for x in (0.0, 0.5, 1.0)]
+        + [("one", 0.2, "CIDEr", 3.0, 1.0, 4.0), ("two", 0.9, "CIDEr", 8.0, 7.0, 9.0)],
+        columns=["method", "x", "metric", "value", "low", "high"],
+    )
+    (axis,) = plots.points_on_curve(frame, "law", ["CIDEr"], "skill", "gain in {}, %").axes
+    assert axis.get_ylabel() == "gain in CIDEr, %" and axis.get_xlabel() == "skill"
+    drawn = {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    assert drawn.keys() == {"law", "one", "two"} and drawn["law"].get_xdata().tolist() == [0, 0.5, 1]
+    assert drawn["two"].lines[0].get_xydata().tolist() == [[0.9, 8]]
+    ends = sorted(segment[:, 1].tolist() for bars in (drawn["one"].lines[2]) for segment in bars.get_segments())
+    assert ends == [[1, 4]]

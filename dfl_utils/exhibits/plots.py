@@ -201,6 +201,27 @@ def interval_points(
 
 
 @plt.rc_context(STYLE)
+def points_on_curve(frame: pd.DataFrame, curve: str, metrics: Sequence[str], xlabel: str, ylabel: str) -> Figure:
+    """Points with intervals, rows as in `score_curves`, over one method's curve and band; `{}` is the metric."""
+    looks = _looks([name for name in dict.fromkeys(frame.method) if name != curve])
+    figure, axes = _panels(len(metrics), len(metrics), (4.2, 3.4))
+    for axis, metric in zip(axes, metrics, strict=True):
+        rows = frame[frame.metric == metric].sort_values("x")
+        line = rows[rows.method == curve]
+        axis.axhline(0, color="0.5", linewidth=0.8)
+        axis.plot(line.x, line.value, color="0.3", label=curve)
+        axis.fill_between(line.x, line.low, line.high, color="0.3", alpha=0.15, linewidth=0)
+        for method, look in looks.items():
+            own = rows[rows.method == method]
+            error = own.value - own.low, own.high - own.value
+            axis.errorbar(own.x, own.value, yerr=error, linestyle="", markersize=5, linewidth=1, **look)
+        axis.set(xlabel=xlabel, ylabel=ylabel.format(metric))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    plt.close(figure)
+    return figure
+
+
+@plt.rc_context(STYLE)
 def cost_curves(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     """Quality with intervals against cost on a logarithmic axis, a line a method.
 
