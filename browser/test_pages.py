@@ -5,6 +5,7 @@ Chromium is the one that CHROMIUM names, else the system's, else Playwright's ow
 
 import gzip
 import os
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
@@ -12,8 +13,12 @@ from urllib.parse import unquote, urldefrag, urlparse
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
+from transformers import AutoTokenizer
 
-SITE = Path(os.environ.get("DFL_SITE") or Path(__file__).parents[1] / "_build" / "html")
+from dfl_utils.world import annotations
+
+ROOT = Path(__file__).parents[1]
+SITE = Path(os.environ.get("DFL_SITE") or ROOT / "_build" / "html")
 PAGES = sorted(page.stem for page in SITE.glob("*.html"))
 MAIN = ("index", "summary", "scoreboard", "scores", "glossary", "finding_caption", "finetuning")
 WIDTHS, THEMES = (390, 820, 1400), ("light", "dark")
@@ -27,6 +32,23 @@ CUT = """() => [...document.querySelectorAll(".bd-content table")].filter((table
     return true;
 }).map((table) => table.caption?.textContent ?? table.textContent.slice(0, 60))"""
 NO_ALT = "() => [...document.images].filter((image) => !image.alt).map((image) => image.src.slice(0, 80))"
+
+# What the page's tokenizer makes of captions.
+CUTS = """(exhibit, [captions, name]) => captions.map((caption) => {
+    const field = exhibit.querySelector("input");
+    field.value = caption;
+    field.dispatchEvent(new Event("input"));
+    return [...exhibit.querySelectorAll(`.pieces-${name} code`)].map((piece) => piece.textContent);
+})"""
+ODD = (
+    "",
+    "Ünïcödé – “quoted” 100 %",
+    "don't won't we're I'll",
+    "日本 tram 🚋!?",
+    "x" * 101,
+    "ΟΔΟΣ  a\tb",
+    "half-eaten #1 $5",
+)
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +116,61 @@ def test_the_scoreboard_sorts_and_filters(page):
     assert 0 < agree < whole and set(board.locator("tbody tr:visible td:last-child").all_text_contents()) == {"agrees"}
     bar.get_by_label("Contains").fill("no such claim")
     assert rows.count() == 0 and bar.get_by_role("status").text_content() == f"0 of {whole} lines"
+
+
+@pytest.mark.parametrize("page", [(360, "light"), (1400, "dark")], indirect=True, ids=str)
+def test_both_telephone_games_are_played_by_keyboard(page):
+    see(page, "play")
+    for number in range(2):
+        game = page.locator(".play-telephone").nth(number)
+        choices, rounds = game.locator("input[type=radio]"), game.locator("option").count()
+        for k in range(rounds):
+            game.locator("select").focus()
+            if k:
+                page.keyboard.press("ArrowDown")
+            assert game.locator(".outcome li").count() == 0
+            choices.first.focus()
+            page.keyboard.press("Space")
+            page.keyboard.press("Enter")
+            assert game.locator(".outcome li").count() == choices.count()
+            assert re.match(r"You picked the (\d+\w\w )?best \w+ of \d+", game.get_by_role("status").text_content())
+        assert game.locator("caption").text_content() == f"After {rounds} of {rounds}"
+    assert page.evaluate(OVERFLOW) <= 0
+
+
+def test_rank_and_score_follow_what_is_chosen(page):
+    see(page, "play")
+    exhibit = page.locator(".play-curves")
+    status, before = exhibit.get_by_role("status"), exhibit.get_by_role("status").text_content()
+    for name, steps in (("judge", 1), ("score", 1), ("candidates", -2)):
+        exhibit.get_by_label(name).focus()
+        for _ in range(abs(steps)):
+            page.keyboard.press("ArrowDown" if steps > 0 else "ArrowUp")
+        assert status.text_content() != before
+        before = status.text_content()
+    ranks = int(exhibit.get_by_label("candidates").input_value())
+    assert exhibit.locator("circle").count() == ranks == exhibit.locator("details tbody tr").count() - 1
+
+
+def test_a_judges_cost_is_said_where_it_is_reached(page):
+    see(page, "score_dont_draw")
+    front = page.locator(".play-front")
+    for point in front.locator("g").all():
+        point.focus()
+        assert front.get_by_role("status").text_content() == point.get_attribute("aria-label")
+
+
+def test_the_pages_tokenizers_cut_as_transformers_do(page):
+    see(page, "tokenizer")
+    exhibit = page.locator(".play-tokens")
+    field = exhibit.get_by_label("Your caption")
+    field.press("End")
+    field.type(" x")
+    folder, captions = ROOT / "data" / "mini", [one.text for one in annotations.coco_captions("train2014")[::2070]]
+    for name, place in (("BLIP", "blip-base"), ("CLIP", "stable-diffusion/tokenizer")):
+        tokenizer = AutoTokenizer.from_pretrained(folder / place)
+        found = exhibit.evaluate(CUTS, [[*captions, *ODD], name])
+        assert found == [tokenizer.tokenize(text) for text in [*captions, *ODD]]
 
 
 def test_internal_links_resolve(page):

@@ -100,7 +100,7 @@ def _ages(scale: str | None) -> list[tuple[str, int, int]]:
     for folder, inner, names in os.walk(root / "data"):
         inner[:] = [name for name in inner if name not in made]
         data += [Path(folder, name) for name in names]
-    package = (root / "dfl_utils").rglob("*.py")
+    package = [path for suffix in ("py", "js") for path in (root / "dfl_utils").rglob(f"*.{suffix}")]
     store = published_run.place()
     results = [*(root / "results").glob("*/*.*"), store, store / published_run.INDEX] if scale == "published" else []
     questions = root / "book" / "questions.yml"  # what a chapter's rows are asked
