@@ -124,6 +124,7 @@ def test_a_result_file_has_the_scores_of_its_parts(mini, paths, store, tmp_path,
         (RESULTS[:1] * 2, None, "results has image_id 7 twice: keep one caption"),
         ([{"image_id": 5, "caption": "a"}], None, "results has image_id 5, which has no caption in annotations"),
         ([{"image_id": 7, "caption": " "}], None, "image_id 7 with an empty caption: write one, or leave"),
+        ([{"image_id": 7, "caption": "a \ud83d"}], None, "results has half a character, which no text of UTF-8 has"),
         ([{"image": 7}], None, "results is not in COCO's result format"),
         ([{"image_id": 7.5, "caption": "a"}], None, "results is not in COCO's result format"),
         ([{"image_id": True, "caption": "a"}], None, "results is not in COCO's result format"),
@@ -144,6 +145,9 @@ def test_what_is_no_file_and_what_is_no_annotation_is_named(mini, store, tmp_pat
         dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["BLEU-4", "WMD"], profile=gone, store=store)
     with pytest.raises(ValueError, match="annotations is not in COCO's caption format"):
         dfl_utils.evaluate_captions(RESULTS, RESULTS, profile=mini, store=store)
+    half = {"annotations": [{"image_id": 7, "caption": "a \ud83d"}]}
+    with pytest.raises(ValueError, match="annotations has half a character, .* in a caption of image_id 7: write"):
+        dfl_utils.evaluate_captions(RESULTS[:1], half, profile=mini, store=store)
     with pytest.raises(ValueError, match="image_id 7 has no image: name its file"):
         dfl_utils.evaluate_captions(RESULTS, ANNOTATIONS, ["CLIPScore"], images={}, profile=mini, store=store)
     assert {"CLIPScore", "SPICE"} == set(caption_scores.METRICS) - set(caption_scores.FOUND)

@@ -12,7 +12,7 @@ from dfl_utils.game.rerank import Picture, check_list, check_lists, game_of, on_
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.scores import ngrams, spice
 from dfl_utils.store.store import RunStore
-from dfl_utils.world.annotations import Example, read_json
+from dfl_utils.world.annotations import HALF, Example, is_text, read_json
 from dfl_utils.world.profile import Profile
 
 # Score of a pair -> the model that gives it.
@@ -206,7 +206,14 @@ def _said(results: object) -> dict[int, str]:
             fault = "twice: keep one caption" if text else "with an empty caption: write one, or leave the image out"
             raise ValueError(f"{name} has image_id {image_id} {fault}.")
         said[image_id] = text
+    _refuse_halves(name, said)
     return said
+
+
+def _refuse_halves(name: str, texts: Mapping[int, str]) -> None:
+    broken = next((image_id for image_id, text in texts.items() if not is_text(text)), None)
+    if broken is not None:
+        raise ValueError(f"{name} has {HALF} in a caption of image_id {broken}: write it anew.")
 
 
 def _annotated(annotations: object) -> tuple[dict[int, list[str]], dict[int, str]]:
@@ -216,10 +223,12 @@ def _annotated(annotations: object) -> tuple[dict[int, list[str]], dict[int, str
         for row in content["annotations"]:
             if text := " ".join(row["caption"].split()):
                 truth[_whole(row["image_id"])].append(text)
-        return truth, {_whole(row["id"]): row["file_name"] for row in content.get("images", ()) if "file_name" in row}
+        files = {_whole(row["id"]): row["file_name"] for row in content.get("images", ()) if "file_name" in row}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'{_name(annotations, "annotations")} is not in COCO\'s caption format: give {{"annotations": '
                          '[{"image_id": 1, "caption": "a dog"}]}.') from error  # fmt: skip
+    _refuse_halves(_name(annotations, "annotations"), {image_id: " ".join(texts) for image_id, texts in truth.items()})
+    return truth, files
 
 
 def _image(image_id: int, images: object, files: dict[int, str]) -> Picture:

@@ -29,8 +29,8 @@ from dfl_utils.store import blocks
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
 from dfl_utils.world import profile as profiles
-from dfl_utils.world.annotations import content_id, is_text
-from dfl_utils.world.data import Example, to_rgb
+from dfl_utils.world.annotations import HALF, content_id, is_text
+from dfl_utils.world.data import Example
 from dfl_utils.world.profile import Profile
 
 _log = logging.getLogger(__name__)
@@ -328,7 +328,7 @@ def _seed(seed: int, image_id: int, text: str) -> int:
 
 def on_disk(image: Picture, store: RunStore) -> Example:
     """An image on disk, named by its pixels; one that is in memory is kept beside the store's shards."""
-    pixels = to_rgb(image) if isinstance(image, Image.Image) else data.read_image(Path(image))
+    pixels = data.in_memory(image) if isinstance(image, Image.Image) else data.read_image(Path(image))
     image_id = content_id(str(pixels.size).encode() + pixels.tobytes())
     if not isinstance(image, Image.Image):
         return Example(image_id, Path(image), ())
@@ -388,7 +388,7 @@ def check_list(name: str, values: object, kind: type) -> None:
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{name}[{k}] is blank: write something, or leave it out.")
         if isinstance(value, str) and not is_text(value):
-            raise ValueError(f"{name}[{k}] holds half a character, which no text of UTF-8 has: write it anew.")
+            raise ValueError(f"{name}[{k}] holds {HALF}: write it anew.")
 
 
 def check_lists(name: str, rows: object, kind: type, count: int) -> None:

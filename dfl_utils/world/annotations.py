@@ -1,6 +1,7 @@
 """Captions of images: files in their published schemas (Karpathy's splits, COCO, NoCaps), and folders of one's own."""
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -102,11 +103,11 @@ def named_captions(path: Path) -> list[tuple[str, str]]:
             return [(one["image"], text) for one in content for text in _listed(one["caption"])]
         images = content["images"]
         if "annotations" in content:
-            names = {image["id"]: image["file_name"] for image in images}
+            names = {str(image["id"]): image["file_name"] for image in images}  # ids come as numbers and as text
             if len(names) < len(images):
                 raise ValueError("an image id comes twice")
             written = [one for one in content["annotations"] if "caption" in one] or content["annotations"]
-            return [(names[one["image_id"]], text) for one in written for text in _listed(one["caption"])]
+            return [(names[str(one["image_id"])], text) for one in written for text in _listed(one["caption"])]
         paths = [PurePosixPath(image.get("filepath") or "", image["filename"]).as_posix() for image in images]
         return [(p, text["raw"]) for p, image in zip(paths, images, strict=True) for text in image["sentences"]]
 
@@ -141,9 +142,19 @@ def first(root: Path, names: Sequence[str], mend: str) -> Path:
 def read_json(path: Path) -> Any:
     """Parse a JSON file in UTF-8, with or without a byte order mark; ValueError names it where it is broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(_decoded(path))
     except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, or lists without an end
         raise ValueError(f"{path} is not valid JSON ({error}); {AGAIN}.") from error
+
+
+def _decoded(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark; ValueError names the first line that is not."""
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"its line {line} is not in UTF-8, byte 0x{content[error.start]:02x}") from None
 
 
 # --- Images and captions of one's own: any folder of images, with a captions file or without.
@@ -180,7 +191,10 @@ def folder(images: Path | str, captions: Path | str | None = None) -> list[Examp
     files = [place(captions)] if captions is not None else sorted(p for name in METADATA for p in root.rglob(name))
     references = {}
     for file in files:
-        references |= _references(file, root if captions is not None else file.parent, root, found)
+        more = _references(file, root if captions is not None else file.parent, root, found)
+        if twice := references.keys() & more.keys():
+            raise ValueError(f"{file} has captions of {min(twice)}, as has another file of metadata: keep one.")
+        references |= more
     return [Example(content_id(name.encode()), path, tuple(references.get(name, ()))) for name, path in found.items()]
 
 
@@ -198,6 +212,9 @@ def _images(root: Path) -> dict[str, Path]:
 def _normal(name: str) -> str:
     """One spelling of an accented letter: file systems and editors differ in theirs."""
     return unicodedata.normalize("NFC", name)
+
+
+HALF = "half a character, which no text of UTF-8 has"
 
 
 def is_text(text: str) -> bool:
@@ -224,8 +241,12 @@ def _references(path: Path, base: Path, root: Path, found: dict[str, Path]) -> d
         if key not in found:
             raise ValueError(f"{path} names {name!r}, which is no image of {base}: put it there, or drop it.")
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{path} has an empty caption of {name}: write one, or drop the row.")
+            raise ValueError(f"{path} has {caption!r} for a caption of {name}: write a text, or drop the row.")
+        if not is_text(caption):
+            raise ValueError(f"{path} has {HALF} in a caption of {name}: write it anew.")
         references[key].append(" ".join(caption.split()))
+    if not references:
+        raise ValueError(f"{path} holds no caption: write some, or give no file of captions.")
     return references
 
 
@@ -237,7 +258,7 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
         if path.suffix.lower() == ".jsonl":
             table = pd.DataFrame(_records(path))
         else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            table = pd.read_csv(io.StringIO(_decoded(path)), dtype=str, keep_default_na=False)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no table of captions in UTF-8 ({error}): save it as CSV or JSON Lines.") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes cells without a name for the index
@@ -255,11 +276,13 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
 def _records(path: Path) -> list[object]:
     """What each line of JSON Lines holds; ValueError names a line that is broken."""
     records = []
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+    for number, line in enumerate(_decoded(path).split("\n"), 1):
         try:
             records += [json.loads(line)] if line.strip() else []
             if not is_text(json.dumps(records[-1:], ensure_ascii=False)):
-                raise ValueError("half a character, which no text of UTF-8 has")
+                raise ValueError(HALF)
+            if not all(isinstance(record, dict) for record in records[-1:]):
+                raise ValueError("no object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its line {number}: {error}; write one JSON object a line") from error
     return records

@@ -166,12 +166,22 @@ def read_image(path: Path) -> Image.Image:
         raise OSError(f"{path} is truncated or not an image ({reason}): {_mend(path)}.") from error
 
 
+def in_memory(image: Image.Image) -> Image.Image:
+    """A Pillow image in RGB; ValueError where it was opened of a file that is cut off, or has samples of 32 bits."""
+    try:
+        return to_rgb(image)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"A Pillow image of {image.size} pixels cannot be read ({error}): give another.") from error
+
+
 def read_bytes(path: Path) -> bytes:
     """The raw bytes of an image file; FileNotFoundError says how to get it."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: {_mend(path)}.") from None
+    except OSError as error:  # a folder, or a file of somebody else
+        raise OSError(f"{path} cannot be read ({error.strerror}): {_mend(path)}.") from error
 
 
 def _mend(path: Path) -> str:
