@@ -53,7 +53,11 @@ def test_a_missing_tensor_is_refused(copy):
     weights = load_file(file)
     del weights["embeddings.position_embeddings"]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lack embeddings.position_embeddings"):
+    with pytest.raises(ValueError, match="lack embeddings.position_embeddings; copy or download the checkpoint"):
+        similarity.load_dino(profile.load("mini", dino=str(file.parent)))
+    config = file.with_name("config.json")  # a copy of the same would lack it too
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["ViTMAEModel"]}))
+    with pytest.raises(ValueError, match="its config.json names a ViTMAEModel, so give a checkpoint of a ViTModel"):
         similarity.load_dino(profile.load("mini", dino=str(file.parent)))
 
 

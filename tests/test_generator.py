@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from dfl_utils.mini import architectures
-from dfl_utils.models.generator import Generator, SeededAmusedScheduler, _without_checker, truncated
+from dfl_utils.models.generator import Generator, SeededAmusedScheduler, _without_checker, check, truncated
 from dfl_utils.world import profile
 
 # Two schedulers read torch tensors by numpy in a way that numpy 2 will drop.
@@ -212,6 +212,15 @@ def test_a_broken_drawing_is_refused():
         generator.draw(["a dog"], [0])
 
 
+def test_a_drawing_of_one_colour_is_said(caplog):
+    generator = Generator.load(profile.load("mini", num_inference_steps=2))
+    generator.draw(["a dog"], [0])
+    assert not caplog.text
+    generator.pipeline.vae.decoder.conv_out.bias.data.fill_(-50)
+    assert not generator.draw(["a dog", "a cup"], [0, 1]).any()
+    assert "2 drawings by " in caplog.text and "of one colour throughout, such as that of 'a dog'" in caplog.text
+
+
 def test_a_safety_checker_is_left_out_and_one_that_stays_is_heard(monkeypatch):
     assert _without_checker(diffusers.LatentConsistencyModelPipeline) == {
         "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False
@@ -230,6 +239,8 @@ def test_a_safety_checker_is_left_out_and_one_that_stays_is_heard(monkeypatch):
     [
         ({"scheduler": "ddpm"}, "scheduler is 'ddpm', which is none of diffusers: give one such as DDPM"),
         ({"scheduler": "UNet2DModel"}, "scheduler is 'UNet2DModel', which is none of diffusers"),
+        ({"scheduler": "SchedulerMixin"}, "scheduler is 'SchedulerMixin', which is none of diffusers"),
+        ({"scheduler": "KarrasVeScheduler"}, "is no sampler of Stable Diffusion: take one such as DDPM"),
         ({"scheduler": "FlowMatchEulerDiscreteScheduler"}, "is no sampler of Stable Diffusion: take one such as DDPM"),
         ({"num_inference_steps": 1000}, "num_inference_steps is 1000, and DDPMScheduler draws in at most 999"),
         ({"scheduler": "PNDMScheduler", "num_inference_steps": 2}, "is 2, which PNDMScheduler cannot do .*: give anot"),
@@ -263,3 +274,11 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(models, generator, name, t
     tokenizer.save_pretrained(folder / name)
     with pytest.raises(ValueError, match="mixed mixes two vocabularies"):
         Generator.load(replace(models, generator=str(folder)))
+
+
+def test_a_unet_that_paints_into_an_image_is_refused(tmp_path):
+    folder = shutil.copytree(profile.MINI / "stable-diffusion", tmp_path / "sd")
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    with pytest.raises(ValueError, match="The U-Net of .*sd takes 9 channels and its VAE makes 8, .*: give a pipeline"):
+        check(profile.load("mini", generator=str(folder)))

@@ -118,7 +118,10 @@ def read(model_class: type[PreTrainedModel], folder: str, role: str, **options: 
     with opening(folder, options.get("revision"), role):
         model, report = model_class.from_pretrained(folder, **options)
     if report["missing_keys"]:
-        raise ValueError(f"The weights of {folder} lack {sorted(report['missing_keys'])[0]}; {_mend(folder)}.")
+        kind, named = model_class.__name__, model.config.architectures or [model_class.__name__]
+        other = f"its config.json names a {named[0]}, so give a checkpoint of a {kind}"
+        mend = _mend(folder) if kind in named else other
+        raise ValueError(f"The weights of {folder} lack {sorted(report['missing_keys'])[0]}; {mend}.")
     if unused := sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids")):
         kind = model_class.__name__
         _log.warning("%s of the weights of %s are unused by a %s, such as %s", len(unused), folder, kind, unused[0])

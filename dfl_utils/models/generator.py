@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 import types
 from collections.abc import Mapping, Sequence
 from functools import wraps
@@ -12,11 +13,14 @@ import numpy as np
 import torch
 from diffusers import (
     AmusedScheduler,
+    AutoencoderKL,
     AutoencoderTiny,
+    ConfigMixin,
     DDPMScheduler,
     DiffusionPipeline,
     SchedulerMixin,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
 from diffusers.schedulers.scheduling_amused import AmusedSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -31,8 +35,11 @@ from dfl_utils.world.profile import Profile, check_way
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()  # it prints the tail of every long prompt; `truncated` counts them
 
+_log = logging.getLogger(__name__)
+
 VERSION = 1  # of what any generator draws of the same text, seed and files; part of every key that names one
 CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
+STEP = ["model_output", "timestep", "sample"]  # what a sampler's step is told
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
 # Published with Stable Diffusion, used by nobody here and not fetched: a drawing that is blackened ranks by chance.
 UNCHECKED = {"safety_checker": None, "feature_extractor": None}
@@ -153,7 +160,7 @@ def _sampler(scheduler: type[SchedulerMixin] | None, saved: Mapping, dtype: torc
         made = kind.from_config(saved, **settings)
     except TypeError:  # it wants more than the checkpoint says
         made = None
-    if not hasattr(made, "init_noise_sigma"):
+    if not hasattr(made, "init_noise_sigma") or [*inspect.signature(made.step).parameters][:3] != STEP:
         raise ValueError(f"{kind.__name__} is no sampler of Stable Diffusion: take one such as DDPMScheduler.")
     return made
 
@@ -166,6 +173,13 @@ def check(profile: Profile) -> None:
     if issubclass(kind, StableDiffusionPipeline):
         with checkpoint.opening(folder, place["revision"]):
             saved = DDPMScheduler.load_config(folder, subfolder="scheduler", **place)
+            unet = UNet2DConditionModel.load_config(folder, subfolder="unet", **place)
+            vae = AutoencoderKL.load_config(folder, subfolder="vae", **place)
+        if (found := unet.get("in_channels", 4)) != (wanted := vae.get("latent_channels", 4)):
+            raise ValueError(
+                f"The U-Net of {folder} takes {found} channels and its VAE makes {wanted}, as where one paints into a "
+                "given image: give a pipeline that draws from text alone."
+            )
         _check_steps(_sampler(scheduler, saved, torch.float32), profile.num_inference_steps)
 
 
@@ -240,7 +254,11 @@ class Generator:
             )
         for caption, image in zip(captions, drawn.images, strict=True):
             checkpoint.require_finite(image, f"The drawing of {caption!r}", self.pipeline.name_or_path)
-        return (drawn.images * 255).round().astype(np.uint8)
+        images = (drawn.images * 255).round().astype(np.uint8)
+        if bare := [text for text, image in zip(captions, images, strict=True) if not np.ptp(image, axis=(0, 1)).any()]:
+            said = "%d drawings by %s are of one colour throughout, such as that of %r: look whether it works"
+            _log.warning(said, len(bare), self.pipeline.name_or_path, bare[0])
+        return images
 
     def _noise(self, streams: list[torch.Generator]) -> Tensor:
         # The noise that the pipeline would draw; its memory format decides that of every activation after it.
@@ -252,7 +270,7 @@ class Generator:
 def scheduler_class(name: str | None) -> type[SchedulerMixin] | None:
     """A scheduler of diffusers by its name, None of None; ValueError where there is none of that name."""
     found = getattr(diffusers, name, None) if name else None
-    if name and not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+    if name and not (isinstance(found, type) and issubclass(found, SchedulerMixin) and issubclass(found, ConfigMixin)):
         raise ValueError(f"scheduler is {name!r}, which is none of diffusers: give one such as DDPMScheduler.")
     return found
 

