@@ -220,6 +220,12 @@ class VocabularyMap:
 
     def check(self, captioner: PreTrainedTokenizerBase, generator: PreTrainedTokenizerBase, rows: int) -> None:
         """ValueError where two models' tokenizers, or the rows of the captioner's embeddings, are not the map's."""
+        if len(self.index) == self.generator_size != rows:
+            raise ValueError(
+                f"The map has a row for each of the generator's {self.generator_size:,} tokens, as the authors' code "
+                f"has it, and not for each of the captioner's {rows:,}: make the map with VocabularyMap.make of these "
+                "two models."
+            )
         own = {
             "captioner": fingerprint(captioner) == self.captioner and rows == len(self.index),
             "generator": fingerprint(generator) == self.generator,
