@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from dfl_utils.store import store
 from dfl_utils.world import profile
 
 PAPER = profile.PROFILES["paper"]
@@ -25,9 +26,24 @@ def test_images_beside_blip2_are_smaller_and_never_larger_than_asked():
 def test_environment_variables_name_the_roots(tmp_path):
     code = "from dfl_utils.world.profile import PROFILES; p = PROFILES['paper']\n"
     code += "print(p.coco_root, p.nocaps_root, p.data_root, p.models_root, p.dataset_root('nocaps'), p.inception)"
-    variables = {"DFL_COCO": "/c", "DFL_NOCAPS": "", "DFL_DATA": "/d", "DFL_INCEPTION": ""}
+    # As a scheduler's file has them: nobody has expanded a "~", and a relative one is meant from where `dfl` was typed.
+    variables = {"DFL_COCO": "~/c", "DFL_NOCAPS": "", "DFL_DATA": "/d", "DFL_MODELS": "m", "DFL_INCEPTION": ""}
+    variables |= {"HOME": "/home/ann", "DFL_FROM": "/from"}
     done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=profile.ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["/c", "None", "/d", "/d/models", "/d/nocaps", "None"]
+    assert done.stdout.split() == ["/home/ann/c", "None", "/d", "/from/m", "/d/nocaps", "None"]
+
+
+def test_a_store_is_named_as_a_shell_would_mean_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for named, meant in (
+        ("~/s", tmp_path / "s"),
+        ("t", tmp_path / "t"),
+        ("~nobody-here/s", tmp_path / "~nobody-here/s"),
+    ):
+        monkeypatch.setenv("DFL_STORE", named)
+        assert store.default_root() == meant
+    assert profile.place("~nobody-here/s").name == "s"
 
 
 def test_the_paper_is_only_loaded_where_a_gpu_is_and_looked_at_everywhere(monkeypatch):

@@ -1,5 +1,7 @@
 """What made a number: checkpoints by their contents, packages, the machine."""
 
+import os
+
 import pytest
 
 from dfl_utils.store import provenance
@@ -28,6 +30,16 @@ def test_a_checkpoint_is_all_that_a_library_may_read_of_it(house):
     assert provenance.files_hash(house.root / "a") != provenance.files_hash(house.root / "b")
     with pytest.raises(FileNotFoundError, match=r"holds no \*\.safetensors"):
         provenance.checkpoint_hash(house.root / "book")
+
+
+def test_a_file_of_the_same_size_and_time_is_another_one(house):
+    """As the checkpoints of one training are, unpacked or copied with their times."""
+    file = checkpoint(house) / "model.safetensors"
+    before, found = provenance.file_hash(file), file.stat()
+    file.write_text("WEIGHTS")
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert file.stat().st_size == found.st_size and file.stat().st_mtime_ns == found.st_mtime_ns
+    assert provenance.file_hash(file) != before
 
 
 def test_a_key_names_the_release_of_a_package_and_not_its_build(monkeypatch):

@@ -148,8 +148,8 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
 
     results.mkdir(parents=True, exist_ok=True)
     # Kernels run in the chapters' folder: what is named from here is named whole.
-    named = {name: os.environ.get(name) for name in ("DFL_STORE", "DFL_PUBLISHED")}
-    variables = {name: str(Path(value).absolute()) for name, value in named.items() if value}
+    named = {name: provenance.named_folder(name) for name in ("DFL_STORE", "DFL_PUBLISHED")}
+    variables = {name: str(folder) for name, folder in named.items() if folder}
     variables |= {"DFL_FROM": str(Path.cwd()), "DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
     variables |= {"DFL_LEDGER": str(results / f"{source.stem}.shards")}
     try:

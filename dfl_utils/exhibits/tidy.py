@@ -5,7 +5,6 @@ stamp that names the commit, the machine and the checkpoints. "Made by this code
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +63,7 @@ TIMED = (
 
 def folder() -> Path:
     """Where this process's chapters save their numbers and pictures: DFL_RESULTS, or `_build/results/interactive`."""
-    path = Path(os.environ.get("DFL_RESULTS") or provenance.ROOT / "_build" / "results" / "interactive")
+    path = provenance.named_folder("DFL_RESULTS") or provenance.ROOT / "_build" / "results" / "interactive"
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -48,13 +48,17 @@ def files_hash(folder: Path, patterns: Iterable[str] = ("*",), leave_out: Iterab
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, read once while the file stays as it is."""
+    """SHA-256 of a file's bytes, read once while the file stays as it is.
+
+    A copy may take over the time of its original, and checkpoints of one training have one size: the inode and the
+    time of its last change, which nobody sets, tell them apart.
+    """
     found = path.stat()
-    return _file_hash(path, found.st_size, found.st_mtime_ns)
+    return _file_hash(path, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
 
 
 @cache
-def _file_hash(path: Path, size: int, changed: int) -> str:
+def _file_hash(path: Path, *state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -105,6 +109,24 @@ def _hub_hash(name: str, revision: str | None) -> str:
 
 
 # --- environment ------------------------------------------------------------------------------------------
+def from_home(path: Path | str) -> Path:
+    """A path whose leading `~` is the home folder; one that is nobody's home is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def named_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, absolute; None where it is unset or empty.
+
+    `~` is the home folder: a shell leaves it as it is inside quotes, and a scheduler knows none. A relative one is
+    meant from where `dfl` was typed, as `DFL_FROM` says in a chapter, which runs in `book/`.
+    """
+    value = os.environ.get(variable)
+    return Path(os.environ.get("DFL_FROM", ""), from_home(value)).absolute() if value else None
+
+
 @cache
 def release(package: str) -> str:
     """The version of a package for keys: not which build of it, so that torch for a CPU finds what torch for CUDA made.

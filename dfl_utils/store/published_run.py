@@ -142,7 +142,7 @@ def opened() -> PublishedRun | None:
     `DFL_PUBLISHED_INNER=0`: nothing that a shard is made from comes out of it.
     """
     named = os.environ.get("DFL_PUBLISHED")
-    folder = place() if named is None else Path(named)
+    folder = provenance.named_folder("DFL_PUBLISHED") or place()
     if named == "" or (named is None and not folder.parent.is_dir()):
         return None
     inner, index = os.environ.get("DFL_PUBLISHED_INNER") != "0", folder / INDEX

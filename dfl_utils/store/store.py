@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dfl_utils.store import published_run, shards
+from dfl_utils.store import provenance, published_run, shards
 from dfl_utils.store.processes import claim
 from dfl_utils.store.published_run import PublishedRun
 from dfl_utils.store.shards import Content
@@ -128,7 +128,7 @@ def ledger(path: Path) -> list[tuple[str, str]]:
 
 def default_root() -> Path:
     """`$DFL_STORE`, or `.store` at the root of the repository."""
-    return Path(os.environ.get("DFL_STORE") or Path(__file__).resolve().parents[2] / ".store").absolute()
+    return provenance.named_folder("DFL_STORE") or provenance.ROOT / ".store"
 
 
 class RunStore:

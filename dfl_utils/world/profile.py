@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from dfl_utils.store.provenance import from_home, named_folder
 from dfl_utils.world.limits import number, word
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,12 +137,17 @@ class Profile:
         return None if self.offline or Path(self.locate(model)).is_dir() else self.revisions.get(model)
 
 
+WHOLE = ("config.json", "model_index.json")  # one of them lies in the folder of a model, or of a pipeline
+
+
 def _refuse_parts(folder: Path) -> None:
     """ValueError where a folder holds weights that are no whole model in the Hugging Face layout."""
-    if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+    if any((folder / name).is_file() for name in WHOLE):
         return
     if any((folder / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
         raise ValueError(_an_adapter(folder))
+    if copies := sorted(path.parent for name in WHOLE for path in folder.glob(f"snapshots/*/{name}")):
+        raise ValueError(f"{folder} is the hub's cache of a model: give the folder of a commit in it, {copies[-1]}.")
     single = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".ckpt"))
     if single and not any(folder.glob("*.json")):  # else it has lost its configuration
         raise ValueError(_a_single_file(str(single[0])))
@@ -183,18 +189,13 @@ def _no_folder(model: str) -> str:
 def place(path: Path | str) -> Path:
     """A path as its reader meant it: `~` is the home folder, and a relative one is looked for where `dfl` was typed
     (chapters run in `book/`), then from here."""
-    path = Path(path).expanduser()
+    path = from_home(path)
     typed = Path(os.environ.get("DFL_FROM", "")) / path
     return typed if typed.exists() or not path.exists() else path
 
 
-def _folder(variable: str) -> Path | None:
-    """The folder that an environment variable names; None where it is unset or empty."""
-    return Path(os.environ[variable]) if os.environ.get(variable) else None
-
-
-DOWNLOADS = _folder("DFL_DATA") or ROOT / "data" / "downloads"
-MODELS = _folder("DFL_MODELS") or DOWNLOADS / "models"
+DOWNLOADS = named_folder("DFL_DATA") or ROOT / "data" / "downloads"
+MODELS = named_folder("DFL_MODELS") or DOWNLOADS / "models"
 MINI = ROOT / "data" / "mini"
 FOLDERS = {"data_root", "coco_root", "nocaps_root", "models_root", "word_vectors"}
 STARTS = ("blip-base-web-1000",)  # the captioner before it was done, by its steps on web captions
@@ -255,8 +256,8 @@ PROFILES = {
         device="cuda",
         dtype="float16",
         offline=False,
-        coco_root=_folder("DFL_COCO"),
-        nocaps_root=_folder("DFL_NOCAPS"),
+        coco_root=named_folder("DFL_COCO"),
+        nocaps_root=named_folder("DFL_NOCAPS"),
         models_root=MODELS,
         revisions=REVISIONS,
         image_sizes={"blip2": 384},  # "Baselines and Models" in Section 4: drawn smaller beside it, for want of memory
@@ -270,7 +271,7 @@ PROFILES = {
             "stable-diffusion": ("CompVis/stable-diffusion-v1-4", 50, 7.5),
             "amused": ("amused/amused-512", 12, 10.0),  # the paper's LAFITE is published as a pickle
         },
-        inception=os.environ.get("DFL_INCEPTION") or None,
+        inception=str(named_folder("DFL_INCEPTION") or "") or None,
         tiny_decoder="madebyollin/taesd",
         word_vectors=MODELS / "glove-wiki-gigaword-200.gz",  # Appendix A.1
         ways={"authors": {"clip": "openai/clip-vit-base-patch32", "squeeze": 384}},
