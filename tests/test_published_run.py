@@ -130,6 +130,18 @@ def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path):
     assert PublishedRun(tmp_path / "out").cost(stem) == (1.0, 2)
 
 
+def test_a_run_goes_on_from_what_was_published_when_the_run_store_is_lost(run, tmp_path):
+    store = RunStore(tmp_path / "new", run)
+    store.get(SEEN, {"image": 2}, content)
+    asked, lost = [SEEN.stem(KEY), SEEN.stem({"image": 2})], [DRAWN.stem(KEY)]
+    with pytest.raises(ValueError, match="has lost a shard"):
+        published_run.write(run.folder, store.root, {"one": asked}, lost)
+    published_run.write(run.folder, store.root, {"one": asked}, lost, before=run)
+    after = PublishedRun(run.folder)
+    assert after.stems == set(asked) and after.cost(lost[0])[1] == 5
+    assert after.read(asked[0])[0]["x"] == 1.0
+
+
 def test_a_publication_that_lacks_a_shard_leaves_the_old_run(run, filled):
     store, _ = filled
     store.path(SEEN, KEY).unlink()

@@ -39,7 +39,7 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     Every chapter's parameters are checked before the first one runs; `jobs` run at a time, in threads that share the
     run store. The scale `published` shows the published run, and makes anew what is not found in it; `ci` and `quick`
     start from an empty run store; `full` and `paper` go on from the usual one, and use nothing that was published.
-    With `reuse` any scale takes what the usual run store and the published run hold.
+    With `reuse` any scale takes what the usual run store and the published run hold: a published run goes on.
 
     Raises:
         ValueError: an unknown scale or parameter; numbers to publish of a tree with uncommitted changes.
@@ -50,8 +50,6 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
         ranges.check(source.stem, values, machine=scale == "paper")  # the small world's models lie beside it
     if scale == "full":
         publish.require_clean()
-        if reuse:
-            raise ValueError("A published run takes nothing that was published: leave --reuse out at scale full.")
     results, here = folder("results") / scale, processes.place()
     fresh = scale in FROM_NOTHING and here.world_size == 1 and not reuse
     if fresh:  # what an earlier build left is not taken for this one's
@@ -63,7 +61,8 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
         refuse_stale(scale)
         refuse_disclosure(scale)
         if scale == "full" and here.rank == 0:
-            print(f"published {publish.publish('mini', results, default_root()).relative_to(provenance.ROOT)}")
+            made = publish.publish("mini", results, default_root(), reuse)
+            print(f"published {made.relative_to(provenance.ROOT)}")
             front.main()
         return render(scale, process) if html else None
 

@@ -37,10 +37,11 @@ def merged(scale_dir: Path) -> tuple[pd.DataFrame, dict[str, dict]]:
     return tidy.validate(rows), records
 
 
-def publish(profile: str, scale_dir: Path, store: Path) -> Path:
+def publish(profile: str, scale_dir: Path, store: Path, reuse: bool = False) -> Path:
     """Merge what the chapters saved in `scale_dir` into `results/<profile>/`: rows, stamp, pictures and shards.
 
-    The shards come from the folder of a run store. Returns the folder that was written.
+    The shards come from the folder of a run store; with `reuse` those that it lacks from what was published before.
+    Returns the folder that was written.
     ValueError: as `merged`; changes that are not committed; a shard that is lost.
     """
     require_clean()
@@ -50,7 +51,8 @@ def publish(profile: str, scale_dir: Path, store: Path) -> Path:
     ledgers = {name: ledger(scale_dir / f"{name}.shards") for name in chapters.sources()}
     asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
     behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
-    published_run.write(target / "store", store, asked, behind, staying())
+    before = published_run.PublishedRun(target / "store") if reuse else None
+    published_run.write(target / "store", store, asked, behind, staying(), before)
     for picture in [*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]:
         shutil.copyfile(picture, target / picture.name)
     tidy.write(frame, target / "exhibits.csv")

@@ -159,7 +159,12 @@ def _opened(folder: Path, inner: bool, changed: int) -> PublishedRun:
 
 
 def write(
-    folder: Path, store: Path, asked: Mapping[str, Iterable[str]], behind: Iterable[str], staying: Collection[str] = ()
+    folder: Path,
+    store: Path,
+    asked: Mapping[str, Iterable[str]],
+    behind: Iterable[str],
+    staying: Collection[str] = (),
+    before: PublishedRun | None = None,
 ) -> None:
     """Publish shards of the run store in a folder in place of what `folder` held, or leave that as it was.
 
@@ -167,6 +172,7 @@ def write(
         asked: chapter -> names of the shards that it asked for.
         behind: names of the shards that those were made from or whose cost counts.
         staying: kinds of which only the cost is published.
+        before: a published run that went on: what the run store lacks is taken from it.
 
     Raises:
         ValueError: a shard that is not there or not whole.
@@ -179,12 +185,14 @@ def write(
     try:
         part.mkdir(parents=True)
         for kind, stems in groupby(sorted(travelling, key=lambda stem: (kind_of(stem), stem)), kind_of):
-            found = {stem: (store / f"{stem}.safetensors").read_bytes() for stem in stems}
+            found = {stem: _shard(store, stem, before) for stem in stems}
             for data in found.values():
                 shards.loads(data)
             pack(part / f"{kind}.safetensors", found)
         rest = {*behind, *(stem for stems in asked.values() for stem in stems)} - travelling
         costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted(rest)}
+        if before:
+            costs = {stem: cost or before.cost(stem) for stem, cost in costs.items()}
         left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
         index = {"layout": LAYOUT, "chapters": wanted, "left_out": left_out}
         (part / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
@@ -196,6 +204,11 @@ def write(
         ) from None
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)  # git has what lay there before
+
+
+def _shard(store: Path, stem: str, before: PublishedRun | None) -> bytes:
+    file = store / f"{stem}.safetensors"
+    return before._bytes(stem) if before and not file.is_file() else file.read_bytes()
 
 
 def kind_of(stem: str) -> str:
