@@ -7,14 +7,13 @@ or out-of-date chapter reaches a page.
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -22,7 +21,7 @@ import nbformat
 from dfl_utils.build import chapter as chapters
 from dfl_utils.build import disclosure, front, kernels, publish, ranges, renderer
 from dfl_utils.build.chapter import BuildFailed
-from dfl_utils.build.execution import environment, folder, refuse_stale, run_chapter, worth
+from dfl_utils.build.execution import environment, folder, refuse_stale, run_chapter, side_by_side, worth
 from dfl_utils.store import processes, provenance, published_run
 from dfl_utils.store.store import default_root
 
@@ -91,29 +90,14 @@ def _stores(reuse: bool, scale: str, fresh: bool) -> dict[str, str]:
 
 
 def _execute(scale: str, jobs: int, fresh: bool) -> None:
-    """Every chapter, `jobs` at a time, each with its part of the cores; the first failure stops those that wait.
-
-    A thread waits for each kernel, so that all kernels come from one server. The chapters with most to say begin, so
-    that none of them is worked on alone at the end.
-    """
+    """Every chapter, those with most to say first, so that none of them is worked on alone at the end."""
 
     def execute(name: str) -> None:
         target, results = folder("src") / f"{name}.ipynb", folder("results") / scale
         require_pictures(run_chapter(name, scale=scale, target=target, results=results, reuse=not fresh))
 
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    with environment(**threads), ThreadPoolExecutor(jobs) as pool:
-        kernels.start()
-        sizes = {name: source.stat().st_size for name, source in chapters.sources().items()}
-        futures = [pool.submit(execute, name) for name in sorted(sizes, key=sizes.get, reverse=True)]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):
-                kernels.stop()
-            raise
+    sizes = {name: source.stat().st_size for name, source in chapters.sources().items()}
+    side_by_side([partial(execute, name) for name in sorted(sizes, key=sizes.get, reverse=True)], jobs)
 
 
 def require_pictures(copy: Path) -> None:

@@ -69,6 +69,13 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", _run, "execute one chapter", settings)
     run.add_argument("chapter", metavar="CHAPTER", help="the notebook's name, as `dfl chapters` shows it")
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
+    text = "execute a chapter for each combination of values, and compare them on one page"
+    sweep = add("sweep", _of("build.sweep"), text)
+    sweep.add_argument("chapter", metavar="CHAPTER", help="as of `dfl run`")
+    text = "a parameter and its values, by commas (by semicolons where one holds a comma)"
+    sweep.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), help=text)
+    sweep.add_argument("--scale", choices=chapters.SCALES, help="as of `dfl run`")
+    sweep.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="runs at a time (one a core)")
     add("chapters", _chapters, "list the chapters and their parameters")
     add("check", _of("build.publish"), "say which files have changed since the commit of the published results")
     add("answers", _of("build.front"), "write README's table of answers anew, from the published rows")

@@ -7,7 +7,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -177,6 +178,28 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
         raise BuildFailed(f"Chapter {source.stem} failed in cell [{error.exec_count}] `{first}` with {what}") from error
     except RuntimeError as error:
         raise BuildFailed(f"The kernel of chapter {source.stem} ended ({error}), often for want of memory.") from error
+
+
+def side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
+    """Do tasks that execute chapters, `jobs` at a time, each with its part of the cores.
+
+    A thread waits for each kernel, so that all kernels come from one server. The first that fails stops those that
+    wait, and its error is raised.
+    """
+    from dfl_utils.build import kernels
+
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    with environment(**threads), ThreadPoolExecutor(jobs) as pool:
+        kernels.start()
+        futures = [pool.submit(task) for task in tasks]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):
+                kernels.stop()
+            raise
 
 
 @contextmanager
