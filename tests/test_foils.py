@@ -16,6 +16,15 @@ def test_by_hand():
         {f"a red dog to the {side} of an orange cat" for side in ("left", "right")},
         {f"an orange cat to the {side} of a red dog" for side in ("left", "right")},
     )
+    assert foils.sides(TWO) == (
+        ("a red dog to the left of an orange cat", "a red dog to the right of an orange cat"),
+        ("an orange cat to the right of a red dog", "an orange cat to the left of a red dog"),
+    )
+    assert foils.sides(ONE) is None
+    assert foils.pair("place", ONE, "0") == ("a red dog on the left side", "a red dog on the right side")
+    middle = Scene((Thing("dog", "red", "small", 3, 0),), "white", None)
+    assert foils.pair("place", middle, "0") == ("a red dog at the top", "a red dog at the bottom")
+    assert foils.pair("place", TWO, "0") is None
     assert foils.pair("count", ONE, "0") == ("a red dog", "a red dog and a red dog")
     assert foils.pair("omission", TWO, "0") in ((right, "a red dog"), (right, "an orange cat"))
     assert [kind for kind in foils.KINDS if not foils.pair(kind, ONE, "0")] == ["swapped colours", "side", "omission"]

@@ -14,6 +14,7 @@ from dfl_utils.game import denoising, loops, rerank
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
+from dfl_utils.world.profile import MINI
 
 CAPTIONS = [
     ["a red dog", "a blue cup", "a red dog"],
@@ -157,6 +158,8 @@ def test_captions_are_ranked_by_the_loss_and_drawn_when_they_are_looked_at(ask, 
     assert {e.caption: e.image_hat.tobytes() for e in drawn} == {e.caption: e.image_hat.tobytes() for e in ranked[0]}
     ask(dfl_utils.rerank_captions, paths[:1], [["a cup"]], judge="denoising", timesteps=2, store=tmp_path)
     assert "1 images have a single candidate: what denoising says of it tells nothing alone" in caplog.text
+    long = ask(dfl_utils.rerank_captions, paths[:1], [["a cup", "a red cup " * 20]], judge="denoising", timesteps=2)
+    assert len(long[0]) == 2 and "the text encoder of generator reads only the first" in caplog.text
 
 
 def test_captions_and_images_are_ranked_by_their_likelihood(ask, hall, paths):
@@ -236,10 +239,12 @@ def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatc
     capsys.readouterr()
     assert cli.main(["rerank", "images", "c.jsonl", "--judge", "likelihood"]) == 0
     assert (pd.read_csv(tmp_path / "ranked.csv").similarity < 0).all() and "drawings" not in capsys.readouterr().err
+    amused = str(MINI / "amused")
     for words, said in (
         (["none"], "none is no folder of images"),
         (["images", "-o", "none/r.csv"], "none/r.csv cannot be written: name a file in a folder that is there"),
         (["images", "-p", "top_p", "7"], "top_p of a profile is 7.0: give more than 0"),
+        (["images", "c.jsonl", "--judge", "denoising", "-p", "generator", amused], "which cannot be asked for its"),
     ):
         assert cli.main(["rerank", *words]) == 2
         assert said in capsys.readouterr().err
@@ -256,6 +261,7 @@ def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatc
         (["a.png"], [["a"]], {"similarity": "sbert"}, "similarity is 'sbert': choose one of clip, dino"),
         (["a.png"], [["a"]], {"judge": "reading"}, "judge is 'reading': choose one of drawing, denoising, likelihood"),
         (["a.png"], [["a"]], {"judge": "denoising", "timesteps": 0}, r"timesteps is \[\]: give one at least"),
+        (["a.png"], [["a"]], {"judge": "denoising", "timesteps": 2.5}, "timesteps is 2.5: give whole numbers, or how"),
         (["a.png"], [["a"]], {"judge": "denoising", "timesteps": [1000]}, "a whole number from 0 to 999"),
         (["a.png"], [["a"]], {"judge": "denoising", "generator": "amused"}, "AmusedPipeline, which cannot be asked"),
         (["a.png"], None, {"num_candidates": 0}, "num_candidates or num_beams is 0: give at least 1"),

@@ -63,7 +63,11 @@ def parser() -> argparse.ArgumentParser:
         help="published (default): show the published run; ci, quick: compute afresh, smaller; full: compute the "
         "published run anew and publish it; paper: the paper's models and data",
     )
-    book.add_argument("--reuse", action="store_true", help="take what the run store and the published run hold; at full, publish on from it")
+    book.add_argument(
+        "--reuse",
+        action="store_true",
+        help="take what the run store and the published run hold; at full, publish on from it",
+    )
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add("run", _run, "execute one chapter", settings)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 
 import numpy as np
 from PIL import Image
@@ -38,6 +39,14 @@ TIMESTEPS = (150,)
 def spread(count: int, of: int = 1000) -> tuple[int, ...]:
     """`count` timesteps in equal steps over a schedule: nine of 1000 are 100, 200, ... 900."""
     return tuple(of * (k + 1) // (count + 1) for k in range(count))
+
+
+def places(asked: int | Sequence[int]) -> tuple[int, ...]:
+    """Timesteps as they are given, or so many as `spread` has; ValueError for what is no whole number."""
+    try:
+        return spread(index(asked)) if np.ndim(asked) == 0 else tuple(map(index, asked))
+    except TypeError as error:
+        raise ValueError(f"timesteps is {asked!r}: give whole numbers, or how many in equal steps.") from error
 
 
 def losses(

@@ -137,7 +137,7 @@ def rerank_captions(
     asked = [CAPTION_JUDGES[judge], *([similarity] if judge == "drawing" else [])]
     roles = list(dict.fromkeys([*asked, *(["captioner"] if captions is None else [])]))
     game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
-    timesteps = denoising.spread(timesteps) if isinstance(timesteps, int) else timesteps
+    timesteps = denoising.places(timesteps)
     _check_judge(game.profile, judge, timesteps)
     if captions is not None:
         check_lists("captions", captions, str, len(images))

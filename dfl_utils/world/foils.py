@@ -9,9 +9,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, Scene, Thing, with_article
+from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, Scene, Thing, thirds, with_article
 
 Pair = tuple[str, str]  # what is there, its foil
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 def named(thing: Thing) -> str:
@@ -55,14 +56,32 @@ def swapped(scene: Scene, rng: random.Random) -> Pair | None:
     return said(scene.things), said([replace(one, colour=other.colour), replace(other, colour=one.colour)])
 
 
-def side(scene: Scene, rng: random.Random) -> Pair | None:
-    """Left for right, or above for below; None where there are not two things."""
+def sides(scene: Scene) -> tuple[Pair, Pair] | None:
+    """Left and right, or above and below, told both ways round: each word is once right and once wrong.
+
+    The first pair names first what stands left or above. None where there are not two things.
+    """
     if len(scene.things) != 2:
         return None
-    forward = rng.random() < 0.5
-    one, other = map(named, scene.things if forward else scene.things[::-1])
     words = BESIDE if scene.relation == "beside" else OVER
-    return tuple(f"{one} {words[right][0]} {other}" for right in (forward, not forward))
+    one, other = map(named, scene.things)
+    told = ((one, other, True), (other, one, False))
+    return tuple(tuple(f"{a} {words[right][0]} {b}" for right in (first, not first)) for a, b, first in told)
+
+
+def side(scene: Scene, rng: random.Random) -> Pair | None:
+    """One of `sides`; None where there are not two things."""
+    pairs = sides(scene)
+    return pairs and pairs[rng.random() >= 0.5]
+
+
+def place(scene: Scene, rng: random.Random) -> Pair | None:
+    """A lone thing at the opposite side; None where there are several, or it stands in the middle."""
+    x, y = thirds(scene.things[0])
+    if len(scene.things) > 1 or not (x or y):
+        return None
+    words = "on the {} side" if x else "at the {}"
+    return tuple(f"{named(scene.things[0])} {words.format(side)}" for side in (x or y, OPPOSITE[x or y]))
 
 
 def count(scene: Scene, rng: random.Random) -> Pair:
@@ -91,6 +110,7 @@ KINDS: dict[str, Callable[[Scene, random.Random], Pair | None]] = {
     "colour": colour,
     "swapped colours": swapped,
     "side": side,
+    "place": place,
     "count": count,
     "invention": invented,
     "omission": omitted,

@@ -203,11 +203,16 @@ def with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _place(thing: Thing, rng: random.Random) -> str:
-    """Where a lone thing stands, by the thirds of the image its centre lies in."""
+def thirds(thing: Thing) -> tuple[str, str]:
+    """In which thirds of the image its centre lies: left, right or "", and top, bottom or ""."""
     along = [("left", "", "right"), ("top", "", "bottom")]
-    x, y = (names[min(2, int(3 * (corner + thing.cells / 2) / GRID))]
-            for names, corner in zip(along, (thing.x, thing.y), strict=True))  # fmt: skip
+    return tuple(names[min(2, int(3 * (corner + thing.cells / 2) / GRID))]
+                 for names, corner in zip(along, (thing.x, thing.y), strict=True))  # fmt: skip
+
+
+def _place(thing: Thing, rng: random.Random) -> str:
+    """Where a lone thing stands."""
+    x, y = thirds(thing)
     if not x and not y:
         return rng.choice(("in the middle", "in the center"))
     if x and y:
