@@ -53,7 +53,7 @@ def test_composite_has_as_many_ratings_as_captions_in_one_column(place):
     found = judgements.read(place)["Composite"]
     assert told(found)[:3] == [("1_a.jpg", "a dog", 5.0), ("1_a.jpg", "a cat", 1.0), ("1_a.jpg", "two dogs", 3.0)]
     assert told(found)[3:] == [
-        ("2_b.jpg", text, r) for text, r in zip(("men", "a man", "women", "a dog"), (4, 3, 2, 1))
+        ("2_b.jpg", text, r) for text, r in zip(("men", "a man", "women", "a dog"), (4, 3, 2, 1), strict=True)
     ]
 
 

@@ -33,7 +33,6 @@ TABLE: dict[str, Check] = {
     "BETA": number(0, above=True),
     "without_captions.NUM_CANDIDATES": number(2),
     "GAIN_TOP_PS": several(RANGES["top_p"], float),
-    "FEWER_STEPS": several(COUNT, int),
     "COLLAPSE_STEPS": several(COUNT, int),
     "ALTERNATING_STEPS": several(COUNT, int, least=0),
     "MEMORY_PAIRS": several(COUNT, int),
