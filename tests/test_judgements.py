@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from scipy.stats import kendalltau
 
-from dfl_utils.world import judgements
+import dfl_utils
+from dfl_utils.game import people
+from dfl_utils.world import data, judgements
 from dfl_utils.world.judgements import Preferred, Rated
 
 
@@ -117,3 +120,25 @@ def test_agreement_is_kendalls_tau_and_a_tie_is_half_a_hit(place):
     assert judgements.agreement("Flickr8k-Expert", scores, rated) == pytest.approx(2 * 3 * 3 / (4**2 * 2))
     assert Preferred(image, "a", "b").kind == ""
     np.testing.assert_array_equal(judgements.accuracy([1, 2, 3], [0, 2, 4]), [1, 0.5, 0])
+
+
+def test_judges_beside_people(place, mini, tmp_path):
+    """The mini pair on its own world: the right caption of a scene against another scene's, and four ratings each."""
+    examples = data.load(mini, "coco", "val")[:4]
+    texts = [example.references[0] for example in examples]
+    pairs = [Preferred(e.path, texts[k], texts[k - 1], "another") for k, e in enumerate(examples)]
+    rated = [
+        Rated(e.path, text, 4.0 if j == k else 1.0) for k, e in enumerate(examples) for j, text in enumerate(texts)
+    ]
+    judges = ("CLIPScore", "denoising")
+    table = people.beside({"FOIL": pairs, "Composite": rated}, judges, profile=mini, store=tmp_path / "store")
+    assert table.n.tolist() == [4, 4, 16, 16] and table.judge.tolist() == [*judges, *judges]
+    assert table.kind.tolist() == ["another", "another", "", ""]
+    scores = dfl_utils.score_captions([e.path for e in examples], texts, judges, matrix=True, profile=mini)
+    for judge, accuracy, tau in zip(judges, table.agreement[:2], table.agreement[2:], strict=True):
+        hits = [scores[judge][k, k] > scores[judge][k, k - 1] for k in range(4)]
+        assert accuracy.value == 100 * np.mean(hits)
+        assert tau.value == pytest.approx(
+            100 * kendalltau(scores[judge].ravel(), np.eye(4).ravel(), variant="c").statistic
+        )
+        assert accuracy.n == tau.n == 4 and tau.low <= tau.value <= tau.high
