@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from dfl_utils.store import provenance
 
 # What TeX with CommonHTML output needs; the wheel's other 22 MB are other input and output formats.
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2")
+SHOWN = re.compile(r"\bfa-([a-z0-9-]+)")
+# An icon in Font Awesome's script: name:[width,height,[other names],"code",path].
+ICON = re.compile(r"""("[\w-]+"|[\w$]+):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?""")
+SEARCHING = re.compile(r'<script src="(?:_static/searchtools|_static/language_data|searchindex)\.js"></script>\s*')
 LAUNCH = {
     "notebook_interface": "jupyterlab",
     "binderhub_url": "https://mybinder.org",
@@ -144,6 +149,22 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
         copy_asset(path, target / name if path.is_dir() else (target / name).parent)
 
 
+def lighten(app: Sphinx, exception: Exception | None) -> None:
+    """Take from the site what the theme lets every page load and none uses: 2,000 icons, the index of the search."""
+    if exception is not None or app.builder.format != "html":
+        return
+    site = Path(app.outdir)
+    icons = site / "_static" / "scripts" / "fontawesome.js"
+    texts = {path: path.read_text(encoding="utf-8") for path in [*site.glob("*.html"), *site.rglob("_static/**/*.js")]}
+    shown = {name for path, text in texts.items() if path != icons for name in SHOWN.findall(text)}
+    icons.write_text(ICON.sub(lambda found: found[0] if found[1].strip('"') in shown else "", texts[icons]), "utf-8")
+    for path, text in texts.items():
+        if path.suffix == ".html" and path.stem != "search":  # where the form of every page leads
+            path.write_text(SEARCHING.sub("", text), encoding="utf-8")
+    for path in site.rglob("_static/**/*.map"):
+        path.unlink()
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the hooks; called by Sphinx."""
     app.config.mathjax_path = "mathjax/tex-chtml.js"
@@ -154,4 +175,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", lighten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
