@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -251,3 +252,16 @@ def test_numbers_are_alike_within_what_machines_differ_by(kind, old, new, agrees
 )
 def test_contents_are_alike_within_what_machines_differ_by(old, new, agrees):
     assert golden.alike(old, new, "images")[1] == agrees
+
+
+def test_what_painters_were_asked_is_not_made_anew():
+    keys = {
+        "skill-1": '{"generator": {"checkpoint": "unet-weights-0 to 1"}}',
+        "unet-digest-2": '{"made from": {"unet-weights": 1}}',
+        "skill-3": '{"generator": {"checkpoint": "2"}}',
+    }
+    run = SimpleNamespace(
+        chapters={"painter": list(keys)}, metadata=lambda stem: {"key": keys[stem]}, cost=lambda stem: (1.0, 1)
+    )
+    chosen = verify._choose(run, "painter", {"machine": provenance.machine()}, np.random.default_rng(0), 60.0)
+    assert chosen == ["skill-3"]

@@ -28,6 +28,7 @@ from dfl_utils.training.finetuned import FINETUNING, WEIGHTS
 OVERHEAD = 40.0  # seconds that a chapter takes beside its models' work, about
 CHAPTERS = 3  # at most, where none is named
 TIMES = ("step-seconds", "judging-seconds")  # kinds of shard that hold a day's measurements
+PAINTERS = "unet-weights"  # in keys: trained in one go, each from where the one before it stood, for half an hour
 TRAINED = re.compile(r"trained as (weights-[0-9a-f]{64}) to")
 
 
@@ -81,9 +82,11 @@ def _choose(run: PublishedRun, name: str, stamp: dict, random: np.random.Generat
     """Shards of a chapter, drawn at random, that can be made from nothing in so many seconds.
 
     What trained models say and draw is drawn for on the processor of the published run alone: hundreds of steps make
-    other words of a last bit that another processor rounds otherwise. The losses of trainings are drawn for anywhere.
+    other words of a last bit that another processor rounds otherwise. The losses of trainings are drawn for anywhere;
+    painters that were trained from nothing, and what was asked of them, nowhere.
     """
     pool = [stem for stem in run.chapters.get(name, []) if kind_of(stem) not in TIMES]
+    pool = [stem for stem in pool if PAINTERS not in run.metadata(stem)["key"]]
     here = provenance.machine()
     if any(here[part] != stamp["machine"].get(part) for part in ("cpu", "kernels")):
         asked, pool = len(pool), [stem for stem in pool if not TRAINED.search(run.metadata(stem)["key"])]
