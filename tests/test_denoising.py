@@ -103,6 +103,22 @@ def test_an_unseen_image_leaves_the_captioners_habit(hall, examples):
     assert not np.allclose(seen[0], seen[1], atol=1e-2)
 
 
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_a_right_prediction_implies_the_clean_latents(predicts):
+    schedule = DDPMScheduler(prediction_type=predicts)
+    clean, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    at = torch.tensor([40, 900])
+    noisy, wanted = schedule.add_noise(clean, noise, at), asked._target(schedule, clean, noise, at)
+    torch.testing.assert_close(asked._clean(schedule, noisy, wanted, at), clean, atol=1e-4, rtol=1e-4)
+
+
+def test_one_step_images_look_like_their_originals(hall, examples):
+    captions = [[example.references[0], "a black umbrella"] for example in examples]
+    found = denoising.one_step(hall.workshop, examples, captions, timestep=40)
+    other = denoising.one_step(hall.workshop, examples, captions, timestep=900)
+    assert found.shape == (2, 2) and found.min() > 0.9 and (found[:, 0] > other[:, 0]).all()
+
+
 def test_timesteps_are_spread_in_equal_steps():
     assert denoising.spread(9) == tuple(range(100, 1000, 100))
     assert denoising.spread(1) == (500,) and denoising.spread(0) == ()

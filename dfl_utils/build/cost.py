@@ -34,7 +34,9 @@ FIXED = ("token-images", "anatomy", "way-gradients", "vocabulary-map", "judging-
 BENCHMARK_OF = {
     **dict.fromkeys(("captions", "likelihood", "drawing-likelihood"), "caption sampled, blip-large"),
     **dict.fromkeys(("readings", "descriptions"), "caption by beam search, blip-large"),
-    **dict.fromkeys(("images", "denoising", "drawing-denoising"), "drawing, Stable Diffusion, 4 at a time"),
+    **dict.fromkeys(
+        ("images", "denoising", "drawing-denoising", "one-step-similarity"), "drawing, Stable Diffusion, 4 at a time"
+    ),
     **dict.fromkeys(("clip-similarity", "clip-originals", "features", "quality-clip-text"), "embedding, clip"),
     **dict.fromkeys(("efficientnet-similarity", "efficientnet-originals"), "embedding, clip"),
     **dict.fromkeys(("dino-similarity", "dino-originals"), "embedding, dino"),
@@ -43,7 +45,7 @@ BENCHMARK_OF = {
 EACH = {"images": "NUM_INFERENCE_STEPS", "weights": "BATCH_SIZE"}  # what one call of these grows with
 MEASURED_EACH = {"images": 50, "weights": 8}  # of those benchmarks: denoising steps, pairs
 SHARE = dict.fromkeys(
-    ("denoising", "drawing-denoising"), 0.01
+    ("denoising", "drawing-denoising", "one-step-similarity"), 0.01
 )  # a drawing has two passes of the U-Net a step, these one
 
 

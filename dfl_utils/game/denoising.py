@@ -13,8 +13,8 @@ from operator import index
 import numpy as np
 from PIL import Image
 
-from dfl_utils.game.drawings import Drawings
-from dfl_utils.models import denoising
+from dfl_utils.game.drawings import Drawings, Similarities
+from dfl_utils.models import denoising, similarity
 from dfl_utils.models.denoising import check as check  # it belongs to the interface
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
@@ -31,6 +31,7 @@ class Losses:
 
 
 DENOISING, DRAWING_DENOISING = Kind("denoising", Losses), Kind("drawing-denoising", Losses)
+ONE_STEP = Kind("one-step-similarity", Similarities)
 # Of 19 single timesteps the one that judged captions best on development images, in the chapter "Score, don't draw". On
 # its test images t = 300 has nearly the same tau (0.449 beside 0.442): the choice stands as it was made before them.
 TIMESTEPS = (150,)
@@ -99,6 +100,29 @@ def scores(
     return (of_image([[""]] * len(examples)).mean(axis=-1) if unconditional else 0) - told
 
 
+def one_step(
+    workshop: Workshop,
+    examples: Sequence[Example],
+    captions: Sequence[Sequence[str]],
+    *,
+    timestep: int = TIMESTEPS[0],
+    encoder: str = "clip",
+    seed: int = 0,
+) -> np.ndarray:
+    """Cosine of original and one-step image by an encoder of `similarity.ENCODERS`: `(images, N)` float32.
+
+    The image is what one prediction implies of the noised original (x̂₀); other arguments and errors as of `losses`.
+    """
+    denoising.check(workshop.profile, [timestep])
+    jobs, seeds = [], _seeds(examples, [timestep], seed)
+    for block in blocks.cut(len(examples), len(captions[0])):
+        part, texts, noise = examples[block.images], block.of(captions), seeds[block.images]
+        key = _key(workshop, [timestep], noise) | {"encoder": workshop.encoder_key(encoder), "captions": texts}
+        make = partial(_see, workshop, encoder, part, texts, timestep, noise)
+        jobs.append(Job(ONE_STEP, key | workshop.images_key(part), make))
+    return blocks.join([content.sim for content in workshop.fill(jobs, "one-step images")], len(captions[0]))
+
+
 def drawing_losses(drawings: Drawings, captions: Sequence[str], *, timesteps: Sequence[int], seed: int) -> np.ndarray:
     """As `losses`, of drawings in the place of originals: `(images, N, K)` of one caption for the N of an image.
 
@@ -132,6 +156,13 @@ def _seeds(examples: Sequence[Example], timesteps: Sequence[int], seed: int) -> 
 def _ask(workshop: Workshop, examples, captions, timesteps, seeds) -> tuple[Losses, int]:
     found = denoising.losses(workshop.generator, read(examples), captions, timesteps, seeds)
     return Losses(found), found.size
+
+
+def _see(workshop: Workshop, encoder: str, examples, captions, timestep, seeds) -> tuple[Similarities, int]:
+    seen = denoising.one_step_images(workshop.generator, read(examples), captions, timestep, seeds)
+    hats = workshop.encoder(encoder).embed(seen.reshape(-1, *seen.shape[2:]))
+    originals = workshop.originals(encoder, examples)
+    return Similarities(similarity.cosine(originals, hats.reshape(*seen.shape[:2], -1))), len(hats)
 
 
 def _ask_drawings(drawings: Drawings, block: Block, captions, timesteps, seeds) -> tuple[Losses, int]:

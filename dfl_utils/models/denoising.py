@@ -5,7 +5,8 @@ A classifier by these losses: Li et al., "Your Diffusion Model is Secretly a Zer
 pairs of image and text: Krojer et al., "Are Diffusion Models Vision-And-Language Reasoners?" (NeurIPS 2023).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -46,6 +47,46 @@ def losses(
     Raises:
         ValueError: NaN or infinity among the losses.
     """
+    asked = _asked(generator, images, captions, timesteps, seeds)
+    parts = [(each.predicted - each.wanted).square().mean((1, 2, 3)) for each in asked]
+    found = torch.cat(parts).reshape(len(captions), len(captions[0]), len(timesteps)).numpy()
+    return checkpoint.require_finite(found, "The denoising loss of a caption", generator.pipeline.name_or_path)
+
+
+@torch.no_grad()
+def one_step_images(
+    generator: Generator,
+    images: Sequence[Image.Image],
+    captions: Sequence[Sequence[str]],
+    timestep: int,
+    seeds: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """The clean image that one noise prediction implies of a noised original, `(B, N, size, size, 3)` uint8.
+
+    Arguments and errors as of `losses`, at one timestep: one pass of the U-Net and one of the decoder a caption.
+    """
+    vae, parts = generator.pipeline.vae, []
+    processor = VaeImageProcessor(vae_scale_factor=generator.pipeline.vae_scale_factor)
+    for each in _asked(generator, images, captions, [timestep], seeds):
+        clean = each.clean.to(vae.device, vae.dtype, memory_format=torch.channels_last) / vae.config.scaling_factor
+        pixels = processor.postprocess(vae.decode(clean).sample, output_type="np")
+        checkpoint.require_finite(pixels, "The one-step image of a caption", generator.pipeline.name_or_path)
+        parts.append((pixels * 255).round().astype(np.uint8))
+    found = np.concatenate(parts)
+    return found.reshape(len(captions), len(captions[0]), *found.shape[1:])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A batch of passes of the U-Net: what it predicts, what it was trained to, and the latents that this implies."""
+
+    predicted: Tensor
+    wanted: Tensor
+    clean: Tensor
+
+
+def _asked(generator: Generator, images, captions, timesteps, seeds) -> Iterator[_Asked]:
+    """Image after image, caption after caption, timestep after timestep."""
     pipeline = generator.pipeline
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     clean = latents(pipeline, images, generator.image_size).float().cpu()
@@ -57,13 +98,22 @@ def losses(
     states = _states(pipeline, list(texts), generator.draw_batch)
     words = torch.tensor([[texts[text] for text in row] for row in captions])
     grid = torch.cartesian_prod(torch.arange(len(clean)), torch.arange(words.shape[1]), torch.arange(len(at)))
-    parts = []
     for image, candidate, place in (rows.T for rows in grid.split(2 * generator.draw_batch)):
         sample = noisy[image, place].to(pipeline.unet.device, pipeline.unet.dtype, memory_format=torch.channels_last)
         predicted = pipeline.unet(sample, at[place].to(sample.device), states[words[image, candidate]]).sample
-        parts.append((predicted.float().cpu() - wanted[image, place]).square().mean((1, 2, 3)))
-    found = torch.cat(parts).reshape(*words.shape, len(at)).numpy()
-    return checkpoint.require_finite(found, "The denoising loss of a caption", pipeline.name_or_path)
+        predicted = predicted.float().cpu()
+        implied = _clean(schedule, noisy[image, place], predicted, at[place])
+        yield _Asked(predicted, wanted[image, place], implied)
+
+
+def _clean(schedule: DDPMScheduler, noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
+    """The clean latents that a prediction implies of noised ones, by the scheduler's definition."""
+    if schedule.config.prediction_type == "sample":
+        return predicted
+    kept = schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    if schedule.config.prediction_type == "v_prediction":
+        return kept.sqrt() * noisy - (1 - kept).sqrt() * predicted
+    return (noisy - (1 - kept).sqrt() * predicted) / kept.sqrt()
 
 
 def latents(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], size: int) -> Tensor:
