@@ -157,7 +157,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from dfl_utils.exhibits import answers, tidy
 
     print(cost.estimate(source.stem, whole), flush=True)
-    print(f"executed copy: {execution.run_chapter(source.stem, values, arguments.scale)}")
+    with execution.environment(DFL_PROGRESS=os.environ.get("DFL_PROGRESS", "1")):
+        print(f"executed copy: {execution.run_chapter(source.stem, values, arguments.scale)}")
     rows = execution.folder("results") / "run" / f"{source.stem}.csv"
     if rows.is_file():
         print(answers.answer(source.stem, tidy.read(rows), int(whole.get("NUM_SEEDS", 0))) or "")

@@ -153,6 +153,7 @@ def _execute(source: Path, values: Mapping[str, Scalar], results: Path) -> Noteb
     variables = {name: str(folder) for name, folder in named.items() if folder}
     variables |= {"DFL_FROM": str(Path.cwd()), "DFL_RESULTS": str(results), "DFL_CHAPTER": source.stem}
     variables |= {"DFL_LEDGER": str(results / f"{source.stem}.shards")}
+    variables |= {"DFL_PROGRESS": os.environ.get("DFL_PROGRESS", "0")}  # `dfl run` asks for bars
     try:
         with tempfile.TemporaryDirectory(prefix="dfl-", dir=kernels.socket_folder()) as sockets:
             return papermill.execute_notebook(

@@ -76,7 +76,8 @@ def losses(
         part, texts = examples[block.images], block.of(captions)
         key = _key(workshop, timesteps, seeds[block.images]) | workshop.images_key(part) | {"captions": texts}
         jobs.append(Job(DENOISING, key, partial(_ask, workshop, part, texts, timesteps, seeds[block.images])))
-    return blocks.join([content.losses for content in workshop.fill(jobs, "denoising")], len(captions[0]))
+    contents = workshop.fill(jobs, "denoising", images=len(examples))
+    return blocks.join([content.losses for content in contents], len(captions[0]))
 
 
 def scores(
@@ -135,7 +136,8 @@ def drawing_losses(drawings: Drawings, captions: Sequence[str], *, timesteps: Se
         texts, noise = list(captions[block.images]), seeds[block.images]
         key = _key(shop, timesteps, noise) | {"drawings": drawings.source(block), "captions": texts}
         jobs.append(Job(DRAWING_DENOISING, key, partial(_ask_drawings, drawings, block, texts, timesteps, noise)))
-    return blocks.join([content.losses for content in shop.fill(jobs, "denoising")], len(drawings.captions[0]))
+    contents = shop.fill(jobs, "denoising", images=len(drawings.examples))
+    return blocks.join([content.losses for content in contents], len(drawings.captions[0]))
 
 
 def _key(workshop: Workshop, timesteps: Sequence[int], seeds: Sequence[Sequence[int]]) -> dict:

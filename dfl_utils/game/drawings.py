@@ -182,7 +182,7 @@ class Drawings:
         return len(self.captions[0])
 
     def _fill(self, jobs: list[Job[Held]], what: str, group: int = 1) -> list[Held]:
-        contents = self.workshop.fill(jobs, what, group)
+        contents = self.workshop.fill(jobs, what, group, len(self.examples))
         for block in self.blocks:  # the drawings' cost belongs to this run also where only their cosines were read
             self.workshop.store.count(IMAGES, self.keys[block])
         return contents

@@ -268,7 +268,7 @@ class Game:
         for block in blocks.cut(len(examples), *{len(values[0]) for values in rows.values()}):
             part, inputs = examples[block.images], {name: block.of(values) for name, values in rows.items()}
             jobs.append(Job(kind, key | inputs | self.workshop.images_key(part), partial(make, part, **inputs)))
-        return self.workshop.fill(jobs, what)
+        return self.workshop.fill(jobs, what, images=len(examples))
 
 
 def references_of(examples: Sequence[Example], seed: int) -> list[str]:

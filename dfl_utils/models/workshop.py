@@ -1,6 +1,7 @@
 """The models of a profile beside the store of what they made: a model is loaded when a shard is missing, not before."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Workshop:
     Args:
         profile: names models and sizes.
         store: where shards are kept.
-        progress: show bars.
+        progress: show bars, unless `DFL_PROGRESS` is 0, as where chapters run side by side.
         judges: whose encoders and extractor are taken, so that pairs which are compared load them once; ValueError
             where they are of a profile with others.
     """
@@ -65,7 +66,8 @@ class Workshop:
             )
         self._judges = judges
         processes.use_device(profile.device)
-        self.profile, self.store, self.progress = profile, store, progress
+        self.profile, self.store = profile, store
+        self.progress = progress and os.environ.get("DFL_PROGRESS") != "0"
         self._loaded: dict[str, tuple[object, object]] = {}
 
     @property
@@ -147,15 +149,20 @@ class Workshop:
         """SHA-256 of each image file, read once while it stays as it is: a key that knows a replaced image."""
         return {"images": [_hash(example.path) for example in examples]}
 
-    def fill(self, jobs: Sequence[Job[Held]], what: str, group: int = 1) -> list[Held]:
+    def fill(self, jobs: Sequence[Job[Held]], what: str, group: int = 1, images: int = 0) -> list[Held]:
         """The jobs' contents in their order; this rank's and those that no other process is making are made first.
 
-        `what` names the bar; `group` neighbours are made from the same shard, so that one rank makes them all.
+        `what` names the bar, which counts the `images` that the jobs are of, or the jobs where that is 0; `group`
+        neighbours are made from the same shard, so that one rank makes them all.
         """
         order = processes.own_first(range(len(jobs)), group)
         found = self.store.fill([jobs[k] for k in order])
-        with tqdm(found, total=len(jobs), desc=what, unit="shard", disable=not self.progress) as bar:
-            contents = {order[place]: content for place, content in bar}
+        total, contents = images or len(jobs), {}
+        options = {"total": total, "desc": what, "unit": " images" if images else " shards", "delay": 1, "leave": False}
+        with tqdm(**options, disable=not self.progress) as bar:
+            for place, content in found:
+                contents[order[place]] = content
+                bar.update(round(total * len(contents) / len(jobs)) - bar.n)
         return [contents[k] for k in range(len(jobs))]
 
     def originals_key(self, name: str, examples: Sequence[Example]) -> dict:
