@@ -14,7 +14,7 @@ import pytest
 from conftest import forget
 from PIL import Image
 
-from dfl_utils.game import denoising, judges, token_drawings
+from dfl_utils.game import denoising, judges, seconds, token_drawings
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import Scorer
@@ -160,6 +160,16 @@ KEYS = {
     "denoising": (
         lambda w, k: denoising.losses(game(w, k).workshop, w.examples(), [[w.candidate]], seed=w.seed),
         {"generator", "image", "candidate", "seed", "size"},
+    ),
+    "one-step-similarity": (
+        lambda w, k: denoising.one_step(game(w, k).workshop, w.examples(), [[w.candidate]], seed=w.seed),
+        {"generator", "image", "candidate", "seed", "size", "clip"},
+    ),
+    "judging-seconds": (
+        lambda w, k: seconds.measure(
+            game(w, k), w.examples() * (w.rounds + 1), [], top_p=w.top_p, num_beams=w.num_beams, rounds=w.rounds
+        ),
+        SAID | {"generator", "clip", "image", "top_p", "num_beams", "rounds", "steps", "guidance", "size"},
     ),
     "drawing-denoising": (
         lambda w, k: denoising.drawing_losses(drawings(w, k)[0], [w.caption], timesteps=(300,), seed=w.seed),
@@ -341,7 +351,8 @@ MADE_FROM = {
     "images": {f"{name}-similarity" for name in (*SEEN, "pixel")}
     | {"shown-images", "readings", "features", "labels", "drawing-denoising", "drawing-likelihood"},
     "token-images": {"shown-token-images"},
-    **{f"{name}-originals": {f"{name}-similarity"} | ({"clip-score"} if name == "clip" else set()) for name in SEEN},
+    **{f"{name}-originals": {f"{name}-similarity"} for name in SEEN},
+    "clip-originals": {"clip-similarity", "clip-score", "one-step-similarity"},
     "latents": {"weights", "finetuning", "validation-losses", "anatomy", "way-gradients"},
     "weights": {"finetuning"},
     "census": {"token-map", "census-tally"},

@@ -16,7 +16,7 @@ from PIL import Image
 from dfl_utils.game.drawings import Drawings, Similarities
 from dfl_utils.models import denoising, similarity
 from dfl_utils.models.denoising import check as check  # it belongs to the interface
-from dfl_utils.models.workshop import Workshop, read
+from dfl_utils.models.workshop import ORIGINALS, Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import Block
 from dfl_utils.store.store import Job, Kind
@@ -31,7 +31,7 @@ class Losses:
 
 
 DENOISING, DRAWING_DENOISING = Kind("denoising", Losses), Kind("drawing-denoising", Losses)
-ONE_STEP = Kind("one-step-similarity", Similarities)
+ONE_STEP = Kind("one-step-similarity", Similarities, made_from=(ORIGINALS["clip"],))
 # Of 19 single timesteps the one that judged captions best on development images, in the chapter "Score, don't draw". On
 # its test images t = 300 has nearly the same tau (0.449 beside 0.442): the choice stands as it was made before them.
 TIMESTEPS = (150,)
@@ -107,10 +107,9 @@ def one_step(
     captions: Sequence[Sequence[str]],
     *,
     timestep: int = TIMESTEPS[0],
-    encoder: str = "clip",
     seed: int = 0,
 ) -> np.ndarray:
-    """Cosine of original and one-step image by an encoder of `similarity.ENCODERS`: `(images, N)` float32.
+    """Cosine of original and one-step image by CLIP: `(images, N)` float32.
 
     The image is what one prediction implies of the noised original (x̂₀); other arguments and errors as of `losses`.
     """
@@ -118,8 +117,8 @@ def one_step(
     jobs, seeds = [], _seeds(examples, [timestep], seed)
     for block in blocks.cut(len(examples), len(captions[0])):
         part, texts, noise = examples[block.images], block.of(captions), seeds[block.images]
-        key = _key(workshop, [timestep], noise) | {"encoder": workshop.encoder_key(encoder), "captions": texts}
-        make = partial(_see, workshop, encoder, part, texts, timestep, noise)
+        key = _key(workshop, [timestep], noise) | {"encoder": workshop.encoder_key("clip"), "captions": texts}
+        make = partial(_see, workshop, part, texts, timestep, noise)
         jobs.append(Job(ONE_STEP, key | workshop.images_key(part), make))
     return blocks.join([content.sim for content in workshop.fill(jobs, "one-step images")], len(captions[0]))
 
@@ -160,10 +159,10 @@ def _ask(workshop: Workshop, examples, captions, timesteps, seeds) -> tuple[Loss
     return Losses(found), found.size
 
 
-def _see(workshop: Workshop, encoder: str, examples, captions, timestep, seeds) -> tuple[Similarities, int]:
+def _see(workshop: Workshop, examples, captions, timestep, seeds) -> tuple[Similarities, int]:
     seen = denoising.one_step_images(workshop.generator, read(examples), captions, timestep, seeds)
-    hats = workshop.encoder(encoder).embed(seen.reshape(-1, *seen.shape[2:]))
-    originals = workshop.originals(encoder, examples)
+    hats = workshop.encoder("clip").embed(seen.reshape(-1, *seen.shape[2:]))
+    originals = workshop.originals("clip", examples)
     return Similarities(similarity.cosine(originals, hats.reshape(*seen.shape[:2], -1))), len(hats)
 
 

@@ -75,8 +75,9 @@ def measure(
     shown = examples[: each * (rounds + 1)]
     asked = {"works": list(WORKS), "candidates": num_candidates, "top_p": top_p, "beams": num_beams, "rounds": rounds}
     shop = game.workshop
-    asked |= {role: shop.made_by(role) for role in ("captioner", "generator", "clip")} | shop.images_key(shown)
-    asked |= {"steps": game.profile.num_inference_steps, "drawn": DRAWN}
+    asked |= {"captioner": shop.sampling_key()} | {role: shop.made_by(role) for role in ("generator", "clip")}
+    drawing = {name: getattr(game.profile, name) for name in ("num_inference_steps", "guidance_scale", "image_size")}
+    asked |= drawing | {"drawn": DRAWN} | shop.images_key(shown)
 
     def make():
         spent = _rounds(game, shown, reference_set, each, num_candidates, top_p, num_beams)
