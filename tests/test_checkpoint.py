@@ -48,6 +48,17 @@ def test_a_missing_file_of_a_pipeline_is_refused(copy, lost, sentence):
         Generator.load(profile.load("mini", generator=str(folder)))
 
 
+def test_a_folder_without_its_tokenizer_or_processor_is_refused(copy):
+    for file in (folder := copy("stable-diffusion")).glob("tokenizer/*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="tokenizer holds no tokenizer that is whole; copy or download the"):
+        Generator.load(profile.load("mini", generator=str(folder)))
+    for file in (folder := copy("clip")).glob("*processor*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="clip lacks a file.*; copy or download the checkpoint again"):
+        similarity.load_clip(profile.load("mini", clip=str(folder)))
+
+
 def test_a_missing_tensor_is_refused(copy):
     file = copy("dino") / "model.safetensors"
     weights = load_file(file)

@@ -128,7 +128,8 @@ def here(tmp_path, monkeypatch):
         if catalogue.is_folder(model):  # it travels with the book
             continue
         small = "amused" if "amused" in model else SMALL.get(role, "stable-diffusion" if role == "generator" else role)
-        without = shutil.ignore_patterns("tokenizer.json") if role != "generator" else None  # it takes long to parse
+        judge = role not in ("generator", "captioner")  # its tokenizer is not looked at, and takes long to parse
+        without = shutil.ignore_patterns("tokenizer.json") if judge else None
         shutil.copytree(profile.MINI / small, tmp_path / "models" / model, ignore=without, copy_function=os.symlink)
     monkeypatch.setattr(catalogue, "snapshot", lambda model: None)
     write_data(tmp_path)
@@ -200,6 +201,21 @@ def test_what_a_run_refuses_of_its_settings_is_a_gap(here):
     assert "AmusedScheduler is no sampler of Stable Diffusion - mend: take one such as DDPM" in line
     (line,) = gaps(replace(here, num_inference_steps=1000))
     assert "num_inference_steps is 1000, and DDPMScheduler draws in at most 999" in line
+
+
+def test_what_a_run_refuses_of_a_captioners_files_and_lengths_is_a_gap(mini, tmp_path):
+    bare, cache = tmp_path / "bare", tmp_path / "models--lab--blip"
+    shutil.copytree(mini.captioner, cache / "snapshots/abc")
+    shutil.copytree(mini.captioner, bare)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    for change, gap in (
+        ({"captioner": str(bare)}, "bare mixes two vocabularies or lacks its tokenizer"),
+        ({"captioner": str(cache)}, f"mend: give the folder of a commit in it, {cache}/snapshots/abc"),
+        ({"max_words": 200}, "max_words is 200, and .* has 44 positions behind the prompt 'a picture of' - mend: give"),
+    ):
+        (line,) = map(str, (one for one in doctor.examine(replace(mini, **change), purpose="rerank") if not one.ok))
+        assert re.search(gap, line)
 
 
 def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
@@ -285,7 +301,7 @@ def test_a_licence_and_the_room_are_asked_for_what_is_missing(here):
 def test_replaced_models_are_examined_and_named_in_the_commands(here, tmp_path):
     changed = replace(here, clip="lab/clip", dino=str(tmp_path / "nowhere"), probe=None)
     first, second = gaps(changed)
-    assert first == f"GAP  model {tmp_path}/nowhere is missing - mend: restore it from git, or name another folder"
+    assert first == f"GAP  model {tmp_path}/nowhere is missing - mend: give a folder that is there"
     assert "model lab/clip is missing - mend: dfl fetch --profile paper " in second
     assert "-p clip lab/clip" in second and second.endswith("--only lab/clip")
 

@@ -1,6 +1,7 @@
 """What made a number: checkpoints by their contents, packages, the machine."""
 
 import os
+import shutil
 
 import pytest
 
@@ -28,8 +29,22 @@ def test_a_checkpoint_is_all_that_a_library_may_read_of_it(house):
     for name, text in (("a/x", "1"), ("a/y", "2"), ("b/x", "2"), ("b/y", "1")):  # moved content
         house.write(f"{name}.json", text)
     assert provenance.files_hash(house.root / "a") != provenance.files_hash(house.root / "b")
-    with pytest.raises(FileNotFoundError, match=r"holds no \*\.safetensors"):
-        provenance.checkpoint_hash(house.root / "book")
+
+
+def test_weights_that_are_not_there_have_a_mend_that_fits(house, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", house.root)
+    shipped, own, pickled = checkpoint(house), tmp_path / "own", tmp_path / "pickled"
+    for folder in (own, pickled):
+        shutil.copytree(shipped, folder)
+    (pickled / "pytorch_model.bin").write_bytes(b"a pickle")
+    for folder, mend in (
+        (shipped, "restore it by `git checkout -- data/mini/clip` or rebuild it by `make mini`"),
+        (own, "copy or download the checkpoint again"),
+        (pickled, "pickles are not loaded: open it once by its library's from_pretrained, and write it by save_pret"),
+    ):
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=rf"holds no \*\.safetensors; {mend}"):
+            provenance.checkpoint_hash(folder)
 
 
 def test_a_file_of_the_same_size_and_time_is_another_one(house):

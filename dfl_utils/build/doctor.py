@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dfl_utils.build import catalogue
 from dfl_utils.build.catalogue import File, Model
+from dfl_utils.store import provenance
 from dfl_utils.store.store import default_root
 from dfl_utils.world import data
 from dfl_utils.world.annotations import NOCAPS, Example
@@ -138,7 +139,8 @@ def _folders(profile: Profile, purpose: str) -> Iterator[Finding]:
             folder = Path(profile.locate(name)) if found.ok else Path(name)
             lacking = catalogue.model_flaw(folder) if folder.is_dir() else "is missing"
             if found.ok and lacking:
-                yield _finding(found.what, lacking, "restore it from git, or name another folder")
+                mend = provenance.mend(folder) if folder.is_dir() else "give a folder that is there"
+                yield _finding(found.what, lacking, mend)
             else:
                 yield from [found] if not found.ok else _kind(found.what, profile, folder, [role])
 
@@ -176,7 +178,10 @@ def _data_set(profile: Profile, dataset: str, splits: Sequence[str]) -> Finding:
     except (ValueError, OSError) as error:
         what, _, _ = str(error).partition(f"; to get the data: {profile.data_command}")
         mend = profile.data_command if profile.data_writer else command(profile)
-        return Finding(f"{dataset}: {what}", f"delete the file or folder that it names, then {mend}")
+        mend = f"delete the file or folder that it names, then {mend}"
+        if profile.data_writer and not Path(profile.dataset_root(dataset)).is_relative_to(profile.data_root):
+            mend = f"bring it there, or leave {dataset}_root out"  # nothing here writes to a folder of one's own
+        return Finding(f"{dataset}: {what}", mend)
 
 
 def _check_domains(examples: Sequence[Example], root: Path) -> None:

@@ -13,6 +13,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
@@ -206,10 +207,20 @@ def load(profile: Profile) -> Captioner:
     return made
 
 
+def check(profile: Profile) -> None:
+    """What `load` refuses, as far as it is seen without weights: class, processor, and for BLIP the lengths."""
+    kind, read, (folder, place) = choose(profile), processor(profile), checkpoint.source(profile, profile.captioner)
+    if kind in (BlipCaptioner, Blip2Captioner):
+        with checkpoint.opening(folder, place["revision"]):
+            bare = SimpleNamespace(config=AutoConfig.from_pretrained(folder, **place), name_or_path=folder)
+        kind(bare, read, profile.captioner_prompt, profile.min_words, profile.max_words).check_lengths()
+
+
 def processor(profile: Profile):
     """What `load` reads beside the model, once for all checkpoints that hold the same: the captioner's processor."""
     kind, (folder, place) = choose(profile), checkpoint.source(profile, profile.captioner)
-    return checkpoint.shared(kind.__name__, folder, lambda: kind.load_processor(folder, **place))
+    with checkpoint.opening(folder, place["revision"]):
+        return checkpoint.shared(kind.__name__, folder, lambda: kind.load_processor(folder, **place))
 
 
 def choose(profile: Profile) -> type[Captioner]:

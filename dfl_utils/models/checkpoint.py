@@ -61,30 +61,22 @@ def opening(folder: str, revision: str | None = None, role: str | None = None) -
             provenance.register(role, folder, revision=revision)
         yield
     except SafetensorError as error:
-        raise ValueError(f"The weights of {folder} are damaged or half-written ({error}); {_mend(folder)}.") from error
+        raise ValueError(
+            f"The weights of {folder} are damaged or half-written ({error}); {provenance.mend(folder)}."
+        ) from error
     except OSError as error:
         raise FileNotFoundError(
             f"{folder} lacks a file{f' at revision {revision}' if revision else ''}, or has no *.safetensors weights "
-            f"(pickles are not loaded): {_first_line(error)}; {_mend(folder)}."
+            f"(pickles are not loaded): {_first_line(error)}; {provenance.mend(folder)}."
         ) from error
     except RuntimeError as error:  # sizes of configuration and weights differ
         raise ValueError(
-            f"The weights of {folder} do not fit its config.json ({_first_line(error)}); {_mend(folder)}."
+            f"The weights of {folder} do not fit its config.json ({_first_line(error)}); {provenance.mend(folder)}."
         ) from error
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(". ")
-
-
-def _mend(folder: str) -> str:
-    path = Path(folder).resolve()
-    if not path.is_dir():
-        return "fetch it by `dfl fetch`, or give the folder of a copy"
-    if not path.is_relative_to(provenance.ROOT):
-        return "copy or download the checkpoint again"
-    place = path.relative_to(provenance.ROOT).as_posix()
-    return f"restore it by `git checkout -- {place}` or rebuild it by `make mini`"
 
 
 def variant(folder: str) -> str | None:
@@ -120,7 +112,7 @@ def read(model_class: type[PreTrainedModel], folder: str, role: str, **options: 
     if report["missing_keys"]:
         kind, named = model_class.__name__, model.config.architectures or [model_class.__name__]
         other = f"its config.json names a {named[0]}, so give a checkpoint of a {kind}"
-        mend = _mend(folder) if kind in named else other
+        mend = provenance.mend(folder) if kind in named else other
         raise ValueError(f"The weights of {folder} lack {sorted(report['missing_keys'])[0]}; {mend}.")
     if unused := sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids")):
         kind = model_class.__name__
@@ -218,7 +210,15 @@ def shared(what: str, folder: str | Path, make: Callable[[], Read]) -> Read:
 def load_tokenizer(folder: str, subfolder: str = "", **options) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, or of a pipeline's subfolder; `options` as for transformers' `from_pretrained`."""
     options |= {"subfolder": subfolder}
-    return shared("tokenizer", Path(folder, subfolder), lambda: AutoTokenizer.from_pretrained(folder, **options))
+
+    def make() -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(folder, **options)
+        except (ValueError, OSError) as error:  # it speaks of packages, and of other folders' names
+            where = Path(folder, subfolder)
+            raise ValueError(f"{where} holds no tokenizer that is whole; {provenance.mend(folder)}.") from error
+
+    return shared("tokenizer", Path(folder, subfolder), make)
 
 
 def too_long(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:

@@ -75,7 +75,8 @@ def load_efficientnet(profile: Profile) -> ImageEncoder:
 
 def _processor(profile: Profile, model: str, **options):
     folder, place = checkpoint.source(profile, model)
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", **place, **options)
+    with checkpoint.opening(folder, place["revision"]):
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", **place, **options)
 
 
 ENCODERS = {"clip": load_clip, "dino": load_dino, "efficientnet": load_efficientnet}

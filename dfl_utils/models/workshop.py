@@ -181,13 +181,16 @@ class Workshop:
 def check(profile: Profile, role: str) -> None:
     """Raise what loading this model of the profile would, as far as its configuration tells: no weights are read.
 
-    FileNotFoundError, ValueError: as the loaders of `captioner`, `generator` and `checkpoint`.
+    FileNotFoundError, ValueError: as the loaders of `captioner`, `generator` and `checkpoint`, and `require_weights`.
     """
     if role in ("captioner", "generator"):
-        (captioner.choose if role == "captioner" else generator.check)(profile)
+        (captioner.check if role == "captioner" else generator.check)(profile)
     else:
         folder, place = checkpoint.source(profile, getattr(profile, role))
         checkpoint.check_kind(folder, role, checkpoint.KINDS[role], **place)
+    folder = Path(profile.locate(getattr(profile, role)))
+    if folder.is_dir():  # others are of the hub
+        provenance.require_weights(folder)
 
 
 def read(examples: Sequence[Example]) -> list[Image.Image]:

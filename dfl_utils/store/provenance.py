@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Files of a checkpoint that nothing here opens: other formats of its weights, and its card.
-NEVER_READ = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.md", "*.png", "*.jpg")
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+NEVER_READ = (*PICKLES, "*.h5", "*.msgpack", "*.onnx", "*.md", "*.png", "*.jpg")
 KEY_PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors"),
     *("numpy", "scipy", "pandas", "pillow", "matplotlib"),
@@ -67,11 +68,28 @@ def checkpoint_hash(folder: Path) -> str:
     """Hash of a checkpoint's names and bytes, all that a library may read of it: looked at anew each time.
 
     Raises:
-        FileNotFoundError: a folder without *.safetensors.
+        FileNotFoundError: as `require_weights`.
     """
-    if not any(folder.rglob("*.safetensors")):
-        raise FileNotFoundError(f"{folder} holds no *.safetensors; restore it from git or rebuild it by `make mini`.")
+    require_weights(folder)
     return files_hash(folder, leave_out=NEVER_READ)
+
+
+def require_weights(folder: Path) -> None:
+    """FileNotFoundError where a checkpoint has no *.safetensors."""
+    if not any(folder.rglob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} holds no *.safetensors; {mend(folder)}.")
+
+
+def mend(folder: Path | str) -> str:
+    """What brings a checkpoint back that is not whole, as the end of a sentence."""
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        return "fetch it by `dfl fetch`, or give the folder of a copy"
+    if path.is_relative_to(ROOT / "data" / "mini"):
+        return f"restore it by `git checkout -- {path.relative_to(ROOT).as_posix()}` or rebuild it by `make mini`"
+    if not any(path.rglob("*.safetensors")) and any(file for name in PICKLES for file in path.rglob(name)):
+        return "pickles are not loaded: open it once by its library's from_pretrained, and write it by save_pretrained"
+    return "copy or download the checkpoint again"
 
 
 def register(name: str, folder: str | Path, revision: str | None = None) -> None:
