@@ -1,5 +1,6 @@
 """The command line: what it prints, and its exit status."""
 
+import os
 import subprocess
 import sys
 
@@ -37,3 +38,14 @@ def test_errors_end_in_one_line_and_a_fault_of_ours_in_its_traceback(monkeypatch
 def test_the_module_runs_as_torchrun_starts_it():
     done = subprocess.run([sys.executable, "-m", "dfl_utils.build.cli", "chapters"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "finding_caption\n" in done.stdout
+
+
+def test_a_terminal_of_few_letters_ends_no_command():
+    """As in a locale of Latin-1, or under a scheduler: Kendall's tau stands in the answer of a chapter."""
+    code = (
+        "import sys; from dfl_utils.build import cli; cli._chapters = lambda _: print('\\u03c4'); sys.exit(cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "chapters"], env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"?\n", b"")

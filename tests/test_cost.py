@@ -70,6 +70,8 @@ def test_the_command(capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("finetuning") and "table3 table4 sweep" in said[0]
     assert said[2].startswith("at 2 an hour") and "ratio of the published peaks" in said[3]
+    assert cli.main(["cost", "--price", "-1"]) == 2
+    assert capsys.readouterr().err == "dfl: error: --price is -1: give that of an hour, at least 0.\n"
 
 
 @pytest.mark.parametrize(

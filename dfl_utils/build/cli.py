@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -20,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         rank 0 that fails is no failure of the run: it says so, and the others do its part.
     """
     arguments, rank = parser().parse_args(argv), 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few letters shows "?" for another, after hours of work
+        sys.stdout.reconfigure(errors="replace")
     try:
         rank = processes.place().rank
         code = arguments.command(arguments) or 0

@@ -7,6 +7,7 @@ many more as this machine takes. On a GPU it takes what the published model size
 """
 
 import argparse
+import math
 import tempfile
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
@@ -191,6 +192,8 @@ def estimate(name: str, parameters: Mapping[str, object]) -> str:
 
 def main(arguments: argparse.Namespace) -> None:
     """`dfl cost`: a line a chapter, and what stands behind the numbers."""
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
+        raise ValueError(f"--price is {arguments.price:g}: give that of an hour, at least 0.")
     named = arguments.gpu or (MEASURED.name if arguments.scale == "paper" else None)
     gpu = choose(named) if named else None
     if arguments.here and gpu:
