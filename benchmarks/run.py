@@ -150,7 +150,9 @@ def joint(quick: bool) -> list[Row]:
         most = bench.AT_MOST if way == seconds.ways[-1] else 0.0
         rows.append(row(f"joint step against the sum, {way}", (own, apart), ratio, "ms", how, most=most))
     pair, bare = bench.alternating("blip-base", *((2, 1) if quick else (8, 15)))
-    both, how = [1000 * float(np.median(part)) for part in (pair, bare)], "time; of U-Net, captioner and decoder"
+    mini, paper = bench.flops_over_bare("blip-base", 2 if quick else 8)
+    how = f"time of one thread; of U-Net, captioner and decoder; FLOPs {mini:.2f}, at the paper's sizes {paper:.2f}"
+    both = [1000 * float(np.median(part)) for part in (pair, bare)]
     ratio, name = float(np.median(pair / bare)), "alternating pair of steps against its bare passes"
     return [*rows, row(name, tuple(both), ratio, "ms", how, most=bench.AT_MOST_BARE)]
 
