@@ -86,3 +86,16 @@ def test_points_lie_on_their_own_x_over_one_curve():
     assert drawn["two"].lines[0].get_xydata().tolist() == [[0.9, 8]]
     ends = sorted(segment[:, 1].tolist() for bars in (drawn["one"].lines[2]) for segment in bars.get_segments())
     assert ends == [[1, 4]]
+
+
+def test_cost_stands_on_a_logarithmic_axis():
+    rows = [("likelihood", 100.0, 9.0), ("likelihood", 10.0, 5.0), ("one caption", 1.0, 4.0)]
+    frame = pd.DataFrame(
+        [(*row, row[2] - 1, row[2] + 2) for row in rows], columns=["method", "x", "value", "low", "high"]
+    )
+    (axis,) = plots.cost_curves(frame, "ms", "CIDEr").axes
+    assert axis.get_xscale() == "log" and (axis.get_xlabel(), axis.get_ylabel()) == ("ms", "CIDEr")
+    drawn = {label: bars for bars, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    assert drawn.keys() == {"ranked by likelihood", "one caption"}
+    assert drawn["ranked by likelihood"].lines[0].get_xydata().tolist() == [[10, 5], [100, 9]]
+    assert drawn["one caption"].lines[2][0].get_segments()[0][:, 1].tolist() == [3, 6]
