@@ -12,7 +12,7 @@ ASKED := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON))
 SUM := $(shell { cat pyproject.toml constraints.txt; echo "$(ASKED)"; } | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
 READY := $(VENV)/.ready-$(SUM)
 
-.PHONY: help env data mini book test browser lint format check golden lab clean
+.PHONY: help env data mini book test browser pdf lint format check golden lab clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
@@ -40,6 +40,9 @@ test: data ## all tests, on up to four cores
 browser: $(READY) ## the built book in Chromium: the system's, or CHROMIUM=/path/to/it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -p no:cacheprovider browser
+
+pdf: $(READY) ## the built book as _build/book.pdf, printed by Chromium
+	$(BIN)/python -m dfl_utils.build.pdf
 
 lint: $(READY) ## style of the code, and notebooks without outputs
 	$(BIN)/ruff check .

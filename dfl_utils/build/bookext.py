@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import zipfile
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,17 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
         path.unlink()
 
 
+def pack_notebooks(app: Sphinx, exception: Exception | None) -> None:
+    """Lay all executed notebooks into the site as one file; each by itself is what its page's download button gives."""
+    if exception is not None or app.builder.format != "html":
+        return
+    with zipfile.ZipFile(Path(app.outdir) / "notebooks.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in sorted(Path(app.srcdir).glob("*.ipynb")):
+            entry = zipfile.ZipInfo(path.name)  # of a fixed date
+            entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+            packed.writestr(entry, path.read_bytes())
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the hooks; called by Sphinx."""
     app.config.mathjax_path = "mathjax/tex-chtml.js"
@@ -176,4 +188,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", lighten)
+    app.connect("build-finished", pack_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

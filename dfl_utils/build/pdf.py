@@ -1,0 +1,54 @@
+"""`make pdf`: the built pages as one PDF, printed by Chromium, chapter after chapter."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dfl_utils.build import chapter as chapters
+from dfl_utils.build.execution import folder
+
+ARTICLE = re.compile(r'<article class="bd-article".*?</article>', re.DOTALL)
+HEAD = re.compile(r"<head>.*?</head>", re.DOTALL)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WAIT = 120_000  # milliseconds of the page's own time, for MathJax
+# A chapter begins on a page of its own; what stands beside the text in a window has no place on paper.
+STYLE = "<style>article{break-before:page} .headerlink{display:none} img,svg,tr{break-inside:avoid}</style>"
+
+
+def joined(site: Path) -> str:
+    """One page of HTML that holds all, in the order of the contents; ValueError where the book is not built."""
+    if not (site / "index.html").is_file():
+        raise ValueError("There are no pages to print: run `make book` first.")
+    texts = [(site / f"{name}.html").read_text(encoding="utf-8") for name in chapters.pages()]
+    articles = [article for text in texts for article in ARTICLE.findall(text)]
+    heads = [found[0] for text in texts if (found := HEAD.search(text))]
+    head = max(heads, key=lambda text: "mathjax" in text.lower())  # one that sets formulas
+    return f'<!doctype html><html lang="en" data-theme="light">{head}{STYLE}<body>{"".join(articles)}</body></html>'
+
+
+def main() -> int:
+    """Print `_build/book.pdf`: 0, or 2 after a sentence on what is missing."""
+    site = folder("html")
+    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    try:
+        if browser is None:
+            raise ValueError("There is no Chromium, which prints the PDF: install it, or set CHROMIUM to its path.")
+        whole, target = site / "all.html", site.parent / "book.pdf"
+        whole.write_text(joined(site), encoding="utf-8")
+    except ValueError as error:
+        print(f"dfl: error: {error}", file=sys.stderr)
+        return 2
+    options = ["--headless", "--no-sandbox", "--no-pdf-header-footer", f"--virtual-time-budget={WAIT}"]
+    try:
+        subprocess.run([browser, *options, f"--print-to-pdf={target}", whole.as_uri()], check=True, capture_output=True)
+    finally:
+        whole.unlink()
+    print(f"the book as one PDF: {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
