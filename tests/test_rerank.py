@@ -21,6 +21,7 @@ CAPTIONS = [
     ["a small yellow star", "a black umbrella"],
     [f"{colour} {thing}" for colour in ("a red", "a blue", "a green") for thing in ("dog", "cup", "star", "plane")],
 ]
+ROUNDING = 1e-3  # of a cosine, where some pixels differ by one level
 TEXTS = ["a red dog", "a blue cup and a star"]
 
 
@@ -87,20 +88,24 @@ def test_equal_captions_have_one_drawing_and_keep_their_order(ask, paths):
     np.testing.assert_array_equal(first.image_hat, second.image_hat)
 
 
-def test_neither_company_nor_order_changes_a_bit(ask, paths, tmp_path):
+def test_neither_company_nor_order_changes_more_than_a_rounding(ask, paths, tmp_path):
+    """A batch of another size takes other kernels on some processors: a pixel may then be rounded to its neighbour."""
     together = ask(rerank.rerank_captions, paths, CAPTIONS)
     alone = [
         ask(rerank.rerank_captions, [path], [row], store=tmp_path / "alone")[0]
         for path, row in zip(paths, CAPTIONS, strict=True)
     ]
-    assert plain(alone) == plain(together)
+    for mine, theirs in zip(together, alone, strict=True):
+        assert [entry.candidate for entry in mine] == [entry.candidate for entry in theirs]
+        assert [e.similarity for e in mine] == pytest.approx([e.similarity for e in theirs], abs=ROUNDING)
     turned = [row[::-1] for row in CAPTIONS[::-1]]
     other = ask(rerank.rerank_captions, paths[::-1], turned, store=tmp_path / "turned")[::-1]
     for mine, theirs in zip(together, other, strict=True):
         by_caption = {entry.caption: entry for entry in theirs}
         for entry in mine:
-            assert entry.similarity == by_caption[entry.caption].similarity
-            np.testing.assert_array_equal(entry.image_hat, by_caption[entry.caption].image_hat)
+            assert entry.similarity == pytest.approx(by_caption[entry.caption].similarity, abs=ROUNDING)
+            pixels = (np.asarray(e.image_hat, int) for e in (entry, by_caption[entry.caption]))
+            assert abs(np.subtract(*pixels)).max() <= 1
         assert [entry.caption for entry in mine] == [entry.caption for entry in theirs]
 
 

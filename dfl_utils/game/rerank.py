@@ -1,8 +1,8 @@
 """The two games with candidates of one's own: captions ranked by what they draw, images by what is read in them; or,
 where nothing is drawn or read, either by the losses that the models were trained on.
 
-What comes back of an image, or of a text, depends on it and its own candidates alone: not on what else is asked, and
-not on any order. Everything made is kept in the run store, so that a call that was killed goes on where it was.
+What comes back of an image, or of a text, depends on it and its own candidates alone, to a rounding of pixels: not on
+what else is asked, and not on any order. All is kept in the run store: a call that was killed goes on where it was.
 """
 
 import logging
