@@ -19,7 +19,7 @@ from dfl_utils.world import annotations
 ROOT = Path(__file__).parents[1]
 SITE = Path(os.environ.get("DFL_SITE") or ROOT / "_build" / "html")
 PAGES = sorted(page.stem for page in SITE.glob("*.html"))
-MAIN = ("index", "summary", "scoreboard", "scores", "glossary", "finding_caption", "finetuning")
+MAIN = ("index", "summary", "scoreboard", "scores", "glossary", "play", "finding_caption", "foils", "finetuning")
 WIDTHS, THEMES = (390, 820, 1400), ("light", "dark")
 MB = 2**20
 OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"

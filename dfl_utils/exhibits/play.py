@@ -82,9 +82,10 @@ def _first(one: dict, metric: str) -> str:
     shown = [*([one["given"]] + [one["then"]] * bool(one["then"])), *one["candidates"]]
     figures = []
     for part in shown:
-        text = " ".join(filter(None, [part.get("text", ""), f"({metric} {part['worth']})" if "worth" in part else ""]))
-        image = f'<img alt="" src="{part["image"]}">' if "image" in part else ""
-        figures.append(f"<figure>{image}<figcaption>{escape(text) or 'the original'}</figcaption></figure>")
+        worth = f"({metric} {part['worth']})" if "worth" in part else ""
+        text = escape(" ".join(filter(None, [part.get("text", ""), worth])) or "the original")
+        image = f'<img alt="{text}" src="{part["image"]}">' if "image" in part else ""
+        figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 

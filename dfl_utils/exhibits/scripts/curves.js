@@ -1,7 +1,7 @@
 // Quality against rank, of a judge, a metric and a number of candidates to choose.
 {
   const DRAWS = 1000;  // of the bootstrap
-  const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [480, 280, 56, 12, 12, 44];
+  const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [480, 280, 68, 12, 12, 44];
   const make = (tag, properties = {}, ...children) => {
     const element = Object.assign(document.createElement(tag), properties);
     element.append(...children);
