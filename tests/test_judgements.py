@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.io import savemat
 from scipy.stats import kendalltau
 
 import dfl_utils
+from dfl_utils.build import cli
 from dfl_utils.game import people
 from dfl_utils.world import data, judgements
 from dfl_utils.world.judgements import Preferred, Rated
@@ -131,7 +133,7 @@ def test_judges_beside_people(place, mini, tmp_path):
         Rated(e.path, text, 4.0 if j == k else 1.0) for k, e in enumerate(examples) for j, text in enumerate(texts)
     ]
     judges = ("CLIPScore", "denoising")
-    table = people.beside({"FOIL": pairs, "Composite": rated}, judges, profile=mini, store=tmp_path / "store")
+    table = people.beside({"FOIL": pairs, "Composite": rated}, judges, models=mini, store=tmp_path / "store")
     assert table.n.tolist() == [4, 4, 16, 16] and table.judge.tolist() == [*judges, *judges]
     assert table.kind.tolist() == ["another", "another", "", ""]
     scores = dfl_utils.score_captions([e.path for e in examples], texts, judges, matrix=True, profile=mini)
@@ -142,3 +144,20 @@ def test_judges_beside_people(place, mini, tmp_path):
             100 * kendalltau(scores[judge].ravel(), np.eye(4).ravel(), variant="c").statistic
         )
         assert accuracy.n == tau.n == 4 and tau.low <= tau.value <= tau.high
+
+
+def test_the_command_writes_a_line_a_judge(place, mini, tmp_path, monkeypatch, capsys):
+    right = {"image_id": 42, "id": 7, "foil": False, "foil_word": "ORIG", "target_word": "ORIG", "caption": "a dog"}
+    foil = right | {"foil": True, "foil_word": "cat", "target_word": "dog", "caption": "a cat", "foil_id": 1}
+    (place / "foilv1.0_test_2017.json").write_text(json.dumps({"annotations": [right, foil]}))
+    monkeypatch.setenv("DFL_STORE", str(tmp_path / "store"))
+    told = ["people", str(place), "--profile", "mini", "--judges", "CLIPScore", "-o"]
+    assert cli.main([*told, str(tmp_path / "people.csv")]) in (0, None)
+    (line,) = pd.read_csv(tmp_path / "people.csv").to_dict("records")
+    assert (line["collection"], line["judge"], line["n"], line["value"] in (0, 50, 100)) == (
+        "FOIL",
+        "CLIPScore",
+        1,
+        True,
+    )
+    assert cli.main([*told, str(tmp_path)]) == 2 and "cannot be written" in capsys.readouterr().err

@@ -95,6 +95,12 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--minutes", type=float, default=10.0, metavar="M", help="how long it may compute, by recorded costs (10)"
     )
+    text = "compare judges of captions with people: Flickr8k-Expert and -CF, Composite, Pascal-50S, FOIL"
+    people = add("people", _of("game.people"), text, settings)
+    people.add_argument("folder", metavar="FOLDER", help="of the published files, with the images anywhere beneath")
+    people.add_argument("--profile", default="paper", metavar="NAME", help="whose models judge (paper)")
+    people.add_argument("--judges", nargs="+", default=["CLIPScore", "likelihood", "denoising"], metavar="JUDGE")
+    people.add_argument("-o", "--output", type=Path, default="people.csv", metavar="CSV", help="(people.csv)")
     text = "rank the captions of a folder's images by what the generator draws from them"
     rank = add("rerank", _of("build.ranked"), text, settings)
     rank.add_argument("folder", metavar="FOLDER", help="of images")

@@ -1,5 +1,6 @@
 """Judges beside people: how a caption's scores go with what was published that people said of it."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from dfl_utils.game.caption_scores import score_captions
 from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import TAILS, Estimate
 from dfl_utils.store.store import RunStore
-from dfl_utils.world import judgements
+from dfl_utils.world import judgements, profile
 from dfl_utils.world.judgements import Preferred, Rated
 from dfl_utils.world.profile import Profile
 
@@ -21,7 +22,7 @@ def beside(
     people: Mapping[str, Sequence[Rated] | Sequence[Preferred]],
     judges: Sequence[str] = ("CLIPScore", "likelihood", "denoising"),
     *,
-    profile: str | Profile = "paper",
+    models: str | Profile = "paper",
     store: RunStore | Path | str | None = None,
 ) -> pd.DataFrame:
     """A line a collection, kind and judge: Kendall's tau (Rated) or accuracy (Preferred), in per cent, with n.
@@ -31,7 +32,7 @@ def beside(
     Args:
         people: as `judgements.read` gives them.
         judges: metrics of `score_captions`.
-        profile, store: whose models judge, and where their work is kept.
+        models, store: the profile whose models judge, and where their work is kept.
     """
     rows = []
     for name, judged in people.items():
@@ -40,7 +41,7 @@ def beside(
             by_kind.setdefault(getattr(one, "kind", ""), []).append(one)
         for kind, part in by_kind.items():
             measure = _accuracy if isinstance(part[0], Preferred) else _tau
-            found = measure(name, part, judges, {"profile": profile, "store": store})
+            found = measure(name, part, judges, {"profile": models, "store": store})
             rows += [{"collection": name, "kind": kind, "judge": judge, **one} for judge, one in found.items()]
     return pd.DataFrame(rows)
 
@@ -74,3 +75,21 @@ def _tau(name: str, judged: Sequence[Rated], judges: Sequence[str], options: dic
         estimate = Estimate(value, min(low, value), max(high, value), len(places))
         found[judge] = {"measure": "Kendall's tau, %", "agreement": estimate, "n": len(judged)}
     return found
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """`dfl people`: the table, printed and as a CSV.
+
+    Raises:
+        ValueError, OSError: as `judgements.read` and `score_captions`; no place to write to.
+    """
+    path = arguments.output
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise ValueError(f"{path} cannot be written: name a file in a folder that is there.")
+    models = profile.load(", ".join([arguments.profile, *map("=".join, arguments.p)]))
+    table = beside(judgements.read(profile.place(arguments.folder)), arguments.judges, models=models)
+    for name in ("value", "low", "high"):
+        table[name] = [getattr(one, name) for one in table.agreement]
+    table = table.drop(columns="agreement")
+    table.to_csv(path, index=False)
+    print(f"{table.round(1).to_string(index=False)}\nwritten: {path}")
