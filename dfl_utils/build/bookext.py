@@ -26,7 +26,6 @@ SEARCHING = re.compile(r'<script src="(?:_static/searchtools|_static/language_da
 LAUNCH = {
     "notebook_interface": "jupyterlab",
     "binderhub_url": "https://mybinder.org",
-    "colab_url": "https://colab.research.google.com",
 }
 
 
@@ -42,7 +41,7 @@ def read_side_by_side(app: Sphinx) -> None:
 
 
 def link_repository(app: Sphinx, config: Config) -> None:
-    """Point edit, issue, Binder and Colab links at the checkout's `origin`, and name the build in the footer."""
+    """Point edit, issue and Binder links at the checkout's `origin`, and name the build in the footer."""
     options = config.html_theme_options
     url = repository_url(provenance.git("remote", "get-url", "origin"))
     if url:
