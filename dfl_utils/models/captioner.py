@@ -4,7 +4,7 @@ All load by transformers' own classes from safetensors; code that lies in a chec
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -160,19 +160,28 @@ class PromptedCaptioner(Captioner):
     @torch.no_grad()
     def _answer(self, image: Image.Image, count: int, **options) -> list[str]:
         inputs = self.processor(images=[image], text=[self._question()], return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        inputs = self._begun(inputs.to(self.model.device, self.model.dtype))
         # Every tensor is repeated, also of an encoder-decoder, which has encoded nothing yet.
         given, inputs = self.model._expand_inputs_for_generation(count, is_encoder_decoder=False, **inputs)
-        ids = self.model.generate(
-            input_ids=given,
-            **inputs,
-            **self._limits(0),
-            **options,
-        )
-        width = 0 if given is None else given.shape[1]
-        if width and ids.shape[1] >= width and torch.equal(ids[:, :width], given):  # some hand the question back
-            ids = ids[:, width:]
+        asked = {} if given is None else {"input_ids": given}
+        ids = self.model.generate(**asked, **inputs, **self._limits(0), **options)
+        question = inputs.get("decoder_input_ids", given)
+        width = 0 if question is None else question.shape[1]
+        for start in (0, 1):  # some hand the question back, also behind the decoder's own first token
+            if width and torch.equal(ids[:, start : start + width], question):
+                return self._texts(ids[:, start + width :])
         return self._texts(ids)
+
+    def _begun(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of a model whose decoder continues the prompt, as Pix2Struct, the prompt without its end, if any is left."""
+        if "decoder_input_ids" not in inputs:
+            return dict(inputs)
+        kept = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+        begun = inputs["decoder_input_ids"].long()
+        begun = begun[:, begun[0] != self.processor.tokenizer.eos_token_id]
+        if not begun.shape[1]:
+            return kept
+        return kept | {"decoder_input_ids": begun, "decoder_attention_mask": torch.ones_like(begun)}
 
     def _question(self) -> str:
         if not getattr(self.processor, "chat_template", None):
