@@ -1,6 +1,7 @@
 """Worse generators: trained from nothing and left, or with noisy weights; and how skilled one is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from dfl_utils.game import skill
 from dfl_utils.mini import diffusion, painters
+from dfl_utils.models import denoising
 from dfl_utils.models.workshop import Workshop
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import scenes
@@ -50,6 +52,8 @@ def test_where_the_digests_have_travelled_nothing_is_trained(shop, monkeypatch):
     again = painters.stopped(shop, [1], **SMALL)
     assert digests(again) == digests(first) and again[1].generator == first[1].generator
     assert painters.DIGEST.travels and not painters.WEIGHTS.travels
+    denoising.check(again[1], [150])  # looks at the schedule, which is the base's
+    assert not Path(again[1].generator).exists()
 
 
 @pytest.mark.parametrize("steps", [[2, 1], [0], [1, 1], [4201]])

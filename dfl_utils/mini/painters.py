@@ -104,7 +104,9 @@ def _profiles(workshop: Workshop, jobs: Mapping) -> dict:
         digest = content["digest"][0]
         folder = str(workshop.store.root / "painters" / digest[:16])
         made = {folder: (f"{WEIGHTS.stem(job.key)} to {digest}", partial(_write, workshop, job))}
-        found[name] = TrainedProfile(**given | {"generator": folder, "made": given.get("made", {}) | made})
+        bases = {folder: workshop.profile.base(workshop.profile.generator)}
+        both = {"made": given.get("made", {}) | made, "bases": given.get("bases", {}) | bases}
+        found[name] = TrainedProfile(**given | {"generator": folder} | both)
     return found
 
 

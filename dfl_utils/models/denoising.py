@@ -131,8 +131,11 @@ def latents(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], si
 
 
 def check(profile: Profile, timesteps: Sequence[int]) -> None:
-    """ValueError where the profile's generator cannot be asked for its loss at those timesteps; no weights are read."""
-    folder, place = checkpoint.source(profile, profile.generator)
+    """ValueError where the profile's generator cannot be asked for its loss at those timesteps; no weights are read.
+
+    Of one that was trained here its base is looked at, so that its folder need not be written for what is known.
+    """
+    folder, place = checkpoint.source(profile, profile.base(profile.generator))
     kind = pipeline_class(profile, folder, place)
     if not issubclass(kind, StableDiffusionPipeline):
         raise ValueError(f"{folder} is a {kind.__name__}, which cannot be asked for its denoising loss here: {MEND}.")

@@ -225,15 +225,17 @@ class Finetuner(Workshop):
 
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
         stem = self.store.path(job.kind, job.key).stem
-        folders, made = {}, {}
+        folders, made, bases = {}, {}, {}
         for role, digest in zip(content["roles"], content["digests"], strict=True):
             folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
-            folders[role] = folder
+            folders[role], bases[folder] = folder, self.profile.base(getattr(self.profile, role))
             told = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
             made[folder] = told, partial(self._write, role, job)
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
         base = {one.name: getattr(self.profile, one.name) for one in fields(self.profile)}
-        trained = TrainedProfile(**base | folders | {"made": base.get("made", {}) | made})
+        trained = TrainedProfile(
+            **base | folders | {"made": base.get("made", {}) | made, "bases": base.get("bases", {}) | bases}
+        )
         seconds, _ = self.store.cost(job.kind, job.key) or (np.nan, 0)
         return Finetuned(recipe, trained, losses, seconds)
 
@@ -283,6 +285,10 @@ class TrainedProfile(Profile):
     # folder -> what stands for it in keys (what it was trained from, its weights' digest), and what writes it into a
     # place that is moved there afterwards
     made: Mapping[str, tuple[str, Writer]] = field(default_factory=dict, compare=False, repr=False)
+    bases: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # folder -> see `base`
+
+    def base(self, model: str) -> str:
+        return self.bases.get(model, model)
 
     def trained(self, model: str) -> str | None:
         return self.made[model][0] if model in self.made else None

@@ -127,6 +127,10 @@ class Profile:
         """What stands for a model in keys where it was finetuned here; None of any other. See `TrainedProfile`."""
         return None
 
+    def base(self, model: str) -> str:
+        """The model that one was trained here from, whose configuration it has; of any other the model itself."""
+        return model
+
     def dataset_root(self, dataset: str) -> Path:
         """Folder of `coco` or `nocaps`: its own root, else the one of that name in `data_root`."""
         own = {"coco": self.coco_root, "nocaps": self.nocaps_root}.get(dataset)
