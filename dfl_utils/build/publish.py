@@ -63,6 +63,7 @@ def publish(profile: str, scale_dir: Path, store: Path, reuse: bool = False) -> 
 def staying() -> set[str]:
     """Names of the kinds that do not travel."""
     from dfl_utils.game import drawings, token_drawings  # noqa: F401, they declare such kinds
+    from dfl_utils.mini import painters  # noqa: F401, as above
     from dfl_utils.training import finetuned  # noqa: F401, as above
 
     return {kind.name for kind in KINDS.values() if not kind.travels}

@@ -151,9 +151,10 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def write_json(record: dict, path: Path) -> None:
-    """Three levels are indented; what lies deeper stands on one line."""
+    """Two levels are indented; what lies deeper stands on one line."""
     text = json.dumps(record, indent=1) + "\n"
-    _replace(path, re.sub(r"\n {4,}|\n {3}(?=[\]}])", " ", text))
+    text = re.sub(r"(?<=[\[{])\n {3,}|\n {2,}(?=[\]}])", "", text)
+    _replace(path, re.sub(r"\n {3,}", " ", text))
 
 
 def _replace(path: Path, text: str) -> None:
