@@ -188,6 +188,7 @@ def test_a_norm_is_that_of_the_gradient_that_a_step_of_the_way_leaves(finetuner)
             loss = pair(one)[name]
             loss.backward()
             norm = torch.cat([weight.grad.flatten() for weight in weights]).norm().item()
-            assert ways.norms[way][name][1, 1] == pytest.approx(norm, rel=1e-4)
+            # At t = 999 the one-step image divides by a small number, and with it what a batch of another size rounds.
+            assert ways.norms[way][name][1, 1] == pytest.approx(norm, rel=1e-3)
             assert ways.losses[way][name][1, 1] == pytest.approx(loss.item(), rel=1e-4)
             pair.zero_grad(set_to_none=True)

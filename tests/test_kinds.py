@@ -14,10 +14,11 @@ import pytest
 from conftest import forget
 from PIL import Image
 
-from dfl_utils.game import denoising, judges, seconds, token_drawings
+from dfl_utils.game import denoising, judges, seconds, skill, token_drawings
 from dfl_utils.game.drawings import Drawings
 from dfl_utils.game.loops import Game
 from dfl_utils.game.scorer import Scorer
+from dfl_utils.mini import painters
 from dfl_utils.models import workshop
 from dfl_utils.models.checkpoint import load_tokenizer
 from dfl_utils.store import provenance, store
@@ -112,6 +113,11 @@ def weights(world, kind):
     raise Asked(store.canonical(job.kind.key(**job.key)))
 
 
+def unet(world, kind):
+    (job,) = painters._noisy(game(world, kind).workshop, [world.top_p], world.seed).values()
+    raise Asked(store.canonical(job.kind.key(**job.key)))
+
+
 def latents(world, kind):
     pairs.latents(game(world, kind).workshop, SimpleNamespace(vae=None), world.examples())
 
@@ -193,6 +199,15 @@ KEYS = {
     "one-hot": (experiment("one-hot"), {"generator", "candidate"}),
     "soft-prompt": (experiment("soft-prompt", True), {"generator", "candidate", "captioner", "vocab", "image"}),
     "latents": (latents, {"generator", "image", "size"}),
+    "skill": (
+        lambda w, k: skill.of_single_things(game(w, k).workshop, 1, w.seed),
+        {"generator", "probe", "seed", "steps", "guidance", "size"},
+    ),
+    "unet-weights": (unet, {"generator", "seed", "top_p"}),
+    "unet-digest": (
+        lambda w, k: painters.damaged(game(w, k).workshop, [w.top_p], seed=w.seed),
+        {"generator", "seed", "top_p"},
+    ),
     "vocabulary-map": (lambda w, k: finetuner(w, k).vocabulary_map, {"captioner", "vocab", "generator", "caption"}),
     "weights": (weights, STEP | {"recipe"}),
     "finetuning": (lambda w, k: finetuner(w, k).run([w.recipe]), STEP | {"recipe"}),
@@ -355,6 +370,7 @@ MADE_FROM = {
     "clip-originals": {"clip-similarity", "clip-score", "one-step-similarity"},
     "latents": {"weights", "finetuning", "validation-losses", "anatomy", "way-gradients"},
     "weights": {"finetuning"},
+    "unet-weights": {"unet-digest"},
     "census": {"token-map", "census-tally"},
     "cider-frequencies": {"quality-cider"},
     "clip-text-references": {"quality-clip-text"},

@@ -205,7 +205,7 @@ def test_a_bar_counts_images_and_is_silent_where_chapters_run_side_by_side(mini,
             self.n += more
             self.append(self.n)
 
-    bars, jobs = [], [Job(Kind("things"), {"k": k}, lambda: ({"a": np.zeros(1)}, 1)) for k in range(4)]
+    bars, jobs = [], [Job(Kind("test-things"), {"k": k}, lambda: ({"a": np.zeros(1)}, 1)) for k in range(4)]
     monkeypatch.setattr(workshop, "tqdm", Bar)
     workshop.Workshop(mini, RunStore(tmp_path)).fill(jobs, "things", images=10)
     assert bars[0] == [2, 5, 8, 10] and bars[0].options["total"] == 10 and not bars[0].options["disable"]

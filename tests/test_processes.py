@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ ALONE = [Recipe(("caption_loss",), ("captioner",), steps=1, batch_size=2, seed=s
 
 def game_and_finetuner(models, root):
     blocks.SHARD_IMAGES = 2
+    models = replace(models, draw_batch=1)  # on some processors a batch of another size rounds otherwise
     examples = data.subset(data.load(models, "coco", "val"), 8, seed=0)
     store = RunStore(root)
     finetuner = Finetuner(models, store, examples, progress=False)

@@ -65,6 +65,10 @@ def damaged(workshop: Workshop, noises: Sequence[float], *, seed: int = 0) -> di
 
     ValueError: a generator that is not the embedded Stable Diffusion.
     """
+    return _profiles(workshop, _noisy(workshop, noises, seed))
+
+
+def _noisy(workshop: Workshop, noises: Sequence[float], seed: int) -> dict[float, Job]:
     key = {"generator": workshop.made_by("generator"), "seed": seed}
 
     def add(noise: float):
@@ -75,7 +79,7 @@ def damaged(workshop: Workshop, noises: Sequence[float], *, seed: int = 0) -> di
                     weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
         return unet
 
-    return _profiles(workshop, {noise: _job(key | {"noise": noise}, partial(add, noise)) for noise in noises})
+    return {noise: _job(key | {"noise": noise}, partial(add, noise)) for noise in noises}
 
 
 def _job(key: dict, make_unet, calls: int = 0) -> Job:
