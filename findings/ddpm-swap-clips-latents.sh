@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Guess, before it was run: a pipeline's scheduler can be exchanged for the paper's DDPM by `DDPMScheduler.from_config(
 # pipeline.scheduler.config)`, diffusers' own recipe, and the drawing differs by the sampler alone.
-# Seen (diffusers 0.42.1, torch 2.14.1, Linux, CPU): of six samplers that Stable Diffusion is saved with, only DDIM's
-# configuration has the field `clip_sample`. From the other five DDPM takes its own default, True, and clips what it
+# Seen (diffusers 0.42.1, torch 2.14.1, Linux, CPU): of five samplers that Stable Diffusion is saved with, only DDIM's
+# configuration has the field `clip_sample`. From the other four DDPM takes its own default, True, and clips what it
 # takes for the clean image to [-1, 1]: right for pixels, wrong for latents, which reach 4 here. A single step, told the
 # true noise, then misses the latents by two fifths of their size; with clip_sample=False it finds them to 1e-3. No warning.
 # The schedule's spacing is lost likewise: each sampler's default is not handed on, only what its file says.
@@ -17,7 +17,7 @@ import torch
 from diffusers import DDPMScheduler
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # Stable Diffusion's
-SAVED = ("PNDM", "DPMSolverMultistep", "EulerDiscrete", "UniPCMultistep", "LMSDiscrete", "DDIM")
+SAVED = ("PNDM", "DPMSolverMultistep", "EulerDiscrete", "UniPCMultistep", "DDIM")
 stream = torch.Generator().manual_seed(0)
 latents, noise = (torch.randn(1, 4, 64, 64, generator=stream) for _ in range(2))  # scaled latents have deviation 1
 
