@@ -190,7 +190,7 @@ def _data(arguments: argparse.Namespace) -> None:
 def _profile(arguments: argparse.Namespace):
     from dfl_utils.world import profile
 
-    return profile.configured(", ".join([arguments.profile, *map("=".join, arguments.p)]))
+    return profile.configured(profile.with_fields(arguments.profile, arguments.p))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

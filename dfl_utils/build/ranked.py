@@ -33,8 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
             drawn.
     """
     for path in filter(None, (arguments.output, arguments.html)):
-        if not path.absolute().parent.is_dir() or path.is_dir():
-            raise ValueError(f"{path} cannot be written: name a file in a folder that is there.")
+        profile.require_writable(path)
     folder = profile.place(arguments.folder)
     examples = data.folder(folder, arguments.captions)
     captions = None
@@ -43,7 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
         captions = [example.references for example in examples]
         if bare > len(examples):
             _log.warning("%d images are left out: %s has no caption of them", bare - len(examples), arguments.captions)
-    models = profile.load(", ".join([arguments.profile, *map("=".join, arguments.p)]))
+    models = profile.load(profile.with_fields(arguments.profile, arguments.p))
     options = {"judge": arguments.judge, "similarity": arguments.similarity}
     options |= {"num_candidates": arguments.candidates, "seed": arguments.seed}
     paths = [example.path for example in examples]

@@ -84,9 +84,8 @@ def main(arguments: argparse.Namespace) -> None:
         ValueError, OSError: as `judgements.read` and `score_captions`; no place to write to.
     """
     path = arguments.output
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise ValueError(f"{path} cannot be written: name a file in a folder that is there.")
-    models = profile.load(", ".join([arguments.profile, *map("=".join, arguments.p)]))
+    profile.require_writable(path)
+    models = profile.load(profile.with_fields(arguments.profile, arguments.p))
     table = beside(judgements.read(profile.place(arguments.folder)), arguments.judges, models=models)
     for name in ("value", "low", "high"):
         table[name] = [getattr(one, name) for one in table.agreement]

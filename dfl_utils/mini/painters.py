@@ -6,7 +6,6 @@ where they are asked for and not there; what travels of them is a digest.
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -101,16 +100,13 @@ def _begin_before(step: int, state: Path) -> None:
 def _profiles(workshop: Workshop, jobs: Mapping) -> dict:
     """What a job is called -> the profile with its U-Net, whose folder is written when it is first loaded."""
     contents = workshop.fill([_travelling(workshop, job) for job in jobs.values()], "painters")
-    given = {one.name: getattr(workshop.profile, one.name) for one in fields(workshop.profile)}
     found = {}
     for (name, job), content in zip(jobs.items(), contents, strict=True):
         workshop.store.count(job.kind, job.key)
         digest = content["digest"][0]
         folder = str(workshop.store.root / "painters" / digest[:16])
-        made = {folder: (f"{WEIGHTS.stem(job.key)} to {digest}", partial(_write, workshop, job))}
-        bases = {folder: workshop.profile.base(workshop.profile.generator)}
-        both = {"made": given.get("made", {}) | made, "bases": given.get("bases", {}) | bases}
-        found[name] = TrainedProfile(**given | {"generator": folder} | both)
+        made = f"{WEIGHTS.stem(job.key)} to {digest}", partial(_write, workshop, job)
+        found[name] = TrainedProfile.of(workshop.profile, {"generator": (folder, made)})
     return found
 
 

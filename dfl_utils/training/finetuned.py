@@ -225,17 +225,13 @@ class Finetuner(Workshop):
 
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
         stem = self.store.path(job.kind, job.key).stem
-        folders, made, bases = {}, {}, {}
+        made = {}
         for role, digest in zip(content["roles"], content["digests"], strict=True):
             folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
-            folders[role], bases[folder] = folder, self.profile.base(getattr(self.profile, role))
             told = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
-            made[folder] = told, partial(self._write, role, job)
+            made[role] = folder, (told, partial(self._write, role, job))
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
-        base = {one.name: getattr(self.profile, one.name) for one in fields(self.profile)}
-        trained = TrainedProfile(
-            **base | folders | {"made": base.get("made", {}) | made, "bases": base.get("bases", {}) | bases}
-        )
+        trained = TrainedProfile.of(self.profile, made)
         seconds, _ = self.store.cost(job.kind, job.key) or (np.nan, 0)
         return Finetuned(recipe, trained, losses, seconds)
 
@@ -286,6 +282,16 @@ class TrainedProfile(Profile):
     # place that is moved there afterwards
     made: Mapping[str, tuple[str, Writer]] = field(default_factory=dict, compare=False, repr=False)
     bases: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # folder -> see `base`
+
+    @classmethod
+    def of(cls, profile: Profile, made: Mapping[str, tuple[str, tuple[str, Writer]]]) -> "TrainedProfile":
+        """A profile with other models in some roles: role -> its folder, and what the attribute `made` says of that."""
+        given = {one.name: getattr(profile, one.name) for one in fields(profile)}
+        folders = {role: folder for role, (folder, _) in made.items()}
+        bases = {folder: profile.base(getattr(profile, role)) for role, folder in folders.items()}
+        given["made"] = given.get("made", {}) | dict(made.values())
+        given["bases"] = given.get("bases", {}) | bases
+        return cls(**given | folders)
 
     def base(self, model: str) -> str:
         return self.bases.get(model, model)

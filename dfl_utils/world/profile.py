@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -196,6 +196,17 @@ def place(path: Path | str) -> Path:
     path = from_home(path)
     typed = Path(os.environ.get("DFL_FROM", "")) / path
     return typed if typed.exists() or not path.exists() else path
+
+
+def require_writable(path: Path) -> None:
+    """ValueError where no file can be written: its folder is not there, or it is a folder."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise ValueError(f"{path} cannot be written: name a file in a folder that is there.")
+
+
+def with_fields(name: str, changes: Sequence[Sequence[str]]) -> str:
+    """A profile's name with fields set, name and value, as `load` reads it: `mini, num_inference_steps=2`."""
+    return ", ".join([name, *map("=".join, changes)])
 
 
 DOWNLOADS = named_folder("DFL_DATA") or ROOT / "data" / "downloads"
