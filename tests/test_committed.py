@@ -3,6 +3,8 @@
 import json
 import re
 import tomllib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,9 +14,10 @@ from packaging.utils import canonicalize_name
 
 from dfl_utils.build import chapter, publish
 from dfl_utils.exhibits import tidy
-from dfl_utils.store import provenance
+from dfl_utils.store import provenance, published_run
 
-MACHINE_PATH = re.compile(r"(^|[^a-zA-Z./])/(tmp|root|work|home|Users)/")
+MACHINE_PATH = re.compile(r"(?<![\w.~$}/-])/(?:tmp|root|work|home|Users|mnt|scratch|private/var|var/folders)/[\w.-]+")
+EXAMPLES = re.compile("/home/(anne?|bob)[.]?")  # of tests that look for such a path
 
 
 # --- chapters ---------------------------------------------------------------------------------------------
@@ -53,6 +56,32 @@ def test_every_figure_has_a_name_a_caption_and_an_alt_text(name):
         if {"figure", "image"} & mystnb.keys():
             assert mystnb.get("image", {}).get("alt"), cell["text"]
             assert mystnb.get("figure", {}).get("name") and mystnb["figure"].get("caption"), cell["text"]
+
+
+# --- every file -------------------------------------------------------------------------------------------
+def told(path: Path) -> Iterator[bytes]:
+    """What a file says: all of it; of weights and shards what stands before their numbers, of packed ones of each."""
+    content = path.read_bytes()
+    if path.suffix != ".safetensors":
+        yield content
+    elif path.parent == published_run.place():
+        yield from map(header, published_run.unpack(path).values())
+    else:
+        yield header(content)
+
+
+def header(content: bytes) -> bytes:
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def test_no_file_names_a_folder_of_a_machine():
+    names = provenance.git("ls-files", "-z").split("\0")
+    files = [path for name in names if name and (path := provenance.ROOT / name).is_file()]
+    assert len(files) > 300
+    for path in files:
+        found = {m[0] for text in told(path) for m in MACHINE_PATH.finditer(text.decode("utf-8", errors="replace"))}
+        found = {one for one in found if not (path.suffix == ".py" and EXAMPLES.fullmatch(one))}
+        assert not found, path
 
 
 # --- results ----------------------------------------------------------------------------------------------

@@ -260,6 +260,13 @@ def test_naming_by_hand():
     assert scores == {"precision": 2 / 3, "recall": 2 / 3, "colour": 1 / 2}
 
 
+def test_what_is_shipped_does_not_say_where_it_was_trained(tmp_path):
+    with pretrain._replaced(tmp_path / "sd") as folder:
+        (folder / "unet").mkdir()
+        (folder / "unet/config.json").write_text('{"_name_or_path": "/home/anne/training", "act_fn": "silu"}')
+    assert json.loads((tmp_path / "sd/unet/config.json").read_text()) == {"act_fn": "silu"}
+
+
 def test_the_measured_quality_is_that_of_the_shipped_checkpoints():
     report = json.loads((MINI / "quality.json").read_text(encoding="utf-8"))
     shipped = {name: provenance.checkpoint_hash(MINI / name) for name in quality_report.MODELS}

@@ -131,11 +131,15 @@ def ship(root: Path, target: Path = SHIPPED) -> None:
 
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A sibling to fill, which takes the folder's place when it is whole."""
+    """A sibling to fill, which takes the folder's place when it is whole; no configuration in it names this machine."""
     partial = folder.with_name(f".{folder.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    for file in partial.rglob("config.json"):  # diffusers writes where a part was loaded from
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None):
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
