@@ -1,8 +1,14 @@
 """Foils differ from what is there in one thing, by hand on one scene and in words on many."""
 
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
 import pytest
 
-from dfl_utils.world import foils, scenes
+from dfl_utils.mini import streams
+from dfl_utils.world import foils, scenes, splits
 from dfl_utils.world.scenes import Scene, Thing
 
 DOG, CAT = Thing("dog", "red", "small", 0, 2), Thing("cat", "orange", "small", 4, 2)
@@ -54,6 +60,46 @@ def test_what_changes_in_many_scenes():
     assert foils.pair("thing", drawn[0], "0") == foils.pair("thing", drawn[0], "0")
 
 
+def test_a_quartet_by_hand():
+    blue = replace(CAT, colour="blue", size="large")
+    scene = Scene((DOG, blue), "white", "beside")
+    colours, places = (foils.quartet(kind, scene) for kind in ("colours", "places"))
+    assert colours.captions == ("a red dog and a blue cat", "a blue dog and a red cat")
+    assert colours.scenes[1].things == (replace(DOG, colour="blue"), replace(blue, colour="red"))
+    assert places.captions == ("a red dog to the left of a blue cat", "a blue cat to the left of a red dog")
+    assert places.scenes[1].things == (Thing("cat", "blue", "small", 0, 2), Thing("dog", "red", "large", 4, 2))
+    over = foils.quartet("places", replace(scene, relation="over")).captions
+    assert over == ("a red dog above a blue cat", "a blue cat above a red dog")
+    assert foils.quartet("colours", ONE) is None
+    assert foils.quartet("places", Scene((DOG, replace(CAT, colour="red")), "white", "beside")) is None
+
+
+def test_the_partner_of_a_partner_is_the_scene_and_the_words_stay():
+    made = [(kind, foils.quartet(kind, scenes.sample(str(k)))) for k in range(200) for kind in foils.QUARTETS]
+    for kind, one in ((kind, one) for kind, one in made if one):
+        assert foils.quartet(kind, one.scenes[1]) == foils.Quartet(one.scenes[::-1], one.captions[::-1])
+        words = [Counter(text.replace("an ", "a ").split()) for text in one.captions]
+        assert words[0] == words[1] and one.captions[0] != one.captions[1]
+        renders = [scenes.render(scene) for scene in one.scenes]
+        assert not np.array_equal(*renders)
+
+
+def test_scenes_that_were_met_are_left_out():
+    """The first thousands of each stream; all of them take half a minute (`python -m dfl_utils.mini.streams`)."""
+    met = {(item.scene.things, item.scene.ground) for item in splits.items("coco", "train")}
+    for stream in (streams.of_captioners(), streams.of_autoencoder(), streams.of_clip()):
+        met |= {(scene.things, scene.ground) for scene in islice(stream, 8000)}
+    items = [item for name in ("in", "near", "out") for item in splits.items("nocaps", name)]
+    kept = [item for item in items if item.image_id not in foils.met()]
+    assert foils.met() and len(items) - len(kept) == len(foils.met())
+    for kind in foils.QUARTETS:
+        quartets = [one for one in (foils.quartet(kind, item.scene) for item in kept) if one]
+        assert len(quartets) >= 300
+        assert not met & {(scene.things, scene.ground) for one in quartets for scene in one.scenes}
+
+
 def test_an_unknown_kind():
     with pytest.raises(ValueError, match="kind is 'size': choose one of thing, colour"):
         foils.pair("size", ONE, "0")
+    with pytest.raises(ValueError, match="kind is 'side': choose one of colours, places"):
+        foils.quartet("side", TWO)

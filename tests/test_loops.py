@@ -121,6 +121,13 @@ def test_t2i2t_draws_one_reference_and_reads_every_drawing(played, hall, example
     )
 
 
+def test_shared_noise_leaves_the_words_to_differ(hall, examples):
+    texts = [["a red dog", "a red dog", "a cup"]]
+    own, shared = (hall.reconstruct(examples[:1], texts, similarities=["clip"], shared_noise=s) for s in (False, True))
+    np.testing.assert_allclose(shared.sim_image["clip"][0, :2], own.sim_image["clip"][0, 0], atol=1e-4)
+    assert np.ptp(own.sim_image["clip"][0, :2]) > 1e-3 and np.ptp(shared.sim_image["clip"]) > 1e-3
+
+
 def test_descriptions_and_likelihoods_are_the_captioners(played, hall, examples):
     images = [data.read_image(example.path) for example in examples[4:]]
     assert hall.describe(examples, 2)[4:] == hall.captioner.describe(images, num_beams=2)

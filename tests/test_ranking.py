@@ -1,6 +1,6 @@
 """Ranks, best of N, bootstrap intervals, partial correlation: hand-computed cases, parity with scipy, invariants."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -243,6 +243,28 @@ def test_partial_tau_of_undefined_images_is_nan():
     control = [[1, 2, 4, 3], [1, 2, 3, 4], [1, 2, 4, 3], [7, 7, 7, 7], [1, np.nan, 4, 3]]
     taus = ranking.partial_tau(sim, quality, control)
     np.testing.assert_array_equal(np.isnan(taus), [False, True, True, True, True])
+
+
+def test_winogrounds_scores_by_hand():
+    sims = [
+        [[2, 1], [1, 2]],  # image, caption: all right
+        [[2, 1], [3, 4]],  # the second image has more of both captions
+        [[1, 0], [3, 4]],  # the same, the first image less
+        [[2, 3], [1, 4]],  # the second caption is liked more by both images
+        [[1, 1], [1, 1]],  # nothing is preferred
+    ]
+    found = ranking.of_quartets(sims)
+    assert {name: of.tolist() for name, of in found.items()} == {
+        "text": [1, 1, 1, 0, 0],
+        "image": [1, 0, 0, 1, 0],
+        "group": [1, 0, 0, 0, 0],
+    }
+
+
+def test_guessing_has_winogrounds_chances():
+    orders = np.array(list(permutations(range(4)))).reshape(-1, 2, 2)
+    means = {name: of.mean() for name, of in ranking.of_quartets(orders).items()}
+    assert means == pytest.approx({"text": 1 / 4, "image": 1 / 4, "group": 1 / 6})
 
 
 def test_the_way_to_the_oracle_by_hand():

@@ -187,6 +187,7 @@ class Game:
         *,
         similarities: Sequence[str] = ("clip", "dino"),
         seed: int = 0,
+        shared_noise: bool = False,
     ) -> Reconstructions:
         """Draw one image a caption and compare it with its original.
 
@@ -195,11 +196,13 @@ class Game:
             captions: the same number N >= 1 for each; any text, also an empty one.
             similarities: keys of `similarity.ENCODERS`.
             seed: starts the noise; candidate n of image i is drawn from `image_seeds(seed, i, N)[n]`.
+            shared_noise: all candidates of an image are drawn from the noise of its first: they differ in words alone.
         """
         count = _check_captions("reconstruct", examples, captions)
         blocks.check_seed(seed)
         examples, captions = list(examples), [list(row) for row in captions]
         seeds = [image_seeds(seed, example.image_id, count) for example in examples]
+        seeds = [row[:1] * count for row in seeds] if shared_noise else seeds
         drawings = Drawings(self.workshop, examples, captions, seeds)
         return Reconstructions(examples, captions, drawings.compare(similarities), drawings)
 

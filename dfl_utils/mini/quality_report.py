@@ -8,7 +8,6 @@ reported on.
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
 from dfl_utils.game.skill import prompts, right
-from dfl_utils.mini import autoencoder, captioning, judges, pretrain, web
+from dfl_utils.mini import streams
 from dfl_utils.mini.autoencoder import pixels
 from dfl_utils.models import captioner as captioners
 from dfl_utils.models import checkpoint, similarity
@@ -122,12 +121,6 @@ def measure_generator(profile: Profile, name: str, referee: Referee, count: int 
     }
 
 
-def captioners_stream() -> Iterator[scenes.Scene]:
-    """Web scenes that captioners were pretrained on: development scenes were not kept clear of them."""
-    steps = max(pretrain.shipped_steps(captioner, "/web") for captioner in CAPTIONERS)
-    return (web.scene(k) for k in range(captioning.BATCH * steps))
-
-
 def measure_captioner(profile: Profile, name: str, held_out: dict[str, list[splits.Item]]) -> dict:
     captioner = captioners.load(profile.pair(captioner=name))
     title, rows = CAPTIONERS[name], {}
@@ -139,24 +132,6 @@ def measure_captioner(profile: Profile, name: str, held_out: dict[str, list[spli
         for kind in ("precision", "recall", "colour"):
             rows[f"{title} {split} {kind}"] = row(scores[kind], len(items), bar)
     return rows
-
-
-def unseen(items: list[splits.Item], trained_on: Iterable[scenes.Scene]) -> list[int]:
-    """Places of the items whose scene is none of those; replaying a training stream takes seconds."""
-    seen = {(scene.things, scene.ground) for scene in trained_on}
-    return [k for k, item in enumerate(items) if (item.scene.things, item.scene.ground) not in seen]
-
-
-def autoencoder_stream() -> Iterator[scenes.Scene]:
-    """What the autoencoder was trained on: the one model whose draws do not keep clear of the test scenes."""
-    cropped = autoencoder.CROP_BATCH * autoencoder.CROP_STEPS
-    whole = autoencoder.SCENE_BATCH * (autoencoder.CROP_STEPS + autoencoder.SCENE_STEPS)
-    return (scenes.sample(f"web/{k}") for k in range(max(cropped, whole)))
-
-
-def clip_stream() -> Iterator[scenes.Scene]:
-    """What CLIP was trained on: its one-change variations may meet a test scene too."""
-    return (scene for step in range(judges.CLIP_STEPS) for scene in judges.clip_batch(step))
 
 
 @torch.no_grad()
@@ -200,9 +175,9 @@ def measure(profile: Profile, draws: int = 288) -> dict:
     images = np.stack([scenes.render(item.scene) for item in items])
     referee = Referee.load(profile)
     report |= measure_probe(referee, items, images)
-    fresh = unseen(items, autoencoder_stream())
+    fresh = streams.unseen(items, streams.of_autoencoder())
     report |= measure_autoencoder(Generator.load(profile), referee, [items[k] for k in fresh], images[fresh])
-    fresh = unseen(items, clip_stream())
+    fresh = streams.unseen(items, streams.of_clip())
     report |= measure_clip(profile, [items[k] for k in fresh], images[fresh])
     report |= measure_dino(profile, items, images)
     for name in GENERATORS:
@@ -214,7 +189,7 @@ def of_captioners(profile: Profile) -> dict:
     """Their rows, by domain, on development scenes that none was trained on: by these their training was chosen."""
     everything = {name: list(splits.items("nocaps", f"development-{name}")) for name in ("in", "near", "out")}
     flat = [item for items in everything.values() for item in items]
-    new = {flat[k].image_id for k in unseen(flat, captioners_stream())}
+    new = {flat[k].image_id for k in streams.unseen(flat, streams.of_captioners())}
     fresh = {name: [item for item in items if item.image_id in new][:512] for name, items in everything.items()}
     return {key: one for name in CAPTIONERS for key, one in measure_captioner(profile, name, fresh).items()}
 

@@ -82,6 +82,21 @@ def quality_by_rank(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     return quality[np.arange(len(chosen))[:, None], chosen]
 
 
+def of_quartets(sims: ArrayLike) -> dict[str, np.ndarray]:
+    """Winoground's three scores (Thrush et al., CVPR 2022), each `(quartets,)` of 0 and 1.
+
+    `text`: both images prefer their own caption; `image`: both captions prefer their own image; `group`: all of it.
+    Guessing has 1/4, 1/4 and 1/6. Equal scores prefer nothing.
+
+    Args:
+        sims: of image i and caption c, `(quartets, 2, 2)`; caption k is that of image k, higher is better.
+    """
+    sims = np.asarray(sims, dtype=float)
+    own, other_caption, other_image = sims[:, [0, 1], [0, 1]], sims[:, [0, 1], [1, 0]], sims[:, [1, 0], [0, 1]]
+    text, image = (own > other_caption).all(axis=1), (own > other_image).all(axis=1)
+    return {name: of.astype(float) for name, of in (("text", text), ("image", image), ("group", text & image))}
+
+
 def best_of_n(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Quality of each image's most similar candidate: (images, ...); of the first of several equally similar."""
     return quality_by_rank(sim, quality)[:, 0]

@@ -2,13 +2,17 @@
 
 Both are made of the same sentence, so that a judge that knows only how sentences go has little to choose by: where a
 foil keeps the words and changes their places (colours, sides), nothing at all but for chance. A pair is a pure function
-of kind, scene and seed. Known relatives: FOIL (Shekhar et al., ACL 2017), Winoground (Thrush et al., CVPR 2022).
+of kind, scene and seed. Known relatives: FOIL (Shekhar et al., ACL 2017), Winoground (Thrush et al., CVPR 2022), whose
+two images and two captions, the same words in other roles, are the quartets here.
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
+from dfl_utils.world.profile import MINI
 from dfl_utils.world.scenes import BESIDE, CATEGORIES, COLOURS, OVER, Scene, Thing, thirds, with_article
 
 Pair = tuple[str, str]  # what is there, its foil
@@ -52,8 +56,13 @@ def swapped(scene: Scene, rng: random.Random) -> Pair | None:
     """The colours of two things change places: the same words; None where there are not two things of two colours."""
     if len(scene.things) != 2 or len({thing.colour for thing in scene.things}) != 2:
         return None
-    one, other = scene.things
-    return said(scene.things), said([replace(one, colour=other.colour), replace(other, colour=one.colour)])
+    return said(scene.things), said(_exchanged(scene, "colour").things)
+
+
+def _exchanged(scene: Scene, *names: str) -> Scene:
+    """The scene whose two things have exchanged what is named, and keep the rest."""
+    things = zip(scene.things, reversed(scene.things), strict=True)
+    return replace(scene, things=tuple(replace(a, **{name: getattr(b, name) for name in names}) for a, b in things))
 
 
 def sides(scene: Scene) -> tuple[Pair, Pair] | None:
@@ -126,3 +135,41 @@ def pair(kind: str, scene: Scene, seed: str) -> Pair | None:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}.")
     return KINDS[kind](scene, random.Random(f"{seed}/{kind}"))
+
+
+# --- Quartets: a scene, its partner, and a caption of each, in the same words.
+
+
+QUARTETS = {"colours": ("colour",), "places": ("category", "colour")}  # what two things exchange
+
+
+@dataclass(frozen=True)
+class Quartet:
+    """Two scenes and a caption of each; a judge has all four right if it gives each scene its own."""
+
+    scenes: tuple[Scene, Scene]
+    captions: Pair
+
+
+def quartet(kind: str, scene: Scene) -> Quartet | None:
+    """A scene and its partner, in which two things have exchanged colours, or places; None without two of two colours.
+
+    Boxes and ground stay, so that nothing else tells the two images apart; a place is told by `left of` or `above`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in QUARTETS:
+        raise ValueError(f"kind is {kind!r}: choose one of {', '.join(QUARTETS)}.")
+    if len(scene.things) != 2 or len({thing.colour for thing in scene.things}) != 2:
+        return None
+    both = scene, _exchanged(scene, *QUARTETS[kind])
+    word = (BESIDE if scene.relation == "beside" else OVER)[True][0]
+    say = said if kind == "colours" else lambda things: f" {word} ".join(map(named, things))
+    return Quartet(both, tuple(say(one.things) for one in both))
+
+
+@cache
+def met() -> frozenset[int]:
+    """Image ids of NoCaps-like scenes of which a quartet was met in a training; `mini.streams` writes them."""
+    return frozenset(json.loads((MINI / "met_in_training.json").read_text(encoding="utf-8")))
