@@ -21,7 +21,7 @@ def asked(low: float, value: float, high: float, **entry) -> answers.Fact:
         tidy.row("table1", ("nocaps", "overall"), "clip gain", "CIDEr", Estimate(value, low, high, 30), published=8.4)
     ]
     words = {"yes": "better by {by}", "no": "worse by {by}", "unclear": "unclear, {by}"}
-    return answers._fact(pd.DataFrame(rows, columns=tidy.COLUMNS), row=GAIN, unit=" %", **words | entry)
+    return answers._fact(pd.DataFrame(rows, columns=tidy.COLUMNS), (), row=GAIN, unit=" %", **words | entry)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,19 @@ def test_a_run_without_the_row_says_so():
     assert answers.answer("world", rows) is None
 
 
+def test_an_answer_behind_a_failed_check_is_withheld(tmp_path, monkeypatch):
+    """In what a run prints, and in what a published run says of itself."""
+    monkeypatch.setenv("DFL_RESULTS", str(tmp_path))
+    rows = [tidy.row("table1", ("nocaps", "overall"), "clip gain", "CIDEr", Estimate(28.9, 24.8, 33.3, 300))]
+    rows += [tidy.row("figure3", ("nocaps", "overall"), "dino trend", "CIDEr", Estimate(0.4, 0.3, 0.5, 300))]
+    frame, cost = pd.DataFrame(rows, columns=tidy.COLUMNS), {"seconds": 1.0, "model_calls": 1}
+    for failed, first, second in ((["clip"], False, True), (["dino"], True, False), ([paper.ALL], False, False)):
+        one = answers.of_run("finding_caption", tidy.save("finding_caption", frame, cost, failed))
+        assert (one.said == "Yes", one.sure == "no verdict") == (first, not first)
+        assert one.found.startswith("Yes: " if first else "Withheld, since a sanity check failed")
+        assert ("by DINO, too" in one.found) == second and "nan" not in one.found
+
+
 def test_every_question_is_a_chapters_and_every_row_was_published():
     published = answers.published()
     assert set(published) <= set(chapter.sources())
@@ -135,6 +148,9 @@ def test_a_claim_has_the_verdict_of_its_interval():
     ]
     assert set(lines[lines.verdict == "not run"].metric) >= {"SPICE"}
     assert scoreboard.counts(ran) == "1 smaller, 1 larger, 1 cannot tell"
+    failed = {"table1": ["dino", "clip"], "table8": ["BLIP-2"]}
+    lines = scoreboard.claims(pd.DataFrame(rows, columns=tidy.COLUMNS), failed)
+    assert lines[lines.verdict != "not run"].verdict.tolist() == ["cannot tell", "withheld", "smaller"]
 
 
 def test_the_scoreboard_names_pages_that_there_are_and_every_verdict_it_explains():

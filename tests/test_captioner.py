@@ -190,7 +190,8 @@ def test_beam_search_equals_the_librarys(loaded, images, name, num_beams):
 @pytest.mark.parametrize("name", [name for name in CONTINUE if name != "blip2"])
 def test_decoding_as_blips_repository_equals_the_librarys(folders, images, name):
     penalty = 3.0  # theirs is 1.1, which models as small as these may not show
-    captioner = load(folders[name], repetition_penalty=penalty, limits_count_prompt=True, min_words=5, max_words=12)
+    settings = dict(repetition_penalty=penalty, limits_count_prompt=True, min_words=5, max_words=12)
+    captioner = load(folders[name], **settings)
     inputs, length = prompted(captioner, images, PROMPT)
 
     def theirs(**options):
@@ -198,7 +199,9 @@ def test_decoding_as_blips_repository_equals_the_librarys(folders, images, name)
         texts = captioner.processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
         return [text.removeprefix(PROMPT).strip() for text in texts]
 
-    assert captioner.describe(images, num_beams=3) == theirs(num_beams=3)  # beams are not penalised there
+    assert captioner.describe(images, num_beams=3) == theirs(num_beams=3)  # so for COCO there, and for NoCaps:
+    penalised = load(folders[name], beam_penalty=penalty, **settings).describe(images, num_beams=3)
+    assert penalised == theirs(num_beams=3, repetition_penalty=penalty) != theirs(num_beams=3)
     likeliest = captioner.sample(images, streams(images, 1), top_p=1e-9)
     assert [row[0] for row in likeliest] == theirs(num_beams=1, repetition_penalty=penalty)
     assert likeliest != [[text] for text in theirs(num_beams=1)]

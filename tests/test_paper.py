@@ -139,6 +139,13 @@ def test_verdicts_are_withheld_and_numbers_are_not():
     rows = our_rows(
         ("overall", "clip gain", "CIDEr", 9.5, 4.0, 14.0, 300), ("in", "dino gain", "CIDEr", 1.0, -2.0, 4.0, 9)
     )
-    shown = paper.withhold(paper.compare(rows))
-    assert shown["same direction?"].tolist() == shown[paper.SIZE].tolist() == ["withheld"] * 2
-    assert shown.ours.tolist() == [9.5, 1.0]
+    beside = paper.compare(rows)
+    for failed, said in (
+        ([paper.ALL], ["withheld"] * 2),
+        (["dino"], ["yes", "withheld"]),
+        ([], ["yes", "not visible"]),
+    ):
+        shown = paper.withhold(beside, failed, rows.method)
+        assert shown["same direction?"].tolist() == said and shown.ours.tolist() == [9.5, 1.0]
+    assert paper.withhold(beside, ["dino"])[paper.SIZE].tolist() == ["withheld"] * 2
+    assert beside["same direction?"].tolist() == ["yes", "not visible"]

@@ -75,7 +75,8 @@ def test_a_way_is_a_set_of_fields_and_what_is_named_beside_it_goes_before():
     assert authors.clip == "openai/clip-vit-base-patch32" and not authors.clip_projected
     mini = profile.configured("mini", way="authors")
     assert mini.clip == profile.configured("mini").clip and mini.sbert_pooling == "mean" and mini.squeeze is None
-    assert profile.configured("paper, way=blip-repo").top_k == 50
+    blip = profile.configured("paper, way=blip-repo")
+    assert (blip.top_k, blip.repetition_penalty, blip.beam_penalty, authors.beam_penalty) == (50, 1.1, 1.1, 1)
     with pytest.raises(ValueError, match="Unknown way 'theirs': choose one of paper, blip-repo, authors"):
         profile.configured("mini, way=theirs")
     assert (

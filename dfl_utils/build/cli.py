@@ -163,14 +163,14 @@ def _run(arguments: argparse.Namespace) -> None:
     whole = chapters.effective(source, chapters.at_scale(source, arguments.scale or "published") | values)
     ranges.check(source.stem, whole)
     from dfl_utils.build import cost, execution  # these take seconds
-    from dfl_utils.exhibits import answers, tidy
+    from dfl_utils.exhibits import answers
 
     print(cost.estimate(source.stem, whole), flush=True)
     with execution.environment(DFL_PROGRESS=os.environ.get("DFL_PROGRESS", "1")):
         print(f"executed copy: {execution.run_chapter(source.stem, values, arguments.scale)}")
     rows = execution.folder("results") / "run" / f"{source.stem}.csv"
     if rows.is_file():
-        print(answers.answer(source.stem, tidy.read(rows), int(whole.get("NUM_SEEDS", 0))) or "")
+        print(answers.of_run(source.stem, rows, int(whole.get("NUM_SEEDS", 0))) or "")
 
 
 def _chapters(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from dfl_utils.build import publish
 from dfl_utils.exhibits import answers, scoreboard, tidy
 from dfl_utils.store import provenance
 
@@ -19,17 +20,21 @@ def _answers(link: str) -> str:
 
 
 def _board(link: str) -> str:
-    lines = scoreboard.claims(_rows())
+    lines = _claims()
     return "\n\n".join([scoreboard.table_of_contents(lines), "## Every claim", scoreboard.table_of_claims(lines)])
 
 
 def _counts(link: str) -> str:
-    lines = scoreboard.claims(_rows())
+    lines = _claims()
     return f"Of {len(lines)} claims: {scoreboard.counts(lines)}."
 
 
-def _rows() -> pd.DataFrame:
-    return tidy.read(provenance.ROOT / "results" / "mini" / "exhibits.csv")
+def _claims() -> pd.DataFrame:
+    made, failed = publish.stamp("mini"), {}
+    for ran in made["chapters"].values():
+        for exhibit in ran["exhibits"]:
+            failed[exhibit] = [*failed.get(exhibit, ()), *ran.get("failed", ())]
+    return scoreboard.claims(tidy.read(provenance.ROOT / "results" / "mini" / "exhibits.csv"), failed)
 
 
 PARTS: dict[str, Callable[[str], str]] = {"answers": _answers, "board": _board, "counts": _counts}

@@ -91,6 +91,7 @@ def _stamp(profile: str, records: dict[str, dict], rows: Path) -> dict:
         spent = {what: record["cost"].get(what, {}) for what in ("seconds", "model_calls", "kinds")}
         exhibits = [one for one in order if one in record["exhibits"]]
         ran[name] = {"parameters": record["parameters"], **spent, "exhibits": exhibits}
+        ran[name] |= {"failed": failed} if (failed := record.get("failed")) else {}
     return {
         "profile": profile,
         "commit": provenance.git("rev-parse", "HEAD"),

@@ -136,7 +136,7 @@ def compare(source: Path, runs: Sequence[Run], scale: str | None, root: Path) ->
         saved, found = run.folder / f"{source.stem}.csv", None
         if saved.is_file():
             frame, whole = tidy.read(saved), chapters.effective(source, defaults | run.values)
-            found = answers.answer(source.stem, frame, int(whole.get("NUM_SEEDS", 0)))
+            found = answers.of_run(source.stem, saved, int(whole.get("NUM_SEEDS", 0)))
             parts.append(frame.assign(run=run.name, **run.values))
         said = escape(found.found) if found else ""
         told.append(line | {"answer": said, "executed copy": f'<a href="{escape(copy)}">notebook</a>'})

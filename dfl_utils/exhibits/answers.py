@@ -4,16 +4,18 @@ Questions, claims and words lie in `book/questions.yml`; which of the words are 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from dfl_utils.exhibits import paper, tidy
+from dfl_utils.exhibits.paper import doubtful
 from dfl_utils.scores import intervals
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store import provenance
@@ -27,6 +29,7 @@ WORDS = {
 }
 SIGNS = ("figure3", "figure4", "figure9")  # of these the paper's text has a direction and no number
 SAID = {"yes": "Yes", "no": "No", "unclear": "Cannot tell", "": "Not in this run"}
+SAID["withheld"] = "Withheld, since a sanity check failed"
 LATER = "Of the published run; this run's own answer takes its place when the last cell has run."
 
 
@@ -37,7 +40,7 @@ class Fact:
     Attributes:
         estimate: the row's number; NaN where the run has no such row.
         published: the paper's, NaN where it has none.
-        verdict: "yes", "no" or "unclear", and "" without a row.
+        verdict: "yes", "no" or "unclear", "withheld" where a sanity check failed, and "" without a row.
         sentence: what the verdict says, with the number.
         standing: to the paper's number, see `paper.standing`.
         theirs: the paper's number as it is written.
@@ -93,7 +96,7 @@ class Answer:
         """n, trainings, and the smallest difference that would have shown, of the first fact."""
         first = self.facts[0]
         if not first.sentence:
-            return "not measured in this run"
+            return "no verdict" if first.verdict else "not measured in this run"
         parts = [f"n = {first.estimate.n:,} {first.of}"]
         parts += [f"{self.trainings} trainings" if self.trainings > 1 else "one training"] if self.trainings else []
         parts += [f"visible from {first.smallest}"] if first.smallest else []
@@ -136,14 +139,14 @@ def questions() -> dict[str, dict]:
     return _read(path) if path.is_file() else {}
 
 
-def answer(chapter: str, rows: pd.DataFrame, trainings: int = 0, note: str = "") -> Answer | None:
+def answer(chapter: str, rows: pd.DataFrame, trainings: int = 0, failed: Collection[str] = ()) -> Answer | None:
     """What a chapter's rows answer.
 
     Args:
         chapter: the notebook's name without its suffix.
         rows: of a run, see `tidy.validate`; rows of other chapters do no harm.
         trainings: how many were averaged, where the chapter trains.
-        note: said below.
+        failed: see `paper.withhold`.
 
     Returns:
         None of a chapter that asks nothing of the paper.
@@ -151,13 +154,20 @@ def answer(chapter: str, rows: pd.DataFrame, trainings: int = 0, note: str = "")
     entry = questions().get(chapter)
     if entry is None:
         return None
-    facts = tuple(_fact(rows, **fact) for fact in entry["facts"])
+    facts = tuple(_fact(rows, failed, **fact) for fact in entry["facts"])
     averaged = trainings if entry.get("trains") else 0
-    return Answer(chapter, entry["question"], entry["claim"], facts, tuple(entry["table"]), averaged, note)
+    return Answer(chapter, entry["question"], entry["claim"], facts, tuple(entry["table"]), averaged)
+
+
+def of_run(chapter: str, path: Path, trainings: int = 0) -> Answer | None:
+    """What the rows answer that a chapter saved as this CSV; see `answer` and `tidy.save`."""
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return answer(chapter, tidy.read(path), trainings, record.get("failed", ()))
 
 
 def _fact(
     rows: pd.DataFrame,
+    failed: Collection[str],
     row: Mapping[str, str],
     unit: str = "",
     digits: int = 1,
@@ -175,6 +185,8 @@ def _fact(
     if flip:
         change, published = _turned(change), -published
     sized = row["exhibit"] not in SIGNS
+    if doubtful(one.method, failed):
+        return Fact(change, published, "withheld", "", "", _theirs(published, unit, expects, sized), "", of)
     verdict = _verdict(change, published, expects)
     return Fact(
         estimate=change,
@@ -252,8 +264,11 @@ def published() -> dict[str, Answer]:
     folder = provenance.ROOT / "results" / "mini"
     rows = tidy.read(folder / "exhibits.csv")
     ran = json.loads((folder / "stamp.json").read_text(encoding="utf-8"))["chapters"]
-    trainings = {name: made["parameters"].get("NUM_SEEDS", 0) for name, made in ran.items()}
-    return {name: answer(name, rows, trainings.get(name, 0)) for name in questions()}
+    told = {name: {"parameters": {}} | ran.get(name, {}) for name in questions()}
+    return {
+        name: answer(name, rows, made["parameters"].get("NUM_SEEDS", 0), made.get("failed", ()))
+        for name, made in told.items()
+    }
 
 
 def table(answers: Mapping[str, Answer], link: str) -> str:

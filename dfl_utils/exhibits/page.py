@@ -113,11 +113,10 @@ def compare(
         count: the verdicts' name.
         visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`; and
             `COUNT-size-yes-smaller` and the like, how many exclude the paper's size.
-        failed: judges whose sanity check failed: verdicts of rows that name one are withheld.
+        failed: see `paper.withhold`.
     """
     beside = paper.compare(rows, digits)
-    doubtful = [not set(failed).isdisjoint(method.split()) for method in rows.method]
-    beside[doubtful] = paper.withhold(beside[doubtful])
+    beside = paper.withhold(beside, failed, rows.method)
     say_verdicts(count, beside["same direction?"])
     if paper.SIZE in beside:
         say_verdicts(f"{count}-size", beside[paper.SIZE])
@@ -128,7 +127,13 @@ def compare(
     show(name, beside, caption, digits=digits)
 
 
-def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict], trainings: int = 0) -> None:
+def save(
+    chapter: str,
+    store: RunStore,
+    *rows: pd.DataFrame | Iterable[dict],
+    trainings: int = 0,
+    failed: Collection[str] = (),
+) -> None:
     """Keep a chapter's rows and what its work cost, which the page may say as `minutes`; call it once, at the end.
 
     What the rows answer takes its place at the chapter's top, see `answer`.
@@ -138,10 +143,11 @@ def save(chapter: str, store: RunStore, *rows: pd.DataFrame | Iterable[dict], tr
         store: where its work lies.
         *rows: as `tidy.validate` wants them, or as `tidy.row` makes them.
         trainings: how many were averaged, where the chapter trains.
+        failed: words of the methods whose sanity check failed, or `paper.ALL`: what they answer is withheld.
     """
     frames = [part if isinstance(part, pd.DataFrame) else pd.DataFrame(part, columns=tidy.COLUMNS) for part in rows]
     cost = tidy.spent(store)
     say(minutes=cost["seconds"] / 60)
-    path = tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost)
-    if now := answers.answer(chapter, tidy.read(path), trainings):
+    path = tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost, failed)
+    if now := answers.of_run(chapter, path, trainings):
         update_display(now, display_id=f"answer-{chapter}")

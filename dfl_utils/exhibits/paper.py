@@ -1,5 +1,6 @@
 """The paper's published numbers, each held once in `data/paper/`, and ours beside them in one table."""
 
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "data" / "paper"
 TEXT = ["exhibit", "dataset", "split", "method", "metric"]
 KEY = ["exhibit", "dataset", "split", "method", "x", "metric"]
 JUDGES = ("clip", "dino", "sbert", "cider", "wmd")  # similarities that rank, as they are written in `method`
+ALL = "all"  # of methods: a sanity check stands behind all rows of a chapter
 SIZE = "excludes the paper's size?"  # a column of verdicts
 SIGNED = ("gain", "trend", "rise")  # last word of a method whose number is an improvement: positive is better
 # CLIP of images is a distance in the paper's Tables 2, 4, 5 and 8.
@@ -156,10 +158,23 @@ def standing(low: float, high: float, published: float, sized: bool = True) -> s
     return "agrees" if direction == "yes" else "cannot tell"
 
 
-def withhold(table: pd.DataFrame) -> pd.DataFrame:
-    """A table without its verdicts, for a page whose sanity check failed: they read `withheld`."""
+def doubtful(method: str, failed: Collection[str]) -> bool:
+    """Whether a sanity check stands behind a row of that method which failed: it names one that did, or `ALL` did."""
+    return ALL in failed or not set(failed).isdisjoint(method.split())
+
+
+def withhold(table: pd.DataFrame, failed: Collection[str], methods: Iterable[str] | None = None) -> pd.DataFrame:
+    """A table without the verdicts behind which a sanity check failed: they read `withheld`.
+
+    Args:
+        failed: words of methods whose check failed, or `ALL`.
+        methods: of each row; None: what failed is behind all of them.
+    """
     columns = [name for name in table if name.startswith(("verdict", "same direction?", SIZE))]
-    return table.assign(**dict.fromkeys(columns, "withheld"))
+    rows = [bool(failed)] * len(table) if methods is None else [doubtful(method, failed) for method in methods]
+    table = table.copy()
+    table.loc[rows, columns] = table.loc[rows, columns].where(table.loc[rows, columns] == "", "withheld")
+    return table
 
 
 def fill(ours: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,10 @@
 """The scoreboard: what the paper contains and claims, item by item, and how the published rows stand to it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from html import escape
 from itertools import starmap
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import yaml
 from dfl_utils.exhibits import answers, paper, tidy
 from dfl_utils.store import provenance
 
-VERDICTS = ("agrees", "smaller", "larger", "contradicts", "cannot tell", "not run")
+VERDICTS = ("agrees", "smaller", "larger", "contradicts", "cannot tell", "withheld", "not run")
 STAND_INS = {"BLIP + aMUSEd": "BLIP + LAFITE"}  # ours for the paper's that could not be had
 # Of these the exhibit has one claim, and rows beside it that read it in other ways.
 LEVELS = {
@@ -52,11 +53,12 @@ def _items(text: str) -> tuple[Item, ...]:
     return tuple(starmap(Item, yaml.safe_load(text)))
 
 
-def claims(rows: pd.DataFrame) -> pd.DataFrame:
+def claims(rows: pd.DataFrame, failed: Mapping[str, Collection[str]] = MappingProxyType({})) -> pd.DataFrame:
     """Each number and direction that the paper claims, and ours beside it.
 
     Args:
         rows: of a run, see `tidy.validate`.
+        failed: exhibit -> as `paper.withhold` takes it.
 
     Returns:
         A line a claim, with `exhibit`, `data`, `method`, `metric`, `paper` and `ours` as texts, `n` and `verdict`, one
@@ -67,6 +69,9 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
     signed = signed.assign(paper=[_theirs(row) for row in signed.itertuples()])
     lines = [_line(row) for row in signed.itertuples() if not np.isnan(row.paper)]
     lines += [line for exhibit, level in LEVELS.items() for line in _levels(rows, exhibit, *level)]
+    for line in lines:
+        if paper.doubtful(line["method"], failed.get(line["exhibit"], ())):
+            line["verdict"] = "withheld"
     return pd.DataFrame([*lines, *_not_run(signed)]).sort_values("order", kind="stable").drop(columns="order")
 
 

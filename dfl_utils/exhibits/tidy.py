@@ -6,7 +6,7 @@ stamp that names the commit, the machine and the checkpoints. "Made by this code
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,14 @@ def _require(holds: pd.Series, frame: pd.DataFrame, rule: str) -> None:
         raise ValueError(f"An exhibit row breaks the rule that {rule}: {shown}.")
 
 
-def save(chapter: str, frame: pd.DataFrame, cost: dict) -> Path:
+def save(chapter: str, frame: pd.DataFrame, cost: dict, failed: Collection[str] = ()) -> Path:
     """Write a chapter's rows and what made them; call it once, at the chapter's end.
 
     Args:
         chapter: the notebook's name without its suffix.
         frame: rows, see `validate`.
         cost: see `spent`.
+        failed: see `paper.withhold`.
 
     Returns:
         Path of the CSV, `<folder()>/<chapter>.csv`; a JSON of the same name lies beside it.
@@ -125,7 +126,7 @@ def save(chapter: str, frame: pd.DataFrame, cost: dict) -> Path:
         "versions": provenance.versions(),
         "machine": provenance.machine(),
         "exhibits": sorted(set(frame.exhibit)),
-    }
+    } | ({"failed": sorted(failed)} if failed else {})
     write_json(record, path.with_suffix(".json"))
     return path
 

@@ -160,7 +160,7 @@ class Drawings:
 
     def describe_blocks(self, num_beams: int) -> list[list[str]]:
         """As `describe`, block by block."""
-        key = self.workshop.captioner_key() | {"num_beams": num_beams}
+        key = self.workshop.beam_key(num_beams)
         contents = self.look(READINGS, key, partial(self._read, num_beams), "readings")
         return [content.captions for content in contents]
 

@@ -146,7 +146,7 @@ class Game:
         def describe(examples: Sequence[Example]) -> tuple[Sentences, int]:
             return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
 
-        key = self.workshop.captioner_key() | {"num_beams": num_beams}
+        key = self.workshop.beam_key(num_beams)
         contents = self._fill(DESCRIPTIONS, key, examples, describe, "descriptions")
         return [text for content in contents for text in content.captions]
 

@@ -50,12 +50,13 @@ class Captioner:
         processor: its processor (Pillow back end in every profile).
         prompt: text that the captions continue, cut from the output.
         start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
-        repetition_penalty: of `generate` where captions are sampled, as in BLIP's repository; 1: the checkpoint's own.
+        repetition_penalty, beam_penalty: of `generate` where captions are sampled, and where beams are searched; 1: the
+            checkpoint's own.
         limits_count_prompt: whether `min_words` and `max_words` count the prompt's tokens too.
         gives_likelihood: whether it can be asked how likely it finds a caption.
     """
 
-    repetition_penalty, limits_count_prompt = 1.0, False
+    repetition_penalty, beam_penalty, limits_count_prompt = 1.0, 1.0, False
     gives_likelihood = True
 
     model_class: type[PreTrainedModel]
@@ -120,7 +121,7 @@ class Captioner:
         per_image = len(streams[0])
         sampling = self._sampling([seed for seeds in streams for seed in seeds], top_p, top_k, temperature)
         embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
-        texts = self._generate(embeds, num_beams=1, logits_processor=sampling, **self._penalty)
+        texts = self._generate(embeds, num_beams=1, logits_processor=sampling, **penalty(self.repetition_penalty))
         return [texts[k : k + per_image] for k in range(0, len(texts), per_image)]
 
     def _sampling(self, seeds: Sequence[Sequence[int]], *options) -> LogitsProcessorList:
@@ -132,7 +133,8 @@ class Captioner:
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """One caption an image by beam search."""
         refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
-        return self._generate(self.image_embeds(images), num_beams=num_beams, logits_processor=refusing)
+        options = {"num_beams": num_beams, "logits_processor": refusing, **penalty(self.beam_penalty)}
+        return self._generate(self.image_embeds(images), **options)
 
     def log_likelihood(
         self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]], *, summed: bool = False
@@ -206,11 +208,6 @@ class Captioner:
             "max_new_tokens": max(self.max_words - counted, 1),
         }
 
-    @property
-    def _penalty(self) -> dict[str, float]:
-        """What `generate` is told beside that of a caption that is sampled."""
-        return {} if self.repetition_penalty == 1 else {"repetition_penalty": self.repetition_penalty}
-
     def check_lengths(self) -> None:
         """ValueError where the model has too few positions for its prompt and the longest caption."""
         prompt = len(self._prompt_ids())
@@ -281,6 +278,11 @@ class Blip2Captioner(Captioner):
     def _seen(self, image_embeds: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
         embeds = torch.cat([image_embeds, self.model.language_model.get_input_embeddings()(input_ids)], 1)
         return {"inputs_embeds": embeds, "attention_mask": embeds.new_ones(embeds.shape[:2], dtype=torch.long)}
+
+
+def penalty(factor: float) -> dict[str, float]:
+    """What `generate` is told of repetition."""
+    return {} if factor == 1 else {"repetition_penalty": factor}
 
 
 def check_sampling(top_p: float, top_k: int, temperature: float) -> None:

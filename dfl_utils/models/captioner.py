@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as PROMPTED
 
 from dfl_utils.models import checkpoint
-from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner, RefuseNaN
+from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner, RefuseNaN, penalty
 from dfl_utils.world.profile import Profile, check_way
 
 VERSION = 1  # of what any captioner says of the same image and files; part of every key that names one
@@ -144,17 +144,16 @@ class PromptedCaptioner(Captioner):
     def sample(self, images, streams, *, top_p=0.9, top_k=0, temperature=1.0) -> list[list[str]]:
         """See `Captioner.sample`."""
         asked = top_p, top_k, temperature
+        options = {"num_beams": 1, **penalty(self.repetition_penalty)}
         return [
-            self._answer(
-                image, len(seeds), num_beams=1, logits_processor=self._sampling(seeds, *asked), **self._penalty
-            )
+            self._answer(image, len(seeds), logits_processor=self._sampling(seeds, *asked), **options)
             for image, seeds in zip(images, streams, strict=True)
         ]
 
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """See `Captioner.describe`."""
         refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
-        options = {"num_beams": num_beams, "logits_processor": refusing}
+        options = {"num_beams": num_beams, "logits_processor": refusing, **penalty(self.beam_penalty)}
         return [text for image in images for text in self._answer(image, 1, **options)]
 
     @torch.no_grad()
@@ -210,7 +209,8 @@ def load(profile: Profile) -> Captioner:
     kind = choose(profile)
     model, _ = checkpoint.load(kind.model_class, profile, "captioner")
     made = kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
-    made.repetition_penalty, made.limits_count_prompt = profile.repetition_penalty, profile.limits_count_prompt
+    made.repetition_penalty, made.beam_penalty = profile.repetition_penalty, profile.beam_penalty
+    made.limits_count_prompt = profile.limits_count_prompt
     if kind in (BlipCaptioner, Blip2Captioner):
         made.check_lengths()
     return made

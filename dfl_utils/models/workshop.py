@@ -134,6 +134,11 @@ class Workshop:
         penalty = self.profile.repetition_penalty
         return self.captioner_key() | ({} if penalty == 1 else {"repetition_penalty": penalty})
 
+    def beam_key(self, num_beams: int) -> dict:
+        """As `captioner_key`, of sentences by beam search."""
+        penalty = self.profile.beam_penalty
+        return self.captioner_key() | {"num_beams": num_beams} | ({} if penalty == 1 else {"beam_penalty": penalty})
+
     def encoder_key(self, name: str) -> dict:
         own = {"dino": {"size": self.profile.dino_size}, "efficientnet": {"timm": provenance.release("timm")}}
         return self.made_by(name) | own.get(name, {})

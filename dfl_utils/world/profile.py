@@ -19,7 +19,7 @@ RANGES = {
     **dict.fromkeys(("num_inference_steps", "max_words", "draw_batch"), number(1)),
     **dict.fromkeys(("guidance_scale", "top_k", "min_words"), number(0)),
     "top_p": number(0, 1, above=True),
-    "repetition_penalty": number(0, above=True),
+    **dict.fromkeys(("repetition_penalty", "beam_penalty"), number(0, above=True)),
     "sbert_pooling": word(("cls", "mean")),
     "wmd_tokens": word(("ptb", "split")),
 }
@@ -51,6 +51,7 @@ class Profile:
     top_p: float = 0.9  # nucleus mass that captions are sampled at, where a chapter does not set it
     top_k: int = 0  # likeliest tokens that captions are sampled from; 0: all
     repetition_penalty: float = 1.0  # of captions that are sampled, as `generate` has it; 1: none
+    beam_penalty: float = 1.0  # the same of captions by beam search
     min_words: int = 5  # of a caption, in tokens as `generate` counts
     max_words: int = 30
     limits_count_prompt: bool = False  # whether the two limits above are of prompt and caption together
@@ -295,15 +296,15 @@ PROFILES = {
 
 
 # Ways in which the same models are asked and compared, each a set of fields: `paper` is what the paper's text says.
-# `blip-repo` decodes as the demonstration of salesforce/BLIP does (models/blip.py, `generate`), where its version of
-# transformers also left top_k at 50; repetition is penalised where it samples, not where it searches beams. `authors`
-# is what the paper's published code does (hangligit/DalleFlamingo at 8105413), as far as fields can say it: its stop
-# words are NLTK's, ours are not.
+# `blip-repo` decodes as salesforce/BLIP does (models/blip.py, `generate`, where its version of transformers also left
+# top_k at 50; beams are penalised as for NoCaps, by eval_nocaps.py, which its script for COCO does not). `authors` is
+# what the paper's published code does (hangligit/DalleFlamingo at 8105413), as far as fields can say it: its stop words
+# are NLTK's, ours are not.
 _AS_BLIP = {"repetition_penalty": 1.1, "min_words": 5, "max_words": 20, "limits_count_prompt": True}
 _COMPARED = {"clip_projected": False, "sbert_pooling": "mean", "wmd_tokens": "split"}
 WAYS = {
     "paper": {},
-    "blip-repo": {"top_k": 50, **_AS_BLIP},
+    "blip-repo": {"top_k": 50, "beam_penalty": 1.1, **_AS_BLIP},
     "authors": {"scheduler": None, **_AS_BLIP, **_COMPARED},
 }
 
