@@ -209,7 +209,7 @@ def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     assert found["gain, %"].to_dict() == {"x": change, "y": change, "z": change}
     assert found["smallest visible, %"].tolist() == [2.0, 2.0, 2.0] and set(found.verdict) == {"better"}
     assert found["same direction?"].tolist() == ["yes", "no", ""]
-    assert found["visible here?"].tolist() == ["yes", "no", ""]
+    assert found["visible from n"].tolist()[:2] == [9, 36] and pd.isna(found["visible from n"].iloc[2])  # (2 / 1)²
     assert comparison.compared(gains)["same direction?"].tolist() == ["yes", "no"]
 
 

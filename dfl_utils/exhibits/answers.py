@@ -46,7 +46,7 @@ class Fact:
         theirs: the paper's number as it is written.
         smallest: the smallest difference that would have been visible, as it is written; "" of a level.
         of: what n counts.
-        needed: n from which a number as small as the paper's would be visible, see `intervals.enough`; 0 where it is.
+        needed: n from which a number as small as the paper's would be visible, see `intervals.shows_from`.
     """
 
     estimate: Estimate
@@ -100,7 +100,7 @@ class Answer:
         parts = [f"n = {first.estimate.n:,} {first.of}"]
         parts += [f"{self.trainings} trainings" if self.trainings > 1 else "one training"] if self.trainings else []
         parts += [f"visible from {first.smallest}"] if first.smallest else []
-        if first.needed:
+        if first.needed > first.estimate.n:
             times = first.needed / first.estimate.n
             parts.append(f"the paper's would be from about n = {first.needed:,}, {times:.1f} times the work")
         return "; ".join(parts)
@@ -197,15 +197,8 @@ def _fact(
         theirs=_theirs(published, unit, expects, sized),
         smallest="" if expects else f"{intervals.smallest_effect(change):.{digits}f}{unit}",
         of=of,
-        needed=_needed(published, change) if sized and not expects else 0,
+        needed=(intervals.shows_from(published, change) or 0) if sized and not expects else 0,
     )
-
-
-def _needed(published: float, change: Estimate) -> int:
-    """To two digits, since it is no more than an estimate."""
-    if intervals.would_show(published, change) != "no":
-        return 0
-    return int(float(f"{intervals.enough(published, change):.1e}"))
 
 
 def _published(row: pd.Series, levels: tuple[str, ...]) -> float:

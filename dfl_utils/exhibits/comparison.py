@@ -18,8 +18,16 @@ from dfl_utils.scores.ranking import percent
 from dfl_utils.training.evaluation import Trials
 
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
-VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible here?")  # of `verdicts`
-BESIDE = ("gain, %", "smallest visible, %", "the paper's, %", "same direction?", paper.SIZE, "visible here?")
+VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible from n")  # of `verdicts`
+BESIDE = (
+    "gain, %",
+    "smallest visible, %",
+    "the paper's, %",
+    "same direction?",
+    paper.SIZE,
+    "visible here?",
+    "visible from n",
+)
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
 
 
@@ -65,6 +73,7 @@ def _paper_gain(row: dict, published: pd.Series) -> float:
 def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
     """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's.
 
+    "visible from n" says from how many images a gain as small as the paper's would be visible, ours where it is.
     `columns` are some of `VERDICT` and `BESIDE`; ValueError where a row is a level, which would be judged as a gain.
     """
     if gains.before.isna().any():
@@ -79,6 +88,7 @@ def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFr
         "same direction?": [paper.same_direction(*each) for each in bounds],
         paper.SIZE: [paper.excludes_size(*each) for each in bounds],
         "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
+        "visible from n": [intervals.shows_from(p, e) for p, e in zip(gains.paper, changes, strict=True)],
     }
     return pd.DataFrame(said, index=gains.index)[list(columns)]
 

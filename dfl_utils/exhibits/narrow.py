@@ -11,7 +11,7 @@ import pandas as pd
 MOST = 6
 # From the first that is left out. None of them carries a finding: they say how it was reached, or repeat it.
 ASIDE = (
-    *("smallest visible, %", "visible here?", "visible at our n?", "seeds", "n", "better by"),
+    *("smallest visible, %", "visible here?", "visible at our n?", "seeds", "n", "better by", "visible from n"),
     *("paper: baseline", "paper: ours", "excludes the paper's size?", "clip", "dino", "table"),
 )
 LEVELS = {"paper": ("paper, %", "the paper's, %")}  # left out where one of these stands beside it

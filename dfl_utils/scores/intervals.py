@@ -156,6 +156,12 @@ def would_show(effect: float, change: Estimate) -> Literal["yes", "no", ""]:
     return "yes" if abs(effect) > smallest else "no"
 
 
+def shows_from(effect: float, change: Estimate) -> int | None:
+    """From how many images an `effect` would be visible, to two digits; our n where it is, None if nobody can say."""
+    seen = would_show(effect, change)
+    return {"yes": change.n, "": None}[seen] if seen != "no" else int(float(f"{enough(effect, change):.1e}"))
+
+
 def _combined(scores: np.ndarray, resampled: np.ndarray, images: int, excluded: int = 0) -> Estimate:
     """One estimate of the seeds' scores (S,) and their scores in resamples of the images (B, S)."""
     value, seeds = scores.mean(), len(scores)

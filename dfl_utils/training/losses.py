@@ -92,7 +92,7 @@ def mapped_embeds(probabilities: Tensor, index: Tensor, table: Tensor, threshold
     """
     if threshold > 0:
         active = (probabilities.detach().amax(0) > threshold).nonzero().squeeze(-1)
-        probabilities, index = probabilities[:, active], index[active]
+        probabilities, index = probabilities.index_select(1, active), index[active]
     return probabilities @ table[index]
 
 
@@ -244,8 +244,8 @@ class TalkingPair(nn.Module):
         # What it predicts is one prompt of the generator, what people wrote is the other.
         if wants("image_reconstruction_loss"):
             caption, length = batch.caption.rows(drawn), batch.prompt_ids.shape[1]
-            logits = logits[: len(caption.targets)]
-            prompts["predicted"] = drawn, self.soft_prompt(logits, caption, length, batch.seed, batch.words_before)
+            predictions = logits.narrow(0, 0, len(caption.targets)) if len(logits) > len(caption.targets) else logits
+            prompts["predicted"] = drawn, self.soft_prompt(predictions, caption, length, batch.seed, batch.words_before)
         if wants("generation_loss", "text_reconstruction_loss"):
             rows = slice(0, size) if wants("generation_loss") else read
             with torch.no_grad():
@@ -303,7 +303,9 @@ class TalkingPair(nn.Module):
         stream = torch.Generator().manual_seed(seed + 1)  # another than that of the batch's noise
         if words_before and self.connect != "softmax":
             torch.rand(words_before, logits.shape[-1], generator=stream)
-        probabilities = distributions(logits[caption.words], self.connect, generator=stream)
+        # Of tensors as large as these, `index_select` gives the gradient back in half of the time that indexing takes.
+        words = caption.words.nonzero().squeeze(-1).to(logits.device)
+        probabilities = distributions(logits.index_select(0, words), self.connect, generator=stream)
         table = self.text_encoder.get_input_embeddings().weight
         # A one-hot draw hides the columns through which its gradient flows: all of them are kept.
         threshold = self.economy.threshold if self.connect == "softmax" else 0.0
