@@ -163,6 +163,21 @@ def joint(quick: bool) -> list[Row]:
     return [*rows, row(f"{name}, published sizes", tuple(both), ratio, "s", how, most=bench.AT_MOST_BARE)]
 
 
+def captions(quick: bool) -> list[Row]:
+    import captioning as bench
+
+    images, rounds = (4, 1) if quick else (32, 3)
+    rows = []
+    for captioner in bench.CAPTIONERS:
+        now, then = bench.measure(captioner, images, rounds)
+        for k, kind in enumerate(("sampled, ten an image", "by beam search")):
+            pair = [1000 * float(median(part[:, k])) / images for part in (now, then)]
+            how = f"speed beside {bench.BEFORE}; {images} images, one thread, checkouts in turn"
+            ratio, least = float(median(then[:, k] / now[:, k])), 0.0 if k else bench.AT_LEAST
+            rows.append(row(f"captions {kind}, {captioner}", pair, ratio, "ms an image", how, least=least))
+    return rows
+
+
 def scores(quick: bool) -> list[Row]:
     import warnings
 
@@ -218,6 +233,7 @@ GROUPS: dict[str, Callable[[bool], list[Row]]] = {
     "forecasts": forecasts,
     "vocabulary": vocabulary,
     "joint": joint,
+    "captions": captions,
     "scores": scores,
     "undrawn": undrawn,
     "figure": figure,

@@ -37,6 +37,8 @@ ONE_SENTENCE = {
     "stop_strings": None,
 }
 EVERYWHERE = slice(None)  # of the positions whose logits are wanted
+# Captions sampled at a time on a CPU: of more, all wait for the longest, and their scores leave the processor's cache.
+SAMPLE_BATCH = 80
 LIKELIHOOD_BATCH = 32  # captions scored at a time: each token costs a row of the vocabulary's size
 # Tokens looked at; of a row whose mass the first do not hold clearly, the second; where these do not, all are sorted.
 NUCLEUS_WIDTHS, CLEARLY = (32, 256), 1e-3
@@ -119,9 +121,13 @@ class Captioner:
             top_p, top_k, temperature: see `SeededSampling`; `top_k=0` switches `generate`'s default of 50 off.
         """
         per_image = len(streams[0])
-        sampling = self._sampling([seed for seeds in streams for seed in seeds], top_p, top_k, temperature)
-        embeds = self.image_embeds(images).repeat_interleave(per_image, 0)
-        texts = self._generate(embeds, num_beams=1, logits_processor=sampling, **penalty(self.repetition_penalty))
+        step = max(1, SAMPLE_BATCH // per_image) if self.model.device.type == "cpu" else len(images)
+        texts = []
+        for k in range(0, len(images), step):
+            seeds = [seed for row in streams[k : k + step] for seed in row]
+            sampling = self._sampling(seeds, top_p, top_k, temperature)
+            embeds = self.image_embeds(images[k : k + step]).repeat_interleave(per_image, 0)
+            texts += self._generate(embeds, num_beams=1, logits_processor=sampling, **penalty(self.repetition_penalty))
         return [texts[k : k + per_image] for k in range(0, len(texts), per_image)]
 
     def _sampling(self, seeds: Sequence[Sequence[int]], *options) -> LogitsProcessorList:
