@@ -288,6 +288,9 @@ def test_endings_behind_an_apostrophe_are_joined(loaded, written, text):
         {"num_beams": 3, "num_return_sequences": 3},
         {"return_dict_in_generate": True, "output_scores": True},
         {"stop_strings": ["a"]},
+        {"num_beam_groups": 3, "diversity_penalty": 0.5},
+        {"penalty_alpha": 0.6, "prompt_lookup_num_tokens": 3, "dola_layers": "high", "force_words_ids": [[5]]},
+        {"guidance_scale": 1.5, "watermarking_config": {"greenlist_ratio": 0.25}, "max_time": 1e-4},
     ],
 )
 def test_a_checkpoints_settings_ask_for_no_other_form(folders, loaded, images, tmp_path, name, asked):
@@ -303,6 +306,12 @@ def test_a_chat_model_with_a_part_for_video_captions_images(tmp_path, images):
     captioner = load(tmp_path)
     assert "Pil" in type(captioner.processor.image_processor).__name__
     assert len(captioner.describe(images)) == 3
+
+
+def test_captions_without_a_word_are_said(loaded, images, caplog):
+    captioner = loaded["blip"]
+    assert captioner._texts(torch.full((2, 3), captioner.end_token_id)) == ["", ""]
+    assert "2 captions by" in caplog.text and "are empty: look whether it works" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["blip", "blip2", "git", "llava"])

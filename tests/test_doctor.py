@@ -246,6 +246,19 @@ def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
         assert said in line
 
 
+@pytest.mark.parametrize(("role", "part"), [("captioner", "."), ("generator", "unet"), ("clip", ".")])
+def test_quantised_weights_are_a_gap(mini, tmp_path, role, part):
+    folder = shutil.copytree(getattr(mini, role), tmp_path / "small")
+    config = json.loads((folder / part / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / part / "config.json").write_text(json.dumps(config))
+    changed = replace(mini, **{role: str(folder)})
+    (line,) = map(str, (one for one in doctor.examine(changed, purpose="rerank") if not one.ok))
+    assert (
+        "are quantised (bitsandbytes), which neither runs" in line and "mend: give the checkpoint that it was" in line
+    )
+
+
 def test_reranking_needs_three_models_and_a_smaller_gpu(here, tmp_path):
     bare = replace(here, data_root=tmp_path / "none", word_vectors=tmp_path / "none", dino="lab/dino")
     found = doctor.examine(bare, machine(gpus=[("T4", 15 * 2**30)]), "rerank")

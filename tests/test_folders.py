@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -86,6 +87,22 @@ def test_a_csv_of_a_spreadsheet_is_read(own, tmp_path):
         "b.jpg": ("a red wall",),
         "\u00fc.png": ("ä",),
     }
+
+
+def test_a_cell_may_hold_a_list_of_captions(own, tmp_path):
+    rows = [("b.jpg", "['a red wall', 'bricks']"), ("b.jpg", '["a wall"]'), ("b.jpg", "[sic] a wall, 'red' [1]")]
+    found = data.folder(own, write(tmp_path / "c.csv", rows=rows))
+    assert [e.references for e in found if e.references] == [
+        ("a red wall", "bricks", "a wall", "[sic] a wall, 'red' [1]")
+    ]
+
+
+def test_json_lines_under_another_name_and_a_name_that_is_no_text_are_said(own, tmp_path):
+    with pytest.raises(ValueError, match=r"c\.json holds JSON Lines, an object a line: let its name end in .jsonl"):
+        data.folder(own, write(tmp_path / "c.jsonl").rename(tmp_path / "c.json"))
+    save(own / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"holds the file b'caf.xe9.png', whose name is not in UTF-8: rename it"):
+        data.folder(own)
 
 
 @pytest.mark.parametrize(

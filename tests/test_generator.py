@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import diffusers
 import numpy as np
@@ -251,6 +252,13 @@ def test_a_wrong_scheduler_type_or_folder_is_refused(change, sentence):
         Generator.load(profile.load("mini", **change))
 
 
+def test_what_comes_back_is_an_image_a_caption():
+    for images in (None, np.zeros((2, 8, 8, 4)), np.zeros((1, 8, 8, 3)), [np.zeros((8, 8, 3))] * 2):
+        pipeline = Mock(return_value=SimpleNamespace(images=images), name_or_path="odd")
+        with pytest.raises(ValueError, match="odd is a Mock, which makes no image a caption: give another"):
+            Generator(pipeline, 1, 1.0, 8).draw(["a", "b"], [0, 1])
+
+
 def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(made, tmp_path):
     models, _ = made("amused")
     folder = shutil.copytree(models.generator, tmp_path / "pipeline")
@@ -259,6 +267,11 @@ def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(made, tmp_path
     (folder / "pipeline.py").write_text("raise SystemExit('it ran')")
     for name, sentence in (
         ("AmusedImg2ImgPipeline", "is a AmusedImg2ImgPipeline, which is no text-to-image pipeline"),
+        ("AudioLDM2Pipeline", "is a AudioLDM2Pipeline, which is no text-to-image pipeline"),
+        ("WanPipeline", "which is no text-to-image pipeline"),
+        ("StableCascadeDecoderPipeline", "which is no text-to-image pipeline"),
+        ("FluxControlPipeline", "which is no text-to-image pipeline"),
+        ("KandinskyV22PriorPipeline", "which is no text-to-image pipeline"),
         (["pipeline", "Mine"], "is drawn by code that lies in it, which is never run: give another pipeline"),
     ):
         (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))

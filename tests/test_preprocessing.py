@@ -28,6 +28,17 @@ def test_a_copy_of_a_folder_shares_its_tokenizer_and_another_does_not(mini, tmp_
     assert other is not first and other.model_max_length == 7
 
 
+def test_a_file_in_a_subfolder_decides_too(tmp_path):
+    """As the second tokenizer of an InstructBLIP, which has a folder of its own."""
+    (tmp_path / "model/qformer_tokenizer").mkdir(parents=True)
+    part = tmp_path / "model/qformer_tokenizer/tokenizer.json"
+    made = []
+    for text in ("{}", "{}", '{"a": 1}'):
+        part.write_text(text)
+        made.append(checkpoint.shared("one of two", tmp_path / "model", object))
+    assert made[0] is made[1] and made[1] is not made[2]
+
+
 def test_a_tokenizer_is_what_transformers_reads(mini):
     for folder in (mini.locate(mini.captioner), mini.locate(mini.clip)):
         shared, own = checkpoint.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)

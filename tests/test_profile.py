@@ -40,6 +40,8 @@ def test_a_store_is_named_as_a_shell_would_mean_it(tmp_path, monkeypatch):
         ("~/s", tmp_path / "s"),
         ("t", tmp_path / "t"),
         ("~nobody-here/s", tmp_path / "~nobody-here/s"),
+        ("~/s\n", tmp_path / "s"),
+        (" ", store.provenance.ROOT / ".store"),
     ):
         monkeypatch.setenv("DFL_STORE", named)
         assert store.default_root() == meant
@@ -89,6 +91,12 @@ def test_a_way_is_a_set_of_fields_and_what_is_named_beside_it_goes_before():
             mini.pair(**pair)
 
 
+def test_a_folders_name_may_hold_commas():
+    named = profile.with_fields("mini", [("captioner", "/data/a, b,c/blip"), ("top_p", "0.5")])
+    read = profile.configured(named)
+    assert (read.captioner, read.top_p) == ("/data/a, b,c/blip", 0.5)
+
+
 def test_a_path_is_meant_from_where_the_command_was_typed(tmp_path, monkeypatch):
     (tmp_path / "typed" / "mine").mkdir(parents=True)
     (tmp_path / "book" / "other").mkdir(parents=True)
@@ -119,6 +127,8 @@ def test_what_is_no_model_folder_is_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
+        ("mini, top_p=0,9", "A profile takes no top_p=0,9: see"),
+        ("mini, captioner", "Unknown profile 'mini, captioner': choose one of mini"),
         ("paper, coco_roots=/data", "A profile takes no coco_roots=/data: see"),
         ("paper, top_p=much", "A profile takes no top_p=much"),
         ("papers, top_p=0.5", "Unknown profile 'papers': choose one of mini, paper."),

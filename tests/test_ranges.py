@@ -1,5 +1,9 @@
 """What the chapters' parameters may be, and that each has a range."""
 
+import json
+import re
+import shlex
+
 import pytest
 
 from dfl_utils.build import chapter as chapters
@@ -8,6 +12,7 @@ from dfl_utils.build.execution import run_chapter
 from dfl_utils.game import self_training
 from dfl_utils.game.scorer import JUDGES
 from dfl_utils.models.similarity import ENCODERS
+from dfl_utils.store import provenance
 from dfl_utils.world import profile
 
 CHAPTERS = list(chapters.sources())
@@ -20,6 +25,28 @@ def test_each_parameter_has_a_range_that_every_scale_keeps(name):
         values = chapters.effective(source, chapters.at_scale(source, scale))
         assert all(ranges.find(name, parameter) for parameter in values)
         ranges.check(name, values, machine=scale != "paper")
+
+
+def test_every_command_that_a_page_names_is_taken():
+    """README's, the pages' and the exercises': each parameter is the chapter's, and in its range."""
+    root, told = provenance.ROOT, []
+    for path in (*root.glob("book/*.ipynb"), *root.glob("book/*.md"), *root.glob("*.md"), *root.glob("cluster/*")):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        told += re.findall(r"\bdfl (run|sweep) ([^`\n#]+)", text)
+    commands = [(command, shlex.split(words)) for command, words in told if words.split()[0] in CHAPTERS]
+    assert len(commands) >= 50
+    for command, (name, *words) in commands:
+        source, scale = chapters.find(name), "published"
+        if "--scale" in words:
+            scale = words[words.index("--scale") + 1]
+        given = {words[k + 1]: words[k + 2] for k, word in enumerate(words) if word == "-p"}
+        if command == "sweep":
+            given = {key: text.split(",")[0] for key, text in given.items()}
+        values = chapters.at_scale(source, scale) | chapters.check(source, given, typed=True)
+        ranges.check(name, chapters.effective(source, values), machine=False)
 
 
 def test_the_choices_are_those_that_the_package_knows():

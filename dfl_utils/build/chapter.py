@@ -32,7 +32,9 @@ class Parameter:
 
     def check(self, value: object, typed: bool = False) -> Scalar:
         """A value as the default's type, a text from a command line read as Python; ValueError of another type."""
-        if typed and not isinstance(self.default, str):
+        if typed and isinstance(self.default, bool):
+            value = {"true": True, "false": False}.get(str(value).lower(), value)
+        elif typed and not isinstance(self.default, str):
             with suppress(ValueError, SyntaxError):  # or it stays a text, which is of another type
                 value = ast.literal_eval(value)
         if isinstance(self.default, float) and type(value) is int:

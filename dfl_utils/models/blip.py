@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 # BERT's tokens of "man's" come back as "man ' s"; of "dogs' bowl" the apostrophe belongs to no ending.
 CLITIC = re.compile(r"(?<=\w) ' (?=(?:s|re|ve|d|ll|m)\b)|(?<=n) ' (?=t\b)")
-# How many sentences are wanted, and in which form, is the caller's to say, whatever a checkpoint's settings ask for.
+# How many sentences are wanted, in which form and by which search, is the caller's to say, whatever a checkpoint's
+# settings ask for.
 ONE_SENTENCE = {
     "num_return_sequences": 1,
     "return_dict_in_generate": False,
@@ -34,7 +35,9 @@ ONE_SENTENCE = {
     "output_logits": False,
     "output_attentions": False,
     "output_hidden_states": False,
-    "stop_strings": None,
+    **dict.fromkeys(("stop_strings", "max_time", "guidance_scale", "watermarking_config", "token_healing")),
+    **dict.fromkeys(("num_beam_groups", "diversity_penalty", "force_words_ids", "constraints")),  # other searches
+    **dict.fromkeys(("penalty_alpha", "prompt_lookup_num_tokens", "assistant_early_exit", "dola_layers")),
 }
 EVERYWHERE = slice(None)  # of the positions whose logits are wanted
 # Captions sampled at a time on a CPU: of more, all wait for the longest, and their scores leave the processor's cache.
@@ -228,7 +231,10 @@ class Captioner:
     def _texts(self, ids: Tensor) -> list[str]:
         """Sentences as people write them, with single spaces and none before an ending such as that of "man's"."""
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [CLITIC.sub("'", " ".join(text.split())) for text in texts]
+        found = [CLITIC.sub("'", " ".join(text.split())) for text in texts]
+        if empty := found.count(""):
+            _log.warning("%d captions by %s are empty: look whether it works", empty, self.model.name_or_path)
+        return found
 
 
 class BlipCaptioner(Captioner):

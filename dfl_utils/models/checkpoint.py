@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,9 +38,26 @@ WEIGHTS = re.compile(rf"(model|diffusion_pytorch_model){SHARD}(\.fp16)?{SHARD}\.
 
 
 def source(profile: Profile, model: str) -> tuple[str, dict[str, Any]]:
-    """Folder or hub id of a profile's model, and what `from_pretrained` is told of where it may look."""
+    """Folder or hub id of a profile's model, and what `from_pretrained` is told of where it may look.
+
+    ValueError: a folder whose weights are quantised.
+    """
     folder = profile.provide(model)
+    _refuse_quantised(Path(folder))
     return folder, {"revision": profile.revision(model), "local_files_only": profile.offline}
+
+
+def _refuse_quantised(folder: Path) -> None:
+    for file in (*folder.glob("config.json"), *folder.glob("*/config.json")):
+        config = {}
+        with suppress(ValueError, OSError):  # a broken one is said when it is opened
+            config = read_json(file)
+        if found := config.get("quantization_config"):
+            how = found.get("quant_method", "by another package")
+            raise ValueError(
+                f"The weights of {file.parent} are quantised ({how}), which neither runs on every machine nor moves "
+                "between devices: give the checkpoint that it was made of."
+            )
 
 
 @contextmanager
@@ -187,7 +204,7 @@ _known: dict[tuple[str, str], object] = {}
 
 
 def shared(what: str, folder: str | Path, make: Callable[[], Read]) -> Read:
-    """`make()`, or what it gave before of this name for a folder with the same files of settings, subfolders aside.
+    """`make()`, or what it gave before of this name for a folder with the same files of settings, also in subfolders.
 
     ValueError: the folder's tokenizer is of a form that only a package reads which is not installed.
     """
@@ -200,7 +217,7 @@ def shared(what: str, folder: str | Path, make: Callable[[], Read]) -> Read:
             f"The tokenizer in {folder} lies there as {pieces}, which the package sentencepiece reads, and that is not "
             "installed: install it by pip, or save the tokenizer again where it is, which adds a tokenizer.json."
         )
-    files = sorted((path.name, path) for pattern in FILES for path in folder.glob(pattern))
+    files = sorted((path.relative_to(folder).as_posix(), path) for name in FILES for path in folder.rglob(name))
     key = what, repr([(name, provenance.file_hash(path)) for name, path in files])
     if key not in _known:
         _known[key] = make()

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+import re
 import types
 from collections.abc import Mapping, Sequence
 from functools import wraps
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 VERSION = 1  # of what any generator draws of the same text, seed and files; part of every key that names one
 CONVOLUTIONAL = {"unet", "vae"}  # parts that are faster with their channels last
 STEP = ["model_output", "timestep", "sample"]  # what a sampler's step is told
+# What a pipeline is told that starts from a picture, or makes videos, sounds or bodies.
+OTHER_INPUT = re.compile("^(control_|mask_|reference_)?images?$|video|audio|frames?$|^frame_size$|^source_embeds$")
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
 # Published with Stable Diffusion, used by nobody here and not fetched: a drawing that is blackened ranks by chance.
 UNCHECKED = {"safety_checker": None, "feature_extractor": None}
@@ -108,7 +111,10 @@ def pipeline_class(profile: Profile, folder: str, place: dict) -> type[Diffusion
         raise ValueError(f"{folder} is drawn by code that lies in it, which is never run: give another pipeline.")
     kind = getattr(diffusers, name, None)
     arguments = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
-    if not {"prompt", "generator", "output_type"} <= arguments.keys() or "image" in arguments:
+    known = {"prompt", "generator", "output_type"} <= arguments.keys()
+    named = [one for one in arguments.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    known &= {one.name for one in named if one.default is one.empty} <= {"self", "prompt"}
+    if not known or any(map(OTHER_INPUT.search, arguments)) or "Prior" in name:
         raise ValueError(
             f"{folder} is a {name or 'nameless pipeline'}, which is no text-to-image pipeline of diffusers; "
             "give one such as StableDiffusionPipeline or AmusedPipeline."
@@ -252,9 +258,13 @@ class Generator:
                 f"The safety checker of {self.pipeline.name_or_path} took the drawing of {captions[blackened[0]]!r} "
                 "away: leave that caption out, or give a pipeline without a safety checker."
             )
-        for caption, image in zip(captions, drawn.images, strict=True):
+        images = getattr(drawn, "images", None)
+        if not isinstance(images, np.ndarray) or images.shape[0] != len(captions) or images.shape[3:] != (3,):
+            kind = type(self.pipeline).__name__
+            raise ValueError(f"{self.pipeline.name_or_path} is a {kind}, which makes no image a caption: give another.")
+        for caption, image in zip(captions, images, strict=True):
             checkpoint.require_finite(image, f"The drawing of {caption!r}", self.pipeline.name_or_path)
-        images = (drawn.images * 255).round().astype(np.uint8)
+        images = (images * 255).round().astype(np.uint8)
         if bare := [text for text, image in zip(captions, images, strict=True) if not np.ptp(image, axis=(0, 1)).any()]:
             said = "%d drawings by %s are of one colour throughout, such as that of %r: look whether it works"
             _log.warning(said, len(bare), self.pipeline.name_or_path, bare[0])

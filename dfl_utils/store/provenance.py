@@ -144,12 +144,12 @@ def from_home(path: Path | str) -> Path:
 
 
 def named_folder(variable: str) -> Path | None:
-    """The folder that an environment variable names, absolute; None where it is unset or empty.
+    """The folder that an environment variable names, absolute; None where it is unset or blank.
 
     `~` is the home folder: a shell leaves it as it is inside quotes, and a scheduler knows none. A relative one is
     meant from where `dfl` was typed, as `DFL_FROM` says in a chapter, which runs in `book/`.
     """
-    value = os.environ.get(variable)
+    value = os.environ.get(variable, "").strip()  # of a file of settings a line's end may come along
     return Path(os.environ.get("DFL_FROM", ""), from_home(value)).absolute() if value else None
 
 

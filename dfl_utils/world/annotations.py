@@ -1,5 +1,6 @@
 """Captions of images: files in their published schemas (Karpathy's splits, COCO, NoCaps), and folders of one's own."""
 
+import ast
 import hashlib
 import io
 import json
@@ -97,7 +98,12 @@ def named_captions(path: Path) -> list[tuple[str, str]]:
 
     Annotations without a caption, as of boxes, are passed over where others have one; a caption may be a list of them.
     """
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        if "Extra data: line 2" in str(error):
+            raise ValueError(f"{path} holds JSON Lines, an object a line: let its name end in .jsonl.") from error
+        raise
     with _published_form(path, NAMED_FORMS):
         if isinstance(content, list):
             return [(one["image"], text) for one in content for text in _listed(one["caption"])]
@@ -202,6 +208,8 @@ def _images(root: Path) -> dict[str, Path]:
     """Name relative to the folder -> path, in the order of the names; hidden files are left out, others are said."""
     paths = [path for path in root.rglob("*") if not path.name.startswith(".") and path.is_file()]
     named = {_normal(path.relative_to(root).as_posix()): path for path in paths if path.suffix.lower() in SUFFIXES}
+    if odd := [name for name in named if not is_text(name)]:
+        raise ValueError(f"{root} holds the file {os.fsencode(odd[0])}, whose name is not in UTF-8: rename it.")
     known = PHOTOS | Image.registered_extensions().keys() - SUFFIXES
     other = sorted(path.name for path in paths if path.suffix.lower() in known)
     if other:
@@ -258,7 +266,7 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
         if path.suffix.lower() == ".jsonl":
             table = pd.DataFrame(_records(path))
         else:
-            table = pd.read_csv(io.StringIO(_decoded(path)), dtype=str, keep_default_na=False)
+            table = pd.read_csv(io.StringIO(_decoded(path)), dtype=str, keep_default_na=False).map(_a_list)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no table of captions in UTF-8 ({error}): save it as CSV or JSON Lines.") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes cells without a name for the index
@@ -271,6 +279,17 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
     if dict in set(map(type, table[chosen[1]])):
         raise ValueError(f"{path} has an object for a caption: write a text, or a list of texts.")
     return table[chosen].explode(chosen[1]).itertuples(index=False)
+
+
+def _a_list(cell: str) -> str | list[str]:
+    """A cell that holds a list of texts, as pandas and spreadsheets write one, as that list."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return cell
+    try:
+        found = ast.literal_eval(cell)
+    except (ValueError, SyntaxError):
+        return cell
+    return found if found and all(isinstance(text, str) for text in found) else cell
 
 
 def _records(path: Path) -> list[object]:

@@ -324,6 +324,9 @@ def check_way(profile: Profile, role: str, kind: str) -> None:
         )
 
 
+BEFORE_A_FIELD = re.compile(r",(?=\s*(?:\w+\s*=|$))")
+
+
 def configured(name: str, **overrides: object) -> Profile:
     """The profile of that name with single fields replaced, whatever this machine has: for what only looks at it.
 
@@ -332,7 +335,7 @@ def configured(name: str, **overrides: object) -> Profile:
     is named beside it goes before it, and `overrides` before all. ValueError: an unknown profile, way or field, or a
     text that the field does not take.
     """
-    name, *changes = (part.strip() for part in name.split(","))
+    name, *changes = (part.strip() for part in BEFORE_A_FIELD.split(name))  # a folder's name may hold commas
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
     pairs = (part.partition("=") for part in changes)
