@@ -37,6 +37,7 @@ TABLE: dict[str, Check] = {
     "ALTERNATING_STEPS": several(COUNT, int, least=0),
     "MEMORY_PAIRS": several(COUNT, int),
     "SNAPSHOTS": several(number(1, 4200), int),
+    "FEW_STEPS": COUNT,
     "FEWER_STEPS": several(COUNT, int, least=0),
     "NOISES": several(number(0, above=True), float, least=0),
     "GUIDANCES": several(number(0), float, least=0),
