@@ -33,13 +33,13 @@ document.addEventListener("DOMContentLoaded", () => {
       return input;
     };
     const word = field("Contains", Object.assign(document.createElement("input"), { type: "search" }));
-    const last = heads.length - 1, single = [...new Set(rows.map((row) => text(row, last)))];
-    const choice = single.length < 9 ? field("Verdict", document.createElement("select")) : null;
-    choice?.append(new Option("all", ""), ...single.map((one) => new Option(one, one)));
+    const judged = heads.findIndex((head) => head.textContent.trim() === "verdict");
+    const choice = judged < 0 ? null : field("Verdict", document.createElement("select"));
+    choice?.append(new Option("all", ""), ...[...new Set(rows.map((row) => text(row, judged)))].map((one) => new Option(one, one)));
     const filter = () => {
       for (const row of rows) {
         const has = row.textContent.toLowerCase().includes(word.value.toLowerCase());
-        row.hidden = !has || Boolean(choice?.value && text(row, last) !== choice.value);
+        row.hidden = !has || Boolean(choice?.value && text(row, judged) !== choice.value);
       }
       status.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} lines`;
     };

@@ -136,7 +136,7 @@ def quotes(trials: Trials, chosen: Chosen, gained: np.ndarray, methods: Sequence
         | {method: trials.said(method)[0].captions[k] for method in methods}
         for kind, k in chosen
     ]
-    return pd.DataFrame(lines).style.hide()
+    return pd.DataFrame(lines).style.hide().set_table_attributes('class="quotes"')
 
 
 def scenes(trials: Trials, chosen: Chosen) -> Figure:

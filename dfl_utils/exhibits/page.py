@@ -20,6 +20,7 @@ from dfl_utils.scores.ranking import Estimate
 from dfl_utils.store.store import RunStore
 
 DPI = 150  # of saved figures
+pd.options.display.max_colwidth = None  # a sentence in a data frame is shown whole
 
 
 def answer(chapter: str) -> None:

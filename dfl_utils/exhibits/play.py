@@ -169,7 +169,10 @@ def tokenizers(words: Sequence[str], clip, index: Sequence[int], how: Sequence[s
     """
     rules = list(dict.fromkeys(how))
     merges = json.loads(clip.backend_tokenizer.to_str())["model"]["merges"]  # its vocabulary follows from them
-    packed = {"words": words, "merges": [" ".join(pair) for pair in merges], "index": list(map(int, index))}
+    known = clip.get_vocab()
+    own = [known.get(f"{word.removeprefix('##')}</w>") for word in words]
+    numbers = [None if itself == k else int(k) for itself, k in zip(own, index, strict=True)]  # most stay themselves
+    packed = {"words": words, "merges": [" ".join(pair) for pair in merges], "index": numbers}
     packed |= {"how": [rules.index(rule) for rule in how], "rules": rules}
     data = base64.b64encode(gzip.compress(_json(packed).encode(), 9, mtime=0)).decode()
     return _exhibit("tokens", {"packed": data}, still)

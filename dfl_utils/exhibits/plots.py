@@ -292,9 +292,9 @@ def _html(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]) 
 def _framed(image: ArrayLike, text: str) -> str:
     picture, packed = Image.fromarray(np.asarray(image)), BytesIO()
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    picture.save(packed, "PNG", optimize=True)
+    picture.save(packed, "WEBP", lossless=True, method=6)
     source, words = base64.b64encode(packed.getvalue()).decode(), escape(text)
-    seen = f'<img alt="{" ".join(words.split())}" src="data:image/png;base64,{source}">'
+    seen = f'<img alt="{" ".join(words.split())}" src="data:image/webp;base64,{source}">'
     return f"<figure>{seen}<figcaption>{words.replace(chr(10), '<br>')}</figcaption></figure>"
 
 

@@ -159,14 +159,14 @@ def table_of_claims(lines: pd.DataFrame) -> str:
         [
             links[row.exhibit],
             escape(f"{_named(row.method)}: {row.metric}" + f", {row.data}" * bool(row.data)),
+            f'<span class="verdict {row.verdict.replace(" ", "-")}">{row.verdict}</span>',
             escape(row.paper),
             f'<span class="interval">{row.ours}</span>',
             str(row.n),
-            f'<span class="verdict {row.verdict.replace(" ", "-")}">{row.verdict}</span>',
         ]
         for row in lines.itertuples()
     ]
-    return _html("claims", ["in the paper", "claim", "the paper", "ours", "n", "verdict"], body)
+    return _html("claims", ["in the paper", "claim", "verdict", "the paper", "ours", "n"], body)
 
 
 def _named(method: str) -> str:

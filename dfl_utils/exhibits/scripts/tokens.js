@@ -85,7 +85,7 @@
     const same = (one, other) => one.length === other.length && one.every((piece, k) => piece === other[k]);
     const show = () => {
       const blip = cut.BLIP(input.value), clip = cut.CLIP(input.value);
-      const mapped = blip.map((piece) => ids.get(piece)).map((id) => ({ name: clipNames[index[id]] ?? "nothing", rule: rules[how[id]] }));
+      const mapped = blip.map((piece) => ids.get(piece)).map((id) => ({ name: index[id] === null ? `${bare(words[id])}</w>` : clipNames[index[id]] ?? "nothing", rule: rules[how[id]] }));
       const item = (piece, hint = "") => make("li", {}, make("code", {}, piece), hint && make("small", {}, ` ${hint}`));
       lists.BLIP.replaceChildren(...blip.map((piece) => item(piece)));
       lists.CLIP.replaceChildren(...clip.map((piece) => item(piece)));
