@@ -246,11 +246,11 @@ def test_one_page_holds_all_articles_in_the_order_of_the_contents(house, tmp_pat
     with pytest.raises(ValueError, match="There are no pages to print: run `make book` first."):
         pdf.joined(tmp_path / "html")
     page = '<html><head>{head}</head><body><nav>x</nav><article class="bd-article">{text}</article></body></html>'
-    house.write("html/index.html", page.format(head="plain", text="first"))
-    house.write("html/one.html", page.format(head="MathJax", text="second"))
+    house.write("html/index.html", page.format(head="<title>Book</title>", text="first"))
+    house.write("html/one.html", page.format(head="<title>One</title>MathJax", text="second"))
     whole = pdf.joined(tmp_path / "html")
     assert whole.index("first") < whole.index("second") and "<nav>" not in whole
-    assert whole.count("<head>") == 1 and "<head>MathJax</head>" in whole
+    assert whole.count("<head>") == 1 and "<head><title>Book</title>MathJax</head>" in whole
 
 
 def test_the_theme_loads_the_icons_that_are_shown_and_the_search_where_one_searches(tmp_path):

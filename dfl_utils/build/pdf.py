@@ -14,8 +14,12 @@ ARTICLE = re.compile(r'<article class="bd-article".*?</article>', re.DOTALL)
 HEAD = re.compile(r"<head>.*?</head>", re.DOTALL)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WAIT = 120_000  # milliseconds of the page's own time, for MathJax
-# A chapter begins on a page of its own; what stands beside the text in a window has no place on paper.
-STYLE = "<style>article{break-before:page} .headerlink{display:none} img,svg,tr{break-inside:avoid}</style>"
+TITLE = re.compile(r"<title>.*?</title>", re.DOTALL)
+# A chapter begins on a page of its own; what is for a window, a folded cell among it, has no place on paper.
+STYLE = """<style>
+html{font-size:80%} main.bd-content{display:block} article{break-before:page} h1,h2,h3{break-after:avoid}
+img,svg,tr{break-inside:avoid} .headerlink,details.hide:not([open]){display:none}
+</style>"""
 
 
 def joined(site: Path) -> str:
@@ -26,7 +30,10 @@ def joined(site: Path) -> str:
     articles = [article for text in texts for article in ARTICLE.findall(text)]
     heads = [found[0] for text in texts if (found := HEAD.search(text))]
     head = max(heads, key=lambda text: "mathjax" in text.lower())  # one that sets formulas
-    return f'<!doctype html><html lang="en" data-theme="light">{head}{STYLE}<body>{"".join(articles)}</body></html>'
+    title = "".join(TITLE.findall(heads[0]))  # the first page's is the book's
+    head = TITLE.sub(lambda _: title, head)
+    body = f'<main class="bd-content">{"".join(articles)}</main>'
+    return f'<!doctype html><html lang="en" data-theme="light">{head}{STYLE}<body>{body}</body></html>'
 
 
 def main() -> int:
