@@ -15,20 +15,20 @@ def anything(value: object) -> None:
 
 
 COUNT, RATE = number(1), number(0, 1, above=True, below=True)
-PROFILED = ("PROFILE", "CAPTIONER", "CAPTIONERS", "GENERATOR", "OTHER_GENERATOR")  # see `_profiled`
+PROFILED = ("PROFILE", "CAPTIONER", "CAPTIONERS", "LONG_CAPTIONERS", "GENERATOR", "OTHER_GENERATOR")  # see `_profiled`
 # By name, or by chapter and name where a name means different things. What begins with NUM_ is a count, from 1.
 TABLE: dict[str, Check] = {
     **{name.upper(): check for name, check in RANGES.items()},
     **dict.fromkeys(PROFILED, anything),
     **dict.fromkeys(("SEED", "LAYOUT_SEED"), number(0, 2**32, below=True)),
-    **dict.fromkeys(("BATCH_SIZE", "MICRO_BATCHES", "PLANTED_STEPS"), COUNT),
+    **dict.fromkeys(("BATCH_SIZE", "SNAPSHOT_BATCH", "MICRO_BATCHES", "PLANTED_STEPS", "LONG_STEPS"), COUNT),
     **dict.fromkeys(("NUM_CANDIDATES", "NUM_DRAWN_CANDIDATES", "NUM_POOL", "NUM_DRAWN", "NUM_COCO_DRAWN"), number(2)),
     "judge.NUM_CANDIDATES": number(3),  # of two there is no partial tau
     "own_pair.NUM_CANDIDATES": COUNT,
     **dict.fromkeys(("own_pair.NUM_IMAGES", "models.NUM_IMAGES"), number(2)),
     **dict.fromkeys(("finding_image.NUM_IMAGES", "finding_image.NUM_COCO_IMAGES"), number(4)),
     **dict.fromkeys(("SWEEP_LONG_STEPS", "PRICE"), number(0)),
-    "LR": RATE,
+    **dict.fromkeys(("LR", "LONG_LR"), RATE),
     **dict.fromkeys(("SWEEP_LRS", "RATES"), several(RATE, float)),
     "BETA": number(0, above=True),
     "without_captions.NUM_CANDIDATES": number(2),
@@ -37,6 +37,7 @@ TABLE: dict[str, Check] = {
     "ALTERNATING_STEPS": several(COUNT, int, least=0),
     "MEMORY_PAIRS": several(COUNT, int),
     "SNAPSHOTS": several(number(1, 4200), int),
+    "headroom.SNAPSHOTS": several(number(1, 4200), int, least=0),
     "FEW_STEPS": COUNT,
     "FEWER_STEPS": several(COUNT, int, least=0),
     "NOISES": several(number(0, above=True), float, least=0),
@@ -88,6 +89,9 @@ def check(chapter: str, values: Mapping[str, Scalar], machine: bool = True) -> N
     for part, whole in PARTS:
         if part in values and whole in values:
             _say(chapter, part, values[part], number(1, values[whole]))
+    if "LONG_CAPTIONERS" in values and "CAPTIONERS" in values:
+        trained = several(word(values["CAPTIONERS"].split()), least=0)
+        _say(chapter, "LONG_CAPTIONERS", values["LONG_CAPTIONERS"], trained)
     if "DATASET" in values:
         splits = ("test",) if values["DATASET"] == "coco" else ("in", "near", "out", "overall")
         _say(chapter, "SPLIT", values["SPLIT"], word(splits))
