@@ -78,6 +78,11 @@ def test_the_choices_are_those_that_the_package_knows():
             {"CAPTIONERS": "blip-base blip3"},
             "choose one of blip-base, blip-base-web-1000, blip-large, blip2.",
         ),
+        (
+            "headroom",
+            {"LONG_CAPTIONERS": "blip-large"},
+            "is 'blip-large': choose one of blip-base-web-1000, blip-base.",
+        ),
         ("finetuning", {"NUM_SEEDS": 0}, "is 0: give at least 1."),
         ("finetuning", {"NUM_DRAWN": 481}, "NUM_DRAWN of chapter finetuning is 481: give at least 1 and at most 480."),
         ("finetuning", {"SPICE": "spice"}, "is 'spice': choose one of SPICE-like, SPICE."),
