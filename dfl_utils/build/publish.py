@@ -88,7 +88,9 @@ def _stamp(profile: str, records: dict[str, dict], rows: Path) -> dict:
     order = tidy.read(rows).exhibit.unique()
     ran = {}
     for name, record in records.items():
-        spent = {what: record["cost"].get(what, {}) for what in ("seconds", "model_calls", "kinds")}
+        cost = record["cost"]
+        spent = {what: cost.get(what, {}) for what in ("seconds", "model_calls")}
+        spent["kinds"] = _shortly(cost.get("kinds", {}))
         exhibits = [one for one in order if one in record["exhibits"]]
         ran[name] = {"parameters": record["parameters"], **spent, "exhibits": exhibits}
         ran[name] |= {"failed": failed} if (failed := record.get("failed")) else {}
@@ -102,6 +104,12 @@ def _stamp(profile: str, records: dict[str, dict], rows: Path) -> dict:
         "exhibits": provenance.file_hash(rows),
         "chapters": ran,
     }
+
+
+def _shortly(kinds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Whole seconds; what took less than one and no call of a model is left out."""
+    shortly = {kind: [calls, round(seconds)] for kind, (calls, seconds) in kinds.items()}
+    return {kind: spent for kind, spent in shortly.items() if any(spent)}
 
 
 def stamp(profile: str) -> dict:
