@@ -14,6 +14,7 @@ ARTICLE = re.compile(r'<article class="bd-article".*?</article>', re.DOTALL)
 HEAD = re.compile(r"<head>.*?</head>", re.DOTALL)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WAIT = 120_000  # milliseconds of the page's own time, for MathJax
+MOST = 900  # seconds; it takes half a minute, and on a machine that is busy it may never end
 TITLE = re.compile(r"<title>.*?</title>", re.DOTALL)
 # A chapter begins on a page of its own; what is for a window, a folded cell among it, has no place on paper.
 STYLE = """<style>
@@ -48,9 +49,13 @@ def main() -> int:
     except ValueError as error:
         print(f"dfl: error: {error}", file=sys.stderr)
         return 2
-    options = ["--headless", "--no-sandbox", "--no-pdf-header-footer", f"--virtual-time-budget={WAIT}"]
+    options = [browser, "--headless", "--no-sandbox", "--no-pdf-header-footer", f"--virtual-time-budget={WAIT}"]
     try:
-        subprocess.run([browser, *options, f"--print-to-pdf={target}", whole.as_uri()], check=True, capture_output=True)
+        command = [*options, f"--print-to-pdf={target}", whole.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=MOST)
+    except subprocess.TimeoutExpired:
+        print(f"dfl: error: {browser} did not print within {MOST // 60} minutes: try again.", file=sys.stderr)
+        return 2
     finally:
         whole.unlink()
     print(f"the book as one PDF: {target}")
