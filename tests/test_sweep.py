@@ -45,6 +45,7 @@ def test_runs_are_executed_once_and_a_failure_leaves_the_others(house, monkeypat
         results.mkdir(parents=True, exist_ok=True)
         found = Estimate(float(values["NUM_IMAGES"]), 1.0, 9.0, values["NUM_IMAGES"])
         tidy.write(pd.DataFrame([tidy.row("table1", ("nocaps", "in"), "random", "CIDEr", found)]), results / "one.csv")
+        tidy.write_json({}, results / "one.json")
         return target
 
     monkeypatch.setattr(execution, "run_chapter", run_chapter)
