@@ -39,6 +39,8 @@ def test_a_row_or_an_interval_that_only_one_side_has_is_named():
 def test_times_are_left_out():
     timed = {"exhibit": "cost", "metric": tidy.TIMED[0], "dataset": "", "split": ""}
     assert golden.differences(rows(timed), rows(timed | {"value": 10.5})).empty
+    point = {"exhibit": "operating", "method": "the point minus drawing"}
+    assert golden.differences(rows(point), rows(point | {"value": 10.5})).empty
     counted = timed | {"metric": "joint step flop ratio"}
     assert not golden.differences(rows(counted), rows(counted | {"value": 10.5})).agrees.all()
 

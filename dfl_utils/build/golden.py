@@ -65,15 +65,23 @@ def tolerance(metric: str, method: str = "") -> tuple[float, float]:
 
 
 def differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of two tables of rows (`tidy.validate`), side by side; measured times are left out.
+    """The numbers of two tables of rows (`tidy.validate`), side by side.
+
+    Left out are measured times, and what is said of the operating point, which is the cheapest of choices that are
+    nearly equally good: on other seconds it is another.
 
     Columns `tidy.KEY`, `what` (value, low or high; n or paper where these differ; `row` where one side lacks it),
     `old`, `new`, `difference` and `agrees`.
     """
-    sides = [frame[~(frame.exhibit.eq("cost") & frame.metric.isin(tidy.TIMED))] for frame in (before, after)]
+    sides = [frame[~_timed(frame)] for frame in (before, after)]
     both = sides[0].merge(sides[1], on=tidy.KEY, how="outer", suffixes=("_old", "_new"), indicator=True)
     lines = [[row[name] for name in tidy.KEY] + pair for row in both.to_dict("records") for pair in _pairs(row)]
     return pd.DataFrame(lines, columns=[*tidy.KEY, "what", "old", "new", "difference", "agrees"])
+
+
+def _timed(frame: pd.DataFrame) -> pd.Series:
+    times = frame.exhibit.eq("cost") & frame.metric.isin(tidy.TIMED)
+    return times | frame.exhibit.eq("operating") & frame.method.str.startswith("the point ")
 
 
 def _pairs(row: dict) -> Iterator[list]:
