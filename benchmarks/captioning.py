@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from book import BEFORE
 from dfl_utils.store import provenance
 from dfl_utils.world import data, profile
 
-BEFORE = "bb022f5"
 AT_LEAST = 1.5  # target: captions sampled a second, over those before
 CAPTIONERS = ("blip-base", "blip-large")  # BLIP-2's checkpoint is another since
 TIMED = """

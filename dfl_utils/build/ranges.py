@@ -68,6 +68,7 @@ PARTS = (
     ("BATCH_SIZE", "NUM_TRAIN_IMAGES"),
     ("NUM_SELF_IMAGES", "NUM_TRAIN_IMAGES"),
     ("NUM_WAYS_IMAGES", "NUM_TRAIN_IMAGES"),
+    ("LONG_CAPTIONERS", "CAPTIONERS"),
 )
 
 
@@ -88,10 +89,7 @@ def check(chapter: str, values: Mapping[str, Scalar], machine: bool = True) -> N
         _say(chapter, name, value, find(chapter, name) or anything)
     for part, whole in PARTS:
         if part in values and whole in values:
-            _say(chapter, part, values[part], number(1, values[whole]))
-    if "LONG_CAPTIONERS" in values and "CAPTIONERS" in values:
-        trained = several(word(values["CAPTIONERS"].split()), least=0)
-        _say(chapter, "LONG_CAPTIONERS", values["LONG_CAPTIONERS"], trained)
+            _say(chapter, part, values[part], _part_of(values[whole]))
     if "DATASET" in values:
         splits = ("test",) if values["DATASET"] == "coco" else ("in", "near", "out", "overall")
         _say(chapter, "SPLIT", values["SPLIT"], word(splits))
@@ -101,6 +99,11 @@ def check(chapter: str, values: Mapping[str, Scalar], machine: bool = True) -> N
         from dfl_utils.scores import spice  # it opens Java's door
 
         spice.require()
+
+
+def _part_of(whole: Scalar) -> Check:
+    """From one to so many, or some of such names."""
+    return several(word(whole.split()), least=0) if isinstance(whole, str) else number(1, whole)
 
 
 def _say(chapter: str, name: str, value: object, check: Check) -> None:
