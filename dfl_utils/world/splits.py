@@ -149,31 +149,22 @@ def fingerprint(part: str) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def write(root: Path) -> None:
-    """Write the world under `root`, in `coco/` and `nocaps/`, unless it is there, whole and made by this code.
+def write(root: Path, parts: Sequence[str] = PARTS) -> None:
+    """Write parts of the world, each in its folder of `root`, unless it is there, whole and made by this code.
 
     A part is written to a sibling folder and renamed at the end, so that a killed run leaves nothing that could be
-    taken for whole. Processes that write to the same root wait for each other. OSError where it cannot be written.
+    taken for whole. Processes that write the same part wait for each other. OSError where it cannot be written.
+
+    Args:
+        parts: of `PARTS` and `EXTRA`; those of `EXTRA` have NoCaps' form.
     """
-    root = Path(root)
-    if all(_is_complete(root / part) for part in PARTS):
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    with claim(root / "world.claim"):
-        for part in PARTS:
-            if not _is_complete(root / part):
-                _replace_part(root, part)
-
-
-def write_extra(root: Path, part: str) -> None:
-    """Write a part of `EXTRA`, as NoCaps in the folder of its name; as `write` does."""
-    root = Path(root)
-    if _is_complete(root / part):
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    with claim(root / f"{part}.claim"):
-        if not _is_complete(root / part):
-            _replace_part(root, part)
+    for folder in (Path(root) / part for part in parts):
+        if _is_complete(folder):
+            continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with claim(folder.with_suffix(".claim")):
+            if not _is_complete(folder):
+                _replace_part(folder)
 
 
 def _published() -> dict[str, str]:
@@ -197,13 +188,13 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def _replace_part(root: Path, part: str) -> None:
-    partial = root / f"{part}.partial"
+def _replace_part(folder: Path) -> None:
+    partial, part = folder.with_suffix(".partial"), folder.name
     shutil.rmtree(partial, ignore_errors=True)
     _write_part(partial, part)
     _dump(partial / MARKER, _state(partial))
-    shutil.rmtree(root / part, ignore_errors=True)
-    partial.rename(root / part)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     if part in PARTS and fingerprint(part) != _published().get(part):
         warnings.warn(
             f"The {part}-like test set drawn here is not the published one of data/mini/fingerprints.json: "
@@ -217,7 +208,7 @@ def _write_part(folder: Path, part: str) -> None:
     if part in PARTS:
         chosen = [item for split in SPLITS if split.part == part for item in items(part, split.name)]
     else:
-        own, count, _ = EXTRA[folder.stem]
+        own, count, _ = EXTRA[part]
         chosen = [item for split in own for item in islice(items(split.part, split.name), count)]
     for item in tqdm(chosen, desc=f"{part}-like world", disable=None):
         (folder / item.folder).mkdir(parents=True, exist_ok=True)
