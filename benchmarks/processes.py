@@ -30,7 +30,7 @@ def work(folder: str, images: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as warm:
         game = Game(world, RunStore(warm), progress=False)
         game.i2t2i(data.subset(everything, 4, seed=1), CANDIDATES)
-        game.workshop.store = RunStore(folder)
+        game.store = RunStore(folder)
         print("ready", flush=True)
         sys.stdin.readline()
         game.i2t2i(examples, CANDIDATES)

@@ -107,12 +107,12 @@ def contenders(world: profile.Profile, count: int, alone: int) -> dict[str, tupl
 
     def whole_path() -> None:
         with tempfile.TemporaryDirectory(dir=scratch.name) as folder:
-            game.workshop.store = RunStore(folder)
+            game.store = RunStore(folder)
             game.reconstruct(examples, rows)
 
     def all_of_it() -> None:
         with tempfile.TemporaryDirectory(dir=scratch.name) as folder:
-            game.workshop.store = RunStore(folder)
+            game.store = RunStore(folder)
             game.i2t2i(examples, CANDIDATES)
 
     one = one_call(world)

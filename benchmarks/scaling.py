@@ -35,7 +35,7 @@ def play(num_images: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as warm, tempfile.TemporaryDirectory() as folder:
         game = Game(world, RunStore(warm), progress=False)
         game.i2t2i(data.subset(everything, 16, seed=1), CANDIDATES)
-        game.workshop.store = RunStore(folder)
+        game.store = RunStore(folder)
         began = time.process_time()
         game.i2t2i(examples, CANDIDATES)
         seconds = time.process_time() - began

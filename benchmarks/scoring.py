@@ -55,7 +55,7 @@ def image_times(game: Game, examples: list[Example], images: np.ndarray, total: 
     """Seconds of what looks at the originals, and at `total` drawings of which `images` are a sample."""
     originals, times = read(examples), {}
     encode = {name: lambda x, name=name: game.encoder(name).embed(x) for name in ("clip", "dino")}
-    for name, look in (encode | {"fidelity features": lambda x: game.workshop.extractor().features(x)}).items():
+    for name, look in (encode | {"fidelity features": lambda x: game.extractor().features(x)}).items():
         load = seconds(lambda look=look: look(originals[:1]))
         some = seconds(lambda look=look: look(images)) * total / len(images)
         label = name if name.startswith("fidelity") else f"similarity by {name}"
@@ -66,7 +66,7 @@ def image_times(game: Game, examples: list[Example], images: np.ndarray, total: 
 def curve_times(num_images: int, num_candidates: int, game: Game) -> dict:
     """Seconds of FID, KID and IS by rank and their gains with intervals, on noise of the features' shape."""
     rng = np.random.default_rng(0)
-    columns = game.workshop.extractor().features(np.zeros((1, *[game.profile.image_size] * 2, 3), np.uint8)).shape[1]
+    columns = game.extractor().features(np.zeros((1, *[game.profile.image_size] * 2, 3), np.uint8)).shape[1]
     drawn, originals = (
         fidelity.split(rng.normal(size=(*shape, columns)), game.profile)
         for shape in ((num_images, num_candidates), (num_images,))

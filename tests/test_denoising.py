@@ -62,24 +62,24 @@ def test_losses_are_those_of_a_slow_loop(hall, examples, predicts, monkeypatch):
 
 
 def test_neither_batch_nor_order_nor_company_changes_a_loss(hall, examples, tmp_path, monkeypatch):
-    together = denoising.losses(hall.workshop, examples, CAPTIONS, timesteps=TIMESTEPS)
+    together = denoising.losses(hall, examples, CAPTIONS, timesteps=TIMESTEPS)
     np.testing.assert_array_equal(together[0, 0], together[0, 2])  # the same words, the same noise
-    monkeypatch.setattr(hall.workshop, "store", RunStore(tmp_path))
+    monkeypatch.setattr(hall, "store", RunStore(tmp_path))
     monkeypatch.setattr(hall.generator, "draw_batch", 1)
     turned = [row[::-1] for row in CAPTIONS[::-1]]
-    other = denoising.losses(hall.workshop, examples[::-1], turned, timesteps=TIMESTEPS[::-1])
+    other = denoising.losses(hall, examples[::-1], turned, timesteps=TIMESTEPS[::-1])
     np.testing.assert_allclose(other[::-1, ::-1, ::-1], together, rtol=1e-4)
-    alone = denoising.losses(hall.workshop, examples[1:], [CAPTIONS[1][:1]], timesteps=(300, 300))
+    alone = denoising.losses(hall, examples[1:], [CAPTIONS[1][:1]], timesteps=(300, 300))
     np.testing.assert_allclose(alone[0, 0, 0], together[1, 0, 1], rtol=1e-4)
     assert abs(alone[0, 0, 1] / alone[0, 0, 0] - 1) > 1e-3  # another noise at the same timestep
-    assert not np.allclose(denoising.losses(hall.workshop, examples, CAPTIONS, timesteps=TIMESTEPS, seed=1), together)
+    assert not np.allclose(denoising.losses(hall, examples, CAPTIONS, timesteps=TIMESTEPS, seed=1), together)
 
 
 def test_scores_are_higher_where_the_loss_is_lower(hall, examples):
-    losses = denoising.losses(hall.workshop, examples, CAPTIONS, timesteps=TIMESTEPS)
-    scores = denoising.scores(hall.workshop, examples, CAPTIONS, timesteps=TIMESTEPS)
+    losses = denoising.losses(hall, examples, CAPTIONS, timesteps=TIMESTEPS)
+    scores = denoising.scores(hall, examples, CAPTIONS, timesteps=TIMESTEPS)
     np.testing.assert_allclose(scores, -losses.mean(axis=2), rtol=1e-6)
-    from_nothing = denoising.scores(hall.workshop, examples, CAPTIONS, timesteps=TIMESTEPS, unconditional=True)
+    from_nothing = denoising.scores(hall, examples, CAPTIONS, timesteps=TIMESTEPS, unconditional=True)
     assert from_nothing[1, 1] == pytest.approx(0, abs=1e-6)  # no words
     np.testing.assert_allclose(np.diff(from_nothing), np.diff(scores), atol=1e-6)
 
@@ -114,8 +114,8 @@ def test_a_right_prediction_implies_the_clean_latents(predicts):
 
 def test_one_step_images_look_like_their_originals(hall, examples):
     captions = [[example.references[0], "a black umbrella"] for example in examples]
-    found = denoising.one_step(hall.workshop, examples, captions, timestep=40)
-    other = denoising.one_step(hall.workshop, examples, captions, timestep=900)
+    found = denoising.one_step(hall, examples, captions, timestep=40)
+    other = denoising.one_step(hall, examples, captions, timestep=900)
     assert found.shape == (2, 2) and found.min() > 0.9 and (found[:, 0] > other[:, 0]).all()
 
 

@@ -89,7 +89,7 @@ def test_image_scores_are_a_distance_to_the_original_whatever_the_subset(game, e
 
 def test_a_captioner_that_was_trained_leaves_the_drawings_shared(game, trained, models, examples):
     own = Game(trained.profile, RunStore(game.store.root), progress=False, judges=game)
-    assert own.encoder("clip") is game.encoder("clip") and own.workshop.extractor() is game.workshop.extractor()
+    assert own.encoder("clip") is game.encoder("clip") and own.extractor() is game.extractor()
     before, after = (evaluation.image_scores(each, examples, seed=1) for each in (game, own))
     assert "images" not in own.store.spent or own.store.spent["images"].made == 0
     np.testing.assert_array_equal(before.clip, after.clip)

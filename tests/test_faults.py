@@ -60,7 +60,7 @@ class Nursery:
         self.lessons = data.subset(data.load(models, "coco", "val"), 4, seed=0)
         self.base = captioner.load(self.profile), finetuned.load_pipeline(self.profile)
         self.map = plain_map(*self.base)
-        hall = Game(self.profile, RunStore(hall), progress=False).workshop
+        hall = Game(self.profile, RunStore(hall), progress=False)
         hall._while_same("captioner", [hall.made_by("captioner")["checkpoint"]], lambda: self.base[0])
         self.loaded = hall._loaded
         for load in (lambda: hall.generator, lambda: hall.encoder("clip"), lambda: hall.encoder("dino")):
@@ -75,7 +75,7 @@ class Nursery:
     # The two runs, each on a store; they return what a reader would see.
     def play(self, root: Path) -> shards.Content:
         game = Game(self.profile, RunStore(root), progress=False)
-        game.workshop._loaded = dict(self.loaded)
+        game._loaded = dict(self.loaded)
         run = game.i2t2i(self.examples, 2)
         images = np.stack([run.load_images(k) for k in range(len(self.examples))])
         calls = sum(spent.calls for spent in game.store.spent.values())

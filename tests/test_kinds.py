@@ -81,7 +81,7 @@ def game(world, kind):
 
 
 def drawings(world, kind):
-    found = Drawings(game(world, kind).workshop, world.examples(), [[world.candidate]], [[world.seed]])
+    found = Drawings(game(world, kind), world.examples(), [[world.candidate]], [[world.seed]])
     return found, found.blocks[0]
 
 
@@ -114,23 +114,21 @@ def weights(world, kind):
 
 
 def unet(world, kind):
-    (job,) = painters._noisy(game(world, kind).workshop, [world.top_p], world.seed).values()
+    (job,) = painters._noisy(game(world, kind), [world.top_p], world.seed).values()
     raise Asked(store.canonical(job.kind.key(**job.key)))
 
 
 def latents(world, kind):
-    pairs.latents(game(world, kind).workshop, SimpleNamespace(vae=None), world.examples())
+    pairs.latents(game(world, kind), SimpleNamespace(vae=None), world.examples())
 
 
 def retold(world, kind):
-    return token_drawings.Retold(
-        game(world, kind).workshop, world.examples(), {"own": [[len(world.candidate)]]}, [world.seed]
-    )
+    return token_drawings.Retold(game(world, kind), world.examples(), {"own": [[len(world.candidate)]]}, [world.seed])
 
 
 def experiment(name, of_images=False):
     return lambda world, kind: token_drawings.experiment(
-        game(world, kind).workshop, name, dict, world.examples() if of_images else (), sentence=world.candidate
+        game(world, kind), name, dict, world.examples() if of_images else (), sentence=world.candidate
     )
 
 
@@ -139,7 +137,7 @@ def cost_of(ask):
 
 
 def original(encoder):
-    return lambda world, kind: game(world, kind).workshop.originals(encoder, world.examples())
+    return lambda world, kind: game(world, kind).originals(encoder, world.examples())
 
 
 def compared(encoder):
@@ -164,11 +162,11 @@ KEYS = {
         SAID | {"image", "candidate"},
     ),
     "denoising": (
-        lambda w, k: denoising.losses(game(w, k).workshop, w.examples(), [[w.candidate]], seed=w.seed),
+        lambda w, k: denoising.losses(game(w, k), w.examples(), [[w.candidate]], seed=w.seed),
         {"generator", "image", "candidate", "seed", "size"},
     ),
     "one-step-similarity": (
-        lambda w, k: denoising.one_step(game(w, k).workshop, w.examples(), [[w.candidate]], seed=w.seed),
+        lambda w, k: denoising.one_step(game(w, k), w.examples(), [[w.candidate]], seed=w.seed),
         {"generator", "image", "candidate", "seed", "size", "clip"},
     ),
     "judging-seconds": (
@@ -200,12 +198,12 @@ KEYS = {
     "soft-prompt": (experiment("soft-prompt", True), {"generator", "candidate", "captioner", "vocab", "image"}),
     "latents": (latents, {"generator", "image", "size"}),
     "skill": (
-        lambda w, k: skill.of_single_things(game(w, k).workshop, 1, w.seed),
+        lambda w, k: skill.of_single_things(game(w, k), 1, w.seed),
         {"generator", "probe", "seed", "steps", "guidance", "size"},
     ),
     "unet-weights": (unet, {"generator", "seed", "top_p"}),
     "unet-digest": (
-        lambda w, k: painters.damaged(game(w, k).workshop, [w.top_p], seed=w.seed),
+        lambda w, k: painters.damaged(game(w, k), [w.top_p], seed=w.seed),
         {"generator", "seed", "top_p"},
     ),
     "vocabulary-map": (lambda w, k: finetuner(w, k).vocabulary_map, {"captioner", "vocab", "generator", "caption"}),

@@ -47,8 +47,8 @@ def game(hall, tmp_path):
 
 def borrow(hall, root, models=None):
     game = Game(models or hall.profile, RunStore(root), progress=False)
-    assert hall.captioner and hall.generator and hall.workshop.extractor()  # loaded
-    game.workshop._loaded = hall.workshop._loaded
+    assert hall.captioner and hall.generator and hall.extractor()  # loaded
+    game._loaded = hall._loaded
     return game
 
 
@@ -72,7 +72,7 @@ def test_a_second_run_does_no_model_work(played, hall, mini, examples):
     run, other = played
     captions = [list(row) for row in run.captions]
     first = [hall.describe(examples), hall.log_likelihood(examples, captions), hall.original_features(examples)]
-    first += [hall.features(run), hall.features(other)]
+    first += [run.drawings.features(), other.drawings.features()]
     store = RunStore(hall.store.root)
     idle = Idle(mini, store, progress=False)
     again, other_again = idle.i2t2i(examples, 2), idle.t2i2t(examples[:3], 2)
@@ -84,7 +84,7 @@ def test_a_second_run_does_no_model_work(played, hall, mini, examples):
     np.testing.assert_array_equal(again.load_images(3), run.load_images(3))
     assert store.spent["images"].calls == 12 + 6 and store.spent["captions"].calls == 12  # the first run's cost
     second = [idle.describe(examples), idle.log_likelihood(examples, captions), idle.original_features(examples)]
-    second += [idle.features(again), idle.features(other_again)]
+    second += [again.drawings.features(), other_again.drawings.features()]
     for before, after in zip(first, second, strict=True):
         np.testing.assert_array_equal(before, after)
     assert all(spent.made == 0 for spent in store.spent.values())
@@ -140,14 +140,14 @@ def test_descriptions_and_likelihoods_are_the_captioners(played, hall, examples)
 
 def test_features_are_the_extractors(played, hall, examples):
     run, _ = played
-    drawn, original = hall.features(run), hall.original_features(examples)
+    drawn, original = run.drawings.features(), hall.original_features(examples)
     assert drawn.shape == (6, 2, original.shape[1]) and original.shape[0] == 6
     assert fidelity.split(drawn, hall.profile).pooled.shape[:2] == (6, 2)
-    np.testing.assert_allclose(drawn[5], hall.workshop.extractor().features(run.load_images(5)), atol=1e-3)
+    np.testing.assert_allclose(drawn[5], hall.extractor().features(run.load_images(5)), atol=1e-3)
     image = data.read_image(examples[5].path)
-    np.testing.assert_allclose(original[5:], hall.workshop.extractor().features([image]), atol=1e-3)
+    np.testing.assert_allclose(original[5:], hall.extractor().features([image]), atol=1e-3)
     of_photographs = hall.original_features(examples, "efficientnet")
-    assert of_photographs.shape == (6, 1280) and hall.features(run, "efficientnet").shape == (6, 2, 1280)
+    assert of_photographs.shape == (6, 1280) and run.drawings.features("efficientnet").shape == (6, 2, 1280)
     unit = of_photographs[5] / np.linalg.norm(of_photographs[5])
     np.testing.assert_allclose(unit, hall.encoder("efficientnet").embed([image])[0], atol=1e-5)
     with pytest.raises(ValueError, match="by='clip' is no extractor: None takes the profile's own"):
@@ -158,10 +158,10 @@ def test_a_folder_that_is_written_anew_is_another_model_at_once(mini, tmp_path, 
     """As in a notebook that stays open: neither an old key nor an old model answers for the new files."""
     folder = shutil.copytree(mini.clip, tmp_path / "clip")
     game = Game(replace(mini, clip=str(folder)), RunStore(tmp_path / "store"), progress=False)
-    key, model = game.workshop.encoder_key("clip"), game.encoder("clip")
+    key, model = game.encoder_key("clip"), game.encoder("clip")
     assert game.encoder("clip") is model
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    assert game.workshop.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
+    assert game.encoder_key("clip")["checkpoint"] != key["checkpoint"] and game.encoder("clip") is not model
 
 
 def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):

@@ -132,7 +132,7 @@ def play(game, examples):
     run, other = game.i2t2i(examples, 1), game.t2i2t(examples[:4], 1, num_beams=1, similarities=("clip",))
     found = {f"i2t2i {name}": sim for name, sim in run.sim_image.items()}
     found |= {"captions": np.array(run.captions), "captions_hat": np.array(other.captions_hat)}
-    return found | {"features": game.features(run), "t2i2t": other.sim_image["clip"]}
+    return found | {"features": run.drawings.features(), "t2i2t": other.sim_image["clip"]}
 
 
 def learn(finetuner, recipes):

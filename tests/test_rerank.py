@@ -41,7 +41,7 @@ def borrowed(hall, monkeypatch):
     def game(models, store, **options):
         made = loops.Game(models, store, **options)
         if models == hall.profile:
-            made.workshop._loaded = hall.workshop._loaded
+            made._loaded = hall._loaded
             made.generator.num_inference_steps = made.profile.num_inference_steps
         return made
 
@@ -155,7 +155,7 @@ def test_captions_are_ranked_by_the_loss_and_drawn_when_they_are_looked_at(ask, 
     ranked = ask(dfl_utils.rerank_captions, paths, CAPTIONS, judge="denoising", timesteps=(300, 700), store=tmp_path)
     for path, row, given in zip(paths, ranked, CAPTIONS, strict=True):
         shown = [rerank.on_disk(path, hall.store)]
-        (losses,) = denoising.losses(hall.workshop, shown, [[e.caption for e in row]], timesteps=(300, 700))
+        (losses,) = denoising.losses(hall, shown, [[e.caption for e in row]], timesteps=(300, 700))
         np.testing.assert_allclose([entry.similarity for entry in row], -losses.mean(axis=1), atol=1e-6)
         assert [given[entry.candidate] for entry in row] == [entry.caption for entry in row]
     assert not list(tmp_path.glob("images-*"))

@@ -70,7 +70,7 @@ examples = data.subset(data.load(models, "nocaps", "overall"), 2, seed=0)
 game = Game(models, RunStore(), progress=False)
 run = game.i2t2i(examples, 2)
 read = game.t2i2t(examples, 1)
-print(run.sim_image["clip"].shape, len(read.captions_hat), game.features(run).shape[:2])
+print(run.sim_image["clip"].shape, len(read.captions_hat), run.drawings.features().shape[:2])
 """
 
 

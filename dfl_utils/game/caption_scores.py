@@ -80,7 +80,7 @@ def score_captions(
     full = [[*row, *[row[0]] * (longest - len(row))] for row in rows]
     scorer = Scorer(game.profile, game.store, [Example(0, Path(), ("no reference weighs here",))])
     ask = {"CLIPScore": scorer.clip_score, "likelihood": game.log_likelihood}
-    ask["denoising"] = partial(denoising.scores, game.workshop, unconditional=True)
+    ask["denoising"] = partial(denoising.scores, game, unconditional=True)
     found = {metric: np.asarray(ask[metric](examples, full), np.float64) for metric in metrics}
     if alone:
         return found if matrix else {metric: values[:, 0] for metric, values in found.items()}

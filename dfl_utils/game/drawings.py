@@ -165,7 +165,11 @@ class Drawings:
         return [content.captions for content in contents]
 
     def features(self, by: str | None = None) -> np.ndarray:
-        """What the fidelity scores read of every drawing, `(images, N, D)` float32; see `Game.features`."""
+        """What the fidelity scores read of every drawing, `(images, N, D)` float32.
+
+        By the profile's own extractor, whose features and logits `fidelity.split` takes apart; or by "efficientnet",
+        that model's 1,280 features alone.
+        """
         contents = self.look(FEATURES, self.workshop.extractor_key(by), partial(self._measure, by), "features")
         return blocks.join([content.features for content in contents], self._count)
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dfl_utils.game.drawings import Drawings, Features, Likelihoods, Sentences
-from dfl_utils.models import blip, generator, similarity
+from dfl_utils.models import blip
 from dfl_utils.models.workshop import Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import caption_streams, image_seeds
@@ -64,50 +64,17 @@ LIKELIHOOD, ORIGINAL_FEATURES = Kind("likelihood", Likelihoods), Kind("original-
 GREY = Image.new("RGB", (64, 64), (128, 128, 128))
 
 
-class Game:
-    """Two models, their judges and a store, which its `workshop` holds: a model is loaded when a shard is missing.
+class Game(Workshop):
+    """Two models, their judges and a store: a `Workshop` that plays.
 
     Args:
-        profile: names models and sizes.
-        store: where shards are kept.
-        num_inference_steps, guidance_scale: replace the profile's where given.
-        progress, judges: see `Workshop`; a game's judges are those of its workshop.
+        num_inference_steps: replaces the profile's where given.
+        profile, store, options: as of `Workshop`.
     """
 
-    def __init__(
-        self,
-        profile: Profile,
-        store: RunStore,
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        progress: bool = True,
-        judges: "Workshop | Game | None" = None,
-    ):
-        options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        profile = replace(profile, **{name: value for name, value in options.items() if value is not None})
-        judges = judges.workshop if isinstance(judges, Game) else judges
-        self.workshop = Workshop(profile, store, progress=progress, judges=judges)
-
-    @property
-    def profile(self) -> Profile:
-        return self.workshop.profile
-
-    @property
-    def store(self) -> RunStore:
-        return self.workshop.store
-
-    @property
-    def captioner(self) -> blip.Captioner:
-        return self.workshop.captioner
-
-    @property
-    def generator(self) -> generator.Generator:
-        return self.workshop.generator
-
-    def encoder(self, name: str) -> similarity.ImageEncoder:
-        """One of `similarity.ENCODERS`."""
-        return self.workshop.encoder(name)
+    def __init__(self, profile: Profile, store: RunStore, *, num_inference_steps: int | None = None, **options):
+        steps = profile.num_inference_steps if num_inference_steps is None else num_inference_steps
+        super().__init__(replace(profile, num_inference_steps=steps), store, **options)
 
     def sample_captions(
         self,
@@ -135,7 +102,7 @@ class Game:
             texts = sum(self.captioner.sample(read(examples), streams, **options), [])
             return Sentences(texts), len(texts)
 
-        key = self.workshop.sampling_key() | options
+        key = self.sampling_key() | options
         contents = self._fill(CAPTIONS, key, examples, sample, "captions", streams=streams)
         return blocks.join_texts([content.captions for content in contents], num_candidates)
 
@@ -146,7 +113,7 @@ class Game:
         def describe(examples: Sequence[Example]) -> tuple[Sentences, int]:
             return Sentences(self.captioner.describe(read(examples), num_beams=num_beams)), len(examples)
 
-        key = self.workshop.beam_key(num_beams)
+        key = self.beam_key(num_beams)
         contents = self._fill(DESCRIPTIONS, key, examples, describe, "descriptions")
         return [text for content in contents for text in content.captions]
 
@@ -171,7 +138,7 @@ class Game:
         count = _check_captions("log_likelihood", examples, captions)
         options = {name: True for name, asked in (("summed", summed), ("unseen", unseen)) if asked}
         make = partial(self._weigh, summed, unseen)
-        key = self.workshop.captioner_key() | options
+        key = self.captioner_key() | options
         contents = self._fill(LIKELIHOOD, key, examples, make, "likelihood", captions=captions)
         return blocks.join([content.log_likelihood for content in contents], count)
 
@@ -203,7 +170,7 @@ class Game:
         examples, captions = list(examples), [list(row) for row in captions]
         seeds = [image_seeds(seed, example.image_id, count) for example in examples]
         seeds = [row[:1] * count for row in seeds] if shared_noise else seeds
-        drawings = Drawings(self.workshop, examples, captions, seeds)
+        drawings = Drawings(self, examples, captions, seeds)
         return Reconstructions(examples, captions, drawings.compare(similarities), drawings)
 
     def i2t2i(
@@ -238,28 +205,18 @@ class Game:
         examples, texts = list(examples), references_of(examples, seed)
         purpose = blocks.NOISE_OF_TEXT
         seeds = [image_seeds(seed, example.image_id, num_candidates, purpose) for example in examples]
-        drawings = Drawings(self.workshop, examples, [[text] * num_candidates for text in texts], seeds)
+        drawings = Drawings(self, examples, [[text] * num_candidates for text in texts], seeds)
         quality = drawings.compare(similarities)
         return Readings(examples, texts, quality, drawings, drawings.describe(num_beams))
 
-    def features(self, run: Reconstructions, by: str | None = None) -> np.ndarray:
-        """What the fidelity scores read of a run's drawings: `(images, N, D)` float32.
-
-        Args:
-            run: of either loop.
-            by: None for the profile's own extractor, whose features and logits `fidelity.split` takes apart;
-                "efficientnet" for that model's 1,280 features alone.
-        """
-        return run.drawings.features(by)
-
     def original_features(self, examples: Sequence[Example], by: str | None = None) -> np.ndarray:
-        """The same of the originals: `(images, D)` float32."""
+        """What the fidelity scores read of originals: `(images, D)` float32; `by` as of `Drawings.features`."""
 
         def measure(examples: Sequence[Example]) -> tuple[Features, int]:
-            return Features(self.workshop.extractor(by).features(read(examples))), len(examples)
+            return Features(self.extractor(by).features(read(examples))), len(examples)
 
         _check(examples)
-        contents = self._fill(ORIGINAL_FEATURES, self.workshop.extractor_key(by), examples, measure, "features")
+        contents = self._fill(ORIGINAL_FEATURES, self.extractor_key(by), examples, measure, "features")
         return np.concatenate([content.features for content in contents])
 
     def _fill(self, kind: Kind, key: dict, examples: Sequence[Example], make: Callable, what: str, **rows) -> list:
@@ -270,8 +227,8 @@ class Game:
         jobs = []
         for block in blocks.cut(len(examples), *{len(values[0]) for values in rows.values()}):
             part, inputs = examples[block.images], {name: block.of(values) for name, values in rows.items()}
-            jobs.append(Job(kind, key | inputs | self.workshop.images_key(part), partial(make, part, **inputs)))
-        return self.workshop.fill(jobs, what, images=len(examples))
+            jobs.append(Job(kind, key | inputs | self.images_key(part), partial(make, part, **inputs)))
+        return self.fill(jobs, what, images=len(examples))
 
 
 def references_of(examples: Sequence[Example], seed: int) -> list[str]:

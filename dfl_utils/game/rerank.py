@@ -156,7 +156,7 @@ def rerank_captions(
     if judge == "drawing":
         sims = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
     else:
-        by_loss = partial(denoising.scores, game.workshop, timesteps=timesteps, seed=seed)
+        by_loss = partial(denoising.scores, game, timesteps=timesteps, seed=seed)
         ask = by_loss if judge == "denoising" else game.log_likelihood
         sims = _each(game, judge, list(zip(examples, texts, strict=True)), lambda pair: ask([pair[0]], [pair[1]])[0])
     ranked = []
@@ -228,9 +228,9 @@ def rerank_images(
 
 def _each(game: Game, what: str, images: Sequence, ask: Callable[[object], object]) -> list:
     """What is asked of each image by itself; one bar for all."""
-    progress, game.workshop.progress = game.workshop.progress, False
+    progress, game.progress = game.progress, False
     found = [ask(image) for image in tqdm(images, desc=what, unit="image", disable=not progress)]
-    game.workshop.progress = progress
+    game.progress = progress
     return found
 
 
@@ -274,7 +274,7 @@ def _say_once(sentence: str) -> None:
 def _one_by_one(game: Game, examples: Sequence[Example], captions: list[list[str]], seeds: list[list[int]]) -> Drawings:
     """Drawings of which each has a shard of its own: more candidates cost their own drawings, and fewer none."""
     cut = [blocks.Block(slice(k, k + 1), slice(n, n + 1)) for k, row in enumerate(captions) for n in range(len(row))]
-    return Drawings(game.workshop, examples, captions, seeds, cut)
+    return Drawings(game, examples, captions, seeds, cut)
 
 
 def _by_image(drawings: Drawings, parts: list) -> list[list]:

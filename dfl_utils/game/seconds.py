@@ -74,10 +74,9 @@ def measure(
         raise ValueError(f"{rounds} rounds and one to warm up need as many images, not {len(examples)}: give more.")
     shown = examples[: each * (rounds + 1)]
     asked = {"works": list(WORKS), "candidates": num_candidates, "top_p": top_p, "beams": num_beams, "rounds": rounds}
-    shop = game.workshop
-    asked |= {"captioner": shop.sampling_key()} | {role: shop.made_by(role) for role in ("generator", "clip")}
+    asked |= {"captioner": game.sampling_key()} | {role: game.made_by(role) for role in ("generator", "clip")}
     drawing = {name: getattr(game.profile, name) for name in ("num_inference_steps", "guidance_scale", "image_size")}
-    asked |= drawing | {"drawn": DRAWN} | shop.images_key(shown)
+    asked |= drawing | {"drawn": DRAWN} | game.images_key(shown)
 
     def make():
         spent = _rounds(game, shown, reference_set, each, num_candidates, top_p, num_beams)
@@ -120,7 +119,7 @@ def _works(
         "likelihood": (lambda: game.log_likelihood(examples, captions), judged),
         "CLIPScore": (lambda: scorer.clip_score(examples, captions), judged),
         "consensus": (lambda: scorer.consensus(captions), judged),
-        "denoising": (lambda: denoising.losses(game.workshop, examples, captions), judged),
+        "denoising": (lambda: denoising.losses(game, examples, captions), judged),
         "drawing": (lambda: game.reconstruct(few, captions[: len(few)], similarities=("clip",)), count * len(few)),
     }
 

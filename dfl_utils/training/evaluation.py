@@ -89,7 +89,7 @@ def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> Imag
     """
     captions = references_of(examples, seed)
     run = game.reconstruct(examples, [[caption] for caption in captions], seed=seed)
-    drawn = fidelity.split(game.features(run)[:, 0], game.profile).pooled
+    drawn = fidelity.split(run.drawings.features()[:, 0], game.profile).pooled
     originals = fidelity.split(game.original_features(run.examples), game.profile).pooled
     clip, dino = (run.sim_image[name][:, 0] for name in ("clip", "dino"))
     return ImageScores(captions, 1 - clip, dino, drawn, originals, run)
