@@ -1,7 +1,4 @@
-"""Ray Data makes the shards that one process makes, also where one of its two workers is killed.
-
-Workers import this module: what takes long to import is imported where it is used.
-"""
+"""Ray Data makes the shards that one process makes, also where one of its two workers is killed."""
 
 import os
 import secrets
@@ -15,45 +12,35 @@ import numpy as np
 import pytest
 
 from dfl_utils.game import ray_cluster
+from dfl_utils.game.loops import Game
 from dfl_utils.store.store import Kind, RunStore
+from dfl_utils.world import data
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # of its own settings
 
 
-def talk(game, examples):
-    """The shard function of the tests; by name, so that what is sent to the workers is this module's."""
-    return game.sample_captions(examples, 1)
+class Talk:
+    """Captions of a shard; the worker that first has the victim's is killed in the middle of it."""
 
+    def __init__(self, root, victim):
+        self.root, self.victim = root, victim
 
-class Prepare:
-    """Prepares a worker that is killed once, in the middle of a shard, and then plays the game."""
+    def __call__(self, game, examples):
+        ids = [example.image_id for example in examples]
 
-    def __init__(self, root, prepare_game, victim):
-        self.root, self.prepare_game, self.victim = root, prepare_game, victim
+        def count():
+            died = Path(self.root) / "died"
+            if self.victim in ids and not died.exists():
+                died.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)  # the claim of the shard in hand is left behind
+            return {"ids": np.array(ids)}, len(ids)
 
-    def __call__(self):
-        store, loaded = RunStore(self.root), []
-
-        def play(image_ids):
-            def count():
-                died = Path(self.root) / "died"
-                if self.victim in image_ids and not died.exists():
-                    (Path(self.root) / "victim").write_text(str(self.victim))
-                    died.write_text(str(os.getpid()))
-                    os.kill(os.getpid(), signal.SIGKILL)  # the claim of the shard in hand is left behind
-                return {"ids": np.array(image_ids)}, len(image_ids)
-
-            store.get(Kind("test-count"), {"ids": list(image_ids)}, count)
-            loaded.append(loaded[0] if loaded else self.prepare_game())  # not before: a worker loads for ten seconds
-            loaded[0](image_ids)
-
-        return play
+        game.store.get(Kind("test-count"), {"ids": ids}, count)
+        game.sample_captions(examples, 1)
 
 
 @pytest.fixture(scope="module")
 def examples(mini):
-    from dfl_utils.world import data
-
     return data.subset(data.load(mini, "coco", "test"), 17, seed=0)  # two shards
 
 
@@ -80,15 +67,10 @@ def cluster():
 def filled(cluster, mini, examples, tmp_path_factory):
     """The store that two workers filled, one of which was killed, and what `fill` said of it."""
     root = tmp_path_factory.mktemp("cluster")
-    ids = [example.image_id for example in examples]
-    game = ray_cluster.player(mini, root, "coco", "test", talk)
-    prepare = Prepare(root, game, ids[0])
-    return root, ray_cluster.fill(prepare, ids, workers=2)
+    return root, ray_cluster.fill(mini, root, examples, Talk(root, examples[0].image_id), workers=2)
 
 
 def test_the_shards_are_those_of_one_process(filled, mini, examples, tmp_path, monkeypatch):
-    from dfl_utils.game.loops import Game
-
     root, _ = filled
     alone = Game(mini, RunStore(tmp_path), progress=False)
     wanted = alone.sample_captions(examples, 1)
@@ -103,25 +85,19 @@ def test_the_shards_are_those_of_one_process(filled, mini, examples, tmp_path, m
 def test_a_worker_was_killed_and_nothing_is_lost_or_counted_twice(filled, examples):
     root, found = filled
     # The one that died may have finished another shard before; the one that it had in hand is of somebody else.
-    victim = int((root / "victim").read_text())
-    (again,) = (part for part in found if victim in part["ids"])
-    assert int((root / "died").read_text()) != again["pid"]
-    ids = [image_id for part in found for image_id in part["ids"]]
-    assert ids == [example.image_id for example in examples]
-    store, counted = RunStore(root), []
-    for part in found:
-        key = {"ids": [int(image_id) for image_id in part["ids"]]}
-        counted += store.get(Kind("test-count"), key, lambda: pytest.fail("a shard is missing"))["ids"].tolist()
+    assert [part["shard"] for part in found] == [0, 1]
+    assert int((root / "died").read_text()) != found[0]["pid"]
+    ids, store, counted = [example.image_id for example in examples], RunStore(root), []
+    for part in (ids[:16], ids[16:]):
+        made = store.get(Kind("test-count"), {"ids": part}, lambda: pytest.fail("a shard is missing"))
+        counted += made["ids"].tolist()
     assert counted == ids and store.spent["test-count"].calls == len(ids)
     assert not list(root.glob("*.partial"))
 
 
-def test_what_a_cluster_has_not_got_is_told_at_once(cluster, monkeypatch):
+def test_what_a_cluster_has_not_got_is_told_at_once(cluster, mini, examples, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="One worker asks for 1 GPU and the Ray cluster has 0: .* wait forever"):
-        ray_cluster.fill(dict, [1], num_gpus=1)
-    for ids, workers in (([1, 2, 1], 2), ([1], 0)):
-        with pytest.raises(ValueError, match="give each image once, and at least one worker"):
-            ray_cluster.fill(dict, ids, workers=workers)
+        ray_cluster.fill(mini, tmp_path, examples, Talk, num_gpus=1)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"Ray is not installed: pip install -e '\.\[ray\]'"):
-        ray_cluster.fill(dict, [1])
+        ray_cluster.fill(mini, tmp_path, examples, Talk)

@@ -1,8 +1,8 @@
-"""Shards made on an elastic cluster, by Ray Data: image ids go out to actors, shards come back in the run store.
+"""Shards made on an elastic cluster, by Ray Data: images go out to actors, shards come back in the run store.
 
-Ray starts the actors, gives each its GPU, restarts what dies and hands its ids to others. What an actor does with ids
-is what a single process does: it plays the game, whose shards lie where every process looks for them. Afterwards the
-same call in the process that asked finds them all and loads no model.
+Ray starts the actors, gives each its GPU, restarts what dies and hands its images to others. What an actor does is what
+a single process does: it plays the game, whose shards lie where every process looks for them. Afterwards the same call
+in the process that asked finds them all and loads no model.
 """
 
 import os
@@ -10,15 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dfl_utils.game.loops import Game
 from dfl_utils.store.blocks import SHARD_IMAGES
+from dfl_utils.store.store import RunStore
+from dfl_utils.world.data import Example
+from dfl_utils.world.profile import Profile
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is started: it reports to nobody
-Play = Callable[[Sequence[int]], Any]
+Play = Callable[[Game, Sequence[Example]], Any]
 
 
 def fill(
-    prepare: Callable[[], Play],
-    image_ids: Sequence[int],
+    profile: Profile,
+    root: Path | str,
+    examples: Sequence[Example],
+    play: Play,
     *,
     workers: int | tuple[int, int] = 2,
     num_gpus: float = 0,
@@ -27,41 +32,36 @@ def fill(
     """Have actors make the shards of images.
 
     Args:
-        prepare: runs once in each actor, loads what it needs and returns what makes the shards of some ids; see
-            `player`. It is sent to the actors by cloudpickle.
-        image_ids: cut in shards of `SHARD_IMAGES`, from the start as `blocks.cut` does it.
-        workers: actors, or the fewest and the most between which Ray may choose.
+        profile: names models and device; its folders, `root` and the images lie at the same place on every machine.
+        root: the run store, on a file system that the cluster shares.
+        examples: cut in shards of `SHARD_IMAGES`, from the start as `blocks.cut` does it.
+        play: such as `lambda game, examples: game.i2t2i(examples, 10)`, sent to the actors by cloudpickle. What it
+            returns is dropped.
+        workers: actors, at least 1, or the fewest and the most between which Ray may choose.
         num_gpus, num_cpus: of one actor.
 
     Returns:
-        Of each shard, in the order of the ids and once however many actors died over it: its `ids`, and the Ray `node`
-        and the process `pid` that worked on it at last.
+        Of each `shard`, in order and once however many actors died over it: the Ray `node` and the process `pid` that
+        worked on it at last.
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: no ids, the same id twice, no workers, or a cluster that has not got what one actor asks for.
+        ValueError: a cluster that has not got what one actor asks for.
         ray.exceptions.RayError: an actor raised an error of its own, which no other would do better.
     """
     ray = _ray()
-    smallest = workers if isinstance(workers, int) else min(workers)
-    ids = [int(image_id) for image_id in image_ids]
-    if not ids or len(set(ids)) < len(ids) or smallest < 1:
-        raise ValueError(
-            f"{len(ids)} image ids, {len(set(ids))} of them different, and {workers} workers: give each image once, "
-            "and at least one worker."
-        )
     if not ray.is_initialized():
         ray.init(log_to_driver=True, include_dashboard=False)  # RAY_ADDRESS names a cluster; without it, this machine
     _require(ray.cluster_resources(), {"CPU": num_cpus, "GPU": num_gpus})
-    rows = [{"shard": k, "ids": ids[start : start + SHARD_IMAGES]}
-            for k, start in enumerate(range(0, len(ids), SHARD_IMAGES))]  # fmt: skip
+    shards = [list(examples[start : start + SHARD_IMAGES]) for start in range(0, len(examples), SHARD_IMAGES)]
+    pool = {"size": workers} if isinstance(workers, int) else {"min_size": workers[0], "max_size": workers[1]}
     done = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
+        ray.data.from_items([{"shard": k} for k in range(len(shards))], override_num_blocks=len(shards))
         .map_batches(
             Actor,
-            fn_constructor_args=(prepare,),
+            fn_constructor_args=(profile, root, shards, play),
             batch_size=1,  # one shard
-            compute=ray.data.ActorPoolStrategy(**_pool(workers)),
+            compute=ray.data.ActorPoolStrategy(**pool),
             # A dead actor, or one whose machine was taken away, is started again, as often as need be, and what it was
             # doing is done again: so Ray Data has it unless told otherwise, and the run store knows what is finished.
             num_gpus=num_gpus,
@@ -69,57 +69,27 @@ def fill(
         )
         .take_all()
     )
-    if sorted(row["shard"] for row in done) != list(range(len(rows))):
-        raise RuntimeError(f"Ray brought back {len(done)} shards for {len(rows)}: run it again.")
+    if sorted(row["shard"] for row in done) != list(range(len(shards))):
+        raise RuntimeError(f"Ray brought back {len(done)} shards for {len(shards)}: run it again.")
     return sorted(done, key=lambda row: row["shard"])
 
 
 class Actor:
-    """One process of the cluster: prepared once, then fed with shards of ids."""
+    """One process of the cluster: prepared once, then told which shards to make."""
 
-    def __init__(self, prepare: Callable[[], Play]):
+    def __init__(self, profile: Profile, root: Path | str, shards: list[list[Example]], play: Play):
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # Ray shares the work, not a launcher's ranks
             os.environ.pop(name, None)
-        self.play = prepare()
+        self.game, self.shards, self.play = Game(profile, RunStore(root), progress=False), shards, play
 
     def __call__(self, batch: dict) -> dict:
-        """The shards of a batch's one row of ids, made; the row comes back with who made it."""
+        """The shards that a batch names, made; the batch comes back with who made it."""
         import ray
 
-        for ids in batch["ids"]:
-            self.play([int(image_id) for image_id in ids])
+        for shard in batch["shard"]:
+            self.play(self.game, self.shards[shard])
         node = ray.get_runtime_context().get_node_id()
         return batch | {"node": [node] * len(batch["shard"]), "pid": [os.getpid()] * len(batch["shard"])}
-
-
-def player(profile, root: Path | str, dataset: str, split: str, play: Callable) -> Callable[[], Play]:
-    """What prepares an actor for the two games, for `fill`.
-
-    Args:
-        profile: names models, data and device; its folders, and `root`, are those of every machine of the cluster.
-        root: the run store, on a file system that the cluster shares.
-        dataset, split: whose images the ids are, as for `data.load`; read by each actor.
-        play: `play(game, examples)`, such as `lambda game, examples: game.i2t2i(examples, 10)`. Its drawings stay
-            where they are: what it returns is dropped.
-    """
-
-    def prepare() -> Play:
-        from dfl_utils.game.loops import Game
-        from dfl_utils.store.store import RunStore
-        from dfl_utils.world import data
-
-        game = Game(profile, RunStore(root), progress=False)
-        known = {example.image_id: example for example in data.load(profile, dataset, split)}
-
-        def make(image_ids: Sequence[int]) -> None:
-            unknown = [image_id for image_id in image_ids if image_id not in known]
-            if unknown:
-                raise ValueError(f"{dataset} {split} has no image {unknown[0]}: give ids of `data.load`'s examples.")
-            play(game, [known[image_id] for image_id in image_ids])
-
-        return make
-
-    return prepare
 
 
 def _ray():
@@ -129,10 +99,6 @@ def _ray():
     except ImportError as error:
         raise ImportError("Ray is not installed: pip install -e '.[ray]' -c constraints.txt") from error
     return ray
-
-
-def _pool(workers: int | tuple[int, int]) -> dict[str, int]:
-    return {"size": workers} if isinstance(workers, int) else {"min_size": workers[0], "max_size": workers[1]}
 
 
 def _require(there: dict[str, float], wanted: dict[str, float]) -> None:
