@@ -18,8 +18,7 @@ from dfl_utils.world.profile import Profile
 # Score of a pair -> the model that gives it.
 ROLES = {"CLIPScore": "clip", "likelihood": "captioner", "denoising": "generator"}
 BLEU = {f"BLEU-{n}": n - 1 for n in range(1, 5)}
-FOUND = ("CIDEr-D", "CIDEr", *BLEU, "ROUGE-L", "METEOR", "WMD", "SPICE-like")  # where nothing else is brought
-METRICS = (*FOUND, "SPICE", "CLIPScore")
+METRICS = ("CIDEr-D", "CIDEr", *BLEU, "ROUGE-L", "METEOR", "WMD", "SPICE-like", "SPICE")
 
 
 def score_captions(
@@ -71,10 +70,10 @@ def score_captions(
         denoising.check(game.profile, denoising.TIMESTEPS)
     examples = [on_disk(image, game.store) for image in images]
     warn_of_photographs(game.profile, roles, examples)
-    if "clip" in roles:
-        _warn_of_cut(game.profile, captions if alone else sum(map(list, captions), []))
-    if "generator" in roles:
-        warn_of_cut(game.profile, ["generator"], captions if alone else sum(map(list, captions), []))
+    for role, prefix in (("clip", game.profile.clip_score_prefix), ("generator", "")):
+        if role in roles:
+            texts = captions if alone else sum(map(list, captions), [])
+            warn_of_cut(game.profile, [role], [prefix + text for text in texts])
     rows = [captions] * len(images) if matrix else [[row] if alone else row for row in captions]
     longest = max(map(len, rows))
     full = [[*row, *[row[0]] * (longest - len(row))] for row in rows]
@@ -91,9 +90,8 @@ def score_captions(
 def evaluate_captions(
     results: Path | str | Sequence[Mapping],
     annotations: Path | str | Mapping,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] = METRICS[:-1],
     *,
-    images: Path | str | Mapping[int, Picture] | None = None,
     profile: str | Profile = "mini",
     store: RunStore | Path | str | None = None,
 ) -> dict[str, float]:
@@ -102,52 +100,40 @@ def evaluate_captions(
     Args:
         results: a file in COCO's result format, `[{"image_id": 1, "caption": "a dog"}, ...]`, or what is in it.
         annotations: a file in COCO's caption format (`annotations` of `image_id` and `caption`), or what is in it.
-        metrics: some of `METRICS`; default: those that need neither CoreNLP nor images, and CLIPScore with `images`.
-        images: for CLIPScore: the folder of the files that the annotations' `images` name, or image_id -> image.
-        profile: names CLIP, the word vectors of WMD and how it reads words.
+        metrics: some of `METRICS`; by default those that need no CoreNLP.
+        profile: names the word vectors of WMD and how it reads words.
         store: a run store or its folder, which keeps scores; None: the usual one.
 
     Returns:
-        Metric -> mean over images, x 100 but WMD in [0, 2] (lower is better, captions without a known word left out)
-        and CLIPScore in [0, 2.5]. BLEU and `METEOR` are of the corpus, as COCO prints them; `METEOR, mean` is the mean
-        of the captions'. n-grams of CIDEr-D, which COCO calls CIDEr, and of CIDEr weigh by the images of the results.
+        Metric -> mean over images, x 100 but WMD in [0, 2] (lower is better, captions without a known word left out).
+        BLEU and `METEOR` are of the corpus, as COCO prints them; `METEOR, mean` is the mean of the captions'. n-grams
+        of CIDEr-D, which COCO calls CIDEr, and of CIDEr weigh by the images of the results.
 
     Raises:
         ValueError: an image twice, or without references; a blank caption; an unknown metric; another format.
-        FileNotFoundError: a file or an image; SPICE where CoreNLP is missing. All before any work.
+        FileNotFoundError: a file; SPICE where CoreNLP is missing. All before any work.
     """
-    if metrics is None:
-        metrics = (*FOUND, *(["CLIPScore"] if images is not None else []))
     _check_metrics(metrics, METRICS)
-    if "CLIPScore" in metrics and images is None:
-        raise ValueError("CLIPScore looks at images: give images, a folder or image_id -> image.")
     if "SPICE" in metrics:
         spice.require()
-    said, truth, files = _said(results), *_annotated(annotations)
-    bare = [image_id for image_id in said if not truth[image_id]]
-    if bare:
-        raise ValueError(f"{_name(results, 'results')} has image_id {bare[0]}, which has no caption in "
-                         f"{_name(annotations, 'annotations')}: give the annotations of the same images.")  # fmt: skip
-    roles = ["clip"] if "CLIPScore" in metrics else []
-    game = game_of(profile, None, None, None, store, False, roles)
+    (said, name), (truth, source) = _said(results), _annotated(annotations)
+    if bare := [image_id for image_id in said if not truth[image_id]]:
+        raise ValueError(f"{name} has image_id {bare[0]}, which has no caption in {source}: give the annotations of "
+                         "the same images.")  # fmt: skip
+    game = game_of(profile, None, None, None, store, False, [])
     if "WMD" in metrics:
         from dfl_utils.scores.word_mover import word_vectors  # gensim takes seconds
 
         word_vectors((), game.profile.word_vectors)
-    shown = [on_disk(_image(image_id, images, files), game.store) for image_id in said if roles]
-    warn_of_photographs(game.profile, roles, shown)
-    if roles:
-        _warn_of_cut(game.profile, list(said.values()))
     examples = [Example(image_id, Path(), tuple(truth[image_id])) for image_id in said]
-    return _scores(Scorer(game.profile, game.store, examples), examples, shown, list(said.values()), metrics)
+    return _scores(Scorer(game.profile, game.store, examples), examples, list(said.values()), metrics)
 
 
-def _scores(scorer: Scorer, examples, shown, said: list[str], metrics: Sequence[str]) -> dict[str, float]:
+def _scores(scorer: Scorer, examples, said: list[str], metrics: Sequence[str]) -> dict[str, float]:
     captions, references = [[text] for text in said], [list(example.references) for example in examples]
     one_each = {
         "CIDEr": lambda: ngrams.Cider(references).score(captions, plain=True),
         "ROUGE-L": lambda: ngrams.rouge_l(captions, references),
-        "CLIPScore": lambda: scorer.clip_score(shown, captions),
         "CIDEr-D": lambda: scorer.score(examples, captions, ["CIDEr"])["CIDEr"],
     }
     bleu = cache(lambda: ngrams.corpus_bleu(ngrams.bleu_statistics(captions, references).sum(axis=(0, 1))))
@@ -164,77 +150,59 @@ def _scores(scorer: Scorer, examples, shown, said: list[str], metrics: Sequence[
     return {metric: float(value) for metric, value in found.items()}
 
 
-def _warn_of_cut(models: Profile, captions: Sequence[str]) -> None:
-    warn_of_cut(models, ["clip"], [models.clip_score_prefix + text for text in captions])
-
-
 def _check_metrics(metrics: Sequence[str], known: Sequence[str]) -> None:
     unknown = [metric for metric in metrics if metric not in known]
     if isinstance(metrics, str) or unknown or not metrics:
         raise ValueError(f"metrics is {metrics!r}: give a list of some of {', '.join(known)}.")
 
 
-def _name(source: object, what: str) -> str:
-    return str(source) if isinstance(source, str | Path) else what
+# --- COCO's formats: what a file holds, or what is given in its place.
 
 
-def _read(source: object) -> object:
+def _said(results: object) -> tuple[dict[int, str], str]:
+    """image_id -> caption of a result file, and the file's name."""
+    rows, name = _content(results, "results")
+    texts = _captions(rows or None, name, 'COCO\'s result format: give a list of {"image_id": 1, "caption": "a dog"}')
+    for image_id, (text, *others) in texts.items():
+        if others or not text:
+            fault = "twice: keep one caption" if others else "with an empty caption: write one, or leave the image out"
+            raise ValueError(f"{name} has image_id {image_id} {fault}.")
+    return {image_id: text for image_id, (text,) in texts.items()}, name
+
+
+def _annotated(annotations: object) -> tuple[dict[int, list[str]], str]:
+    """image_id -> references, blank ones left out, and the file's name."""
+    content, name = _content(annotations, "annotations")
+    rows = content.get("annotations") if isinstance(content, Mapping) else None
+    form = 'COCO\'s caption format: give {"annotations": [{"image_id": 1, "caption": "a dog"}]}'
+    truth = {image_id: list(filter(None, texts)) for image_id, texts in _captions(rows, name, form).items()}
+    return defaultdict(list, truth), name
+
+
+def _content(source: object, name: str) -> tuple[object, str]:
     if not isinstance(source, str | Path):
-        return source
+        return source, name
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source} is missing: name a JSON file that is there.")
-    return read_json(Path(source))
+    return read_json(Path(source)), str(source)
+
+
+def _captions(rows: object, name: str, form: str) -> dict[int, list[str]]:
+    """image_id -> captions, single spaces between their words; ValueError for rows of another form."""
+    found = defaultdict(list)
+    try:
+        for row in rows:
+            found[_whole(row["image_id"])].append(" ".join(row["caption"].split()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name} is not in {form}.") from error
+    for image_id, texts in found.items():
+        if not all(map(is_text, texts)):
+            raise ValueError(f"{name} has {HALF} in a caption of image_id {image_id}: write it anew.")
+    return found
 
 
 def _whole(image_id: object) -> int:
     """An image id as COCO's tools write it, also as text; ValueError for a fraction or no number."""
-    if isinstance(image_id, bool) or (isinstance(image_id, float) and not image_id.is_integer()):
+    if not float(image_id).is_integer():
         raise ValueError(f"{image_id} is no image id")
     return int(image_id)
-
-
-def _said(results: object) -> dict[int, str]:
-    """image_id -> caption of a result file."""
-    name, rows, said = _name(results, "results"), _read(results), {}
-    for row in rows if isinstance(rows, Sequence) and rows else [None]:
-        try:
-            image_id, text = _whole(row["image_id"]), row["caption"].strip()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f'{name} is not in COCO\'s result format: give a list of {{"image_id": 1, "caption": '
-                             '"a dog"}.') from error  # fmt: skip
-        if not text or image_id in said:
-            fault = "twice: keep one caption" if text else "with an empty caption: write one, or leave the image out"
-            raise ValueError(f"{name} has image_id {image_id} {fault}.")
-        said[image_id] = text
-    _refuse_halves(name, said)
-    return said
-
-
-def _refuse_halves(name: str, texts: Mapping[int, str]) -> None:
-    broken = next((image_id for image_id, text in texts.items() if not is_text(text)), None)
-    if broken is not None:
-        raise ValueError(f"{name} has {HALF} in a caption of image_id {broken}: write it anew.")
-
-
-def _annotated(annotations: object) -> tuple[dict[int, list[str]], dict[int, str]]:
-    """image_id -> references, and -> file name, of annotations in COCO's format."""
-    content, truth = _read(annotations), defaultdict(list)
-    try:
-        for row in content["annotations"]:
-            if text := " ".join(row["caption"].split()):
-                truth[_whole(row["image_id"])].append(text)
-        files = {_whole(row["id"]): row["file_name"] for row in content.get("images", ()) if "file_name" in row}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f'{_name(annotations, "annotations")} is not in COCO\'s caption format: give {{"annotations": '
-                         '[{"image_id": 1, "caption": "a dog"}]}.') from error  # fmt: skip
-    _refuse_halves(_name(annotations, "annotations"), {image_id: " ".join(texts) for image_id, texts in truth.items()})
-    return truth, files
-
-
-def _image(image_id: int, images: object, files: dict[int, str]) -> Picture:
-    names, folder = (images, Path()) if isinstance(images, Mapping) else (files, Path(images))
-    if image_id not in names:
-        raise ValueError(
-            f"image_id {image_id} has no image: name its file in the annotations' images, or give image_id -> image."
-        )
-    return folder / names[image_id] if isinstance(names[image_id], str | Path) else names[image_id]
