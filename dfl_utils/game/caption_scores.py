@@ -65,7 +65,7 @@ def score_captions(
         raise ValueError(f"captions has {len(captions)} entries for {len(images)} images: give one for each, or matrix="
                          "True for the scores of all images with all captions.")  # fmt: skip
     roles = [ROLES[metric] for metric in metrics]
-    game = game_of(profile, captioner, generator, None, store, progress, roles)
+    game = game_of(profile, captioner, generator, store, progress, roles)
     if "denoising" in metrics:
         denoising.check(game.profile, denoising.TIMESTEPS)
     examples = [on_disk(image, game.store) for image in images]
@@ -120,7 +120,7 @@ def evaluate_captions(
     if bare := [image_id for image_id in said if not truth[image_id]]:
         raise ValueError(f"{name} has image_id {bare[0]}, which has no caption in {source}: give the annotations of "
                          "the same images.")  # fmt: skip
-    game = game_of(profile, None, None, None, store, False, [])
+    game = game_of(profile, None, None, store, False, [])
     if "WMD" in metrics:
         from dfl_utils.scores.word_mover import word_vectors  # gensim takes seconds
 

@@ -4,11 +4,9 @@ The paper's Section 4.1 says that a better caption has the lower loss; here that
 image, and all images of a text, are asked with the same noise, so that what differs is the caption, or the image.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import index
 
 import numpy as np
 from PIL import Image
@@ -19,7 +17,7 @@ from dfl_utils.models.denoising import check as check  # it belongs to the inter
 from dfl_utils.models.workshop import ORIGINALS, Workshop, read
 from dfl_utils.store import blocks
 from dfl_utils.store.blocks import Block
-from dfl_utils.store.store import Job, Kind
+from dfl_utils.store.store import Held, Job, Kind
 from dfl_utils.world.data import Example
 
 
@@ -42,14 +40,6 @@ def spread(count: int, of: int = 1000) -> tuple[int, ...]:
     return tuple(of * (k + 1) // (count + 1) for k in range(count))
 
 
-def places(asked: int | Sequence[int]) -> tuple[int, ...]:
-    """Timesteps as they are given, or so many as `spread` has; ValueError for what is no whole number."""
-    try:
-        return spread(index(asked)) if np.ndim(asked) == 0 else tuple(map(index, asked))
-    except TypeError as error:
-        raise ValueError(f"timesteps is {asked!r}: give whole numbers, or how many in equal steps.") from error
-
-
 def losses(
     workshop: Workshop,
     examples: Sequence[Example],
@@ -70,13 +60,7 @@ def losses(
     Raises:
         ValueError: a generator without such a loss, timesteps out of its schedule; before any work.
     """
-    denoising.check(workshop.profile, timesteps)
-    jobs, seeds = [], _seeds(examples, timesteps, seed)
-    for block in blocks.cut(len(examples), len(captions[0])):
-        part, texts = examples[block.images], block.of(captions)
-        key = _key(workshop, timesteps, seeds[block.images]) | workshop.images_key(part) | {"captions": texts}
-        jobs.append(Job(DENOISING, key, partial(_ask, workshop, part, texts, timesteps, seeds[block.images])))
-    contents = workshop.fill(jobs, "denoising", images=len(examples))
+    contents = _fill(workshop, DENOISING, examples, captions, timesteps, seed, _ask)
     return blocks.join([content.losses for content in contents], len(captions[0]))
 
 
@@ -97,8 +81,8 @@ def scores(
         others: as of `losses`.
     """
     of_image = partial(losses, workshop, examples, timesteps=timesteps, seed=seed)
-    told = of_image(captions).mean(axis=-1)
-    return (of_image([[""]] * len(examples)).mean(axis=-1) if unconditional else 0) - told
+    with_captions = of_image(captions).mean(axis=-1)
+    return (of_image([[""]] * len(examples)).mean(axis=-1) if unconditional else 0) - with_captions
 
 
 def one_step(
@@ -113,14 +97,22 @@ def one_step(
 
     The image is what one prediction implies of the noised original (x̂₀); other arguments and errors as of `losses`.
     """
-    denoising.check(workshop.profile, [timestep])
-    jobs, seeds = [], _seeds(examples, [timestep], seed)
+    encoder = {"encoder": workshop.encoder_key("clip")}
+    contents = _fill(workshop, ONE_STEP, examples, captions, [timestep], seed, _see, **encoder)
+    return blocks.join([content.sim for content in contents], len(captions[0]))
+
+
+def _fill(
+    workshop: Workshop, kind: Kind[Held], examples, captions, timesteps: Sequence[int], seed: int, ask, **encoder: dict
+) -> list[Held]:
+    """What `ask` gives of each block of images and captions."""
+    denoising.check(workshop.profile, timesteps)
+    jobs, seeds = [], _seeds(examples, timesteps, seed)
     for block in blocks.cut(len(examples), len(captions[0])):
         part, texts, noise = examples[block.images], block.of(captions), seeds[block.images]
-        key = _key(workshop, [timestep], noise) | {"encoder": workshop.encoder_key("clip"), "captions": texts}
-        make = partial(_see, workshop, part, texts, timestep, noise)
-        jobs.append(Job(ONE_STEP, key | workshop.images_key(part), make))
-    return blocks.join([content.sim for content in workshop.fill(jobs, "one-step images")], len(captions[0]))
+        key = _key(workshop, timesteps, noise) | workshop.images_key(part) | {"captions": texts} | encoder
+        jobs.append(Job(kind, key, partial(ask, workshop, part, texts, timesteps, noise)))
+    return workshop.fill(jobs, "denoising", images=len(examples))
 
 
 def drawing_losses(drawings: Drawings, captions: Sequence[str], *, timesteps: Sequence[int], seed: int) -> np.ndarray:
@@ -145,12 +137,9 @@ def _key(workshop: Workshop, timesteps: Sequence[int], seeds: Sequence[Sequence[
 
 
 def _seeds(examples: Sequence[Example], timesteps: Sequence[int], seed: int) -> list[list[int]]:
-    """One for each timestep of each image."""
+    """One for each timestep of each image; a timestep that comes again has another."""
     blocks.check_seed(seed)
-    met, places = Counter(), []
-    for timestep in timesteps:
-        places.append((timestep, met[timestep]))
-        met[timestep] += 1
+    places = [(timestep, list(timesteps[:k]).count(timestep)) for k, timestep in enumerate(timesteps)]
     return [[blocks.drawing_seed(blocks.NOISE_OF_LOSS, seed, e.image_id, *place) for place in places] for e in examples]
 
 
@@ -159,8 +148,8 @@ def _ask(workshop: Workshop, examples, captions, timesteps, seeds) -> tuple[Loss
     return Losses(found), found.size
 
 
-def _see(workshop: Workshop, examples, captions, timestep, seeds) -> tuple[Similarities, int]:
-    seen = denoising.one_step_images(workshop.generator, read(examples), captions, timestep, seeds)
+def _see(workshop: Workshop, examples, captions, timesteps, seeds) -> tuple[Similarities, int]:
+    seen = denoising.one_step_images(workshop.generator, read(examples), captions, timesteps[0], seeds)
     hats = workshop.encoder("clip").embed(seen.reshape(-1, *seen.shape[2:]))
     originals = workshop.originals("clip", examples)
     return Similarities(similarity.cosine(originals, hats.reshape(*seen.shape[:2], -1))), len(hats)

@@ -1,8 +1,8 @@
-"""The two games with candidates of one's own: captions ranked by what they draw, images by what is read in them; or,
-where nothing is drawn or read, either by the losses that the models were trained on.
+"""The two games with candidates of one's own: captions ranked by what they draw, images by what is read in them; or
+either by the models' losses.
 
-What comes back of an image, or of a text, depends on it and its own candidates alone, to a rounding of pixels: not on
-what else is asked, and not on any order. All is kept in the run store: a call that was killed goes on where it was.
+What comes back of an image, or of a text, depends on it and its own candidates alone, to a rounding of pixels. All is
+kept in the run store: a call that was killed goes on where it was.
 """
 
 import logging
@@ -46,17 +46,11 @@ READERS = tuple(name for name in JUDGES if name != "cider")  # CIDEr weighs word
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A candidate of an image or a text.
+    """A candidate of an image or a text."""
 
-    Attributes:
-        similarity: with what it is ranked for; higher is more similar.
-        rank: place among the candidates; 0 is the most similar.
-        candidate: place in the list that was passed, or number of the drawing.
-    """
-
-    similarity: float
-    rank: int
-    candidate: int
+    similarity: float  # with what it is ranked for; higher is more similar
+    rank: int  # place among the candidates; 0 is the most similar
+    candidate: int  # place in the list that was passed, or number of the drawing
     _load: Callable[[], Image.Image] = field(repr=False, compare=False)
 
 
@@ -95,9 +89,7 @@ def rerank_captions(
     generator: str | None = None,
     judge: str = "drawing",
     similarity: str = "clip",
-    timesteps: int | Sequence[int] = denoising.TIMESTEPS,
     num_candidates: int = 10,
-    num_inference_steps: int | None = None,
     seed: int = 0,
     store: RunStore | Path | str | None = None,
     progress: bool = False,
@@ -116,9 +108,6 @@ def rerank_captions(
             noise for all captions of an image; `likelihood`, the captioner's log p(caption | image), nats, the mean
             over tokens.
         similarity: of images, by which `drawing` compares: `clip` or `dino`.
-        timesteps: whose losses `denoising` averages: places in the generator's noise schedule, or how many in equal
-            steps over it.
-        num_inference_steps: of the generator; None: the profile's.
         seed: starts the noise; a drawing depends on it, its image and its caption alone.
         store: a run store or its folder; None: the usual one.
         progress: show bars.
@@ -128,17 +117,15 @@ def rerank_captions(
 
     Raises:
         ValueError, TypeError: no images, lists of another number, something that is no caption, an unknown judge,
-            similarity, profile or model, a negative seed; timesteps out of the schedule, a model that the judge cannot
-            ask.
+            similarity, profile or model, a negative seed, a model that the judge cannot ask.
         FileNotFoundError, OSError: an image or a model that is not there or broken. All before anything is drawn.
     """
     _check_options(judge, CAPTION_JUDGES, similarity, ENCODERS, seed, num_candidates)
     check_list("images", images, Picture)
     asked = [CAPTION_JUDGES[judge], *([similarity] if judge == "drawing" else [])]
     roles = list(dict.fromkeys([*asked, *(["captioner"] if captions is None else [])]))
-    game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
-    timesteps = denoising.places(timesteps)
-    _check_judge(game.profile, judge, timesteps)
+    game = game_of(profile, captioner, generator, store, progress, roles)
+    _check_judge(game.profile, judge)
     if captions is not None:
         check_lists("captions", captions, str, len(images))
     examples = [on_disk(image, game.store) for image in images]
@@ -151,12 +138,15 @@ def rerank_captions(
         warn_of_cut(game.profile, ["generator"], [text for row in captions for text in row])
     # Each text once and in one order, so that neither repetition nor order reaches a model.
     texts = [sorted(set(row)) for row in captions]
-    seeds = [[_seed(seed, e.image_id, text) for text in row] for e, row in zip(examples, texts, strict=True)]
+    name = partial(blocks.drawing_seed, blocks.NOISE, seed)
+    seeds = [
+        [name(e.image_id, content_id(text.encode())) for text in row] for e, row in zip(examples, texts, strict=True)
+    ]
     drawings = _one_by_one(game, examples, texts, seeds)
     if judge == "drawing":
         sims = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
     else:
-        by_loss = partial(denoising.scores, game, timesteps=timesteps, seed=seed)
+        by_loss = partial(denoising.scores, game, seed=seed)
         ask = by_loss if judge == "denoising" else game.log_likelihood
         sims = _each(game, judge, list(zip(examples, texts, strict=True)), lambda pair: ask([pair[0]], [pair[1]])[0])
     ranked = []
@@ -179,7 +169,6 @@ def rerank_images(
     similarity: str = "clip",
     num_candidates: int = 10,
     num_beams: int = 3,
-    num_inference_steps: int | None = None,
     seed: int = 0,
     store: RunStore | Path | str | None = None,
     progress: bool = False,
@@ -193,7 +182,7 @@ def rerank_images(
         judge: `reading`; `likelihood`, the captioner's log p(text | image), nats, the mean over tokens.
         similarity: of texts, by which `reading` compares: `clip`, `sbert` or `wmd`.
         num_beams: of the captioner's beam search.
-        profile, captioner, generator, num_inference_steps, seed, store, progress: as in `rerank_captions`.
+        profile, captioner, generator, seed, store, progress: as in `rerank_captions`.
 
     Returns:
         For each text its images, the most similar first; equally similar ones in the order that was given.
@@ -208,17 +197,17 @@ def rerank_images(
     reading = judge == "reading"
     roles = ["captioner", *(["clip"] if reading and similarity == "clip" else [])]
     roles += ["generator"] if images is None else []
-    game = game_of(profile, captioner, generator, num_inference_steps, store, progress, roles)
+    game = game_of(profile, captioner, generator, store, progress, roles)
     _check_judge(game.profile, judge)
     readers = {*([similarity] if reading else []), *(["generator"] if images is None else [])}
     warn_of_cut(game.profile, sorted(readers & TOKENIZERS.keys()), captions)
     if images is None:
-        found, loaders = _drawn(game, captions, num_candidates, num_beams if reading else None, seed)
+        readings, loaders = _drawn(game, captions, num_candidates, num_beams if reading else None, seed)
     else:
-        found, loaders = _given(game, captions, images, num_beams if reading else None)
+        readings, loaders = _given(game, captions, images, num_beams if reading else None)
     scorer = Scorer(game.profile, game.store, [Example(0, Path(), ("no reference weighs here",))])
     ranked = []
-    for caption, row, loads in zip(captions, found, loaders, strict=True):
+    for caption, row, loads in zip(captions, readings, loaders, strict=True):
         sims = scorer.similarity([caption], [row], [similarity])[similarity][0] if reading else np.array(row)
         texts = row if reading else [None] * len(row)
         entries = [{"caption_hat": text, "_load": load} for text, load in zip(texts, loads, strict=True)]
@@ -229,18 +218,18 @@ def rerank_images(
 def _each(game: Game, what: str, images: Sequence, ask: Callable[[object], object]) -> list:
     """What is asked of each image by itself; one bar for all."""
     progress, game.progress = game.progress, False
-    found = [ask(image) for image in tqdm(images, desc=what, unit="image", disable=not progress)]
+    answers = [ask(image) for image in tqdm(images, desc=what, unit="image", disable=not progress)]
     game.progress = progress
-    return found
+    return answers
 
 
 def warn_of_photographs(models: Profile, roles: Sequence[str], examples: Sequence[Example]) -> None:
     """Say once that the embedded models know their own drawn world alone, where an image is none of its size."""
-    own = [role for role in roles if Path(models.locate(getattr(models, role))).is_relative_to(profiles.MINI)]
-    world = profiles.PROFILES["mini"].image_size
-    if own and any(_size(example.path) != (world, world) for example in examples):
+    small = [role for role in roles if Path(models.locate(getattr(models, role))).is_relative_to(profiles.MINI)]
+    side = profiles.PROFILES["mini"].image_size
+    if small and any(data.read_image(example.path).size != (side, side) for example in examples):
         _say_once(
-            f"The {', '.join(own)} of data/mini know 48 drawn icons and nothing else: of photographs their ranking "
+            f"The {', '.join(small)} of data/mini know 48 drawn icons and nothing else: of photographs their ranking "
             "says nothing; take the profile paper, or models of your own."
         )
 
@@ -259,11 +248,6 @@ def warn_of_cut(models: Profile, readers: Iterable[str], texts: Sequence[str]) -
         if cut := checkpoint.too_long(tokenizer, texts):
             said = "the text encoder of %s reads only the first %d tokens of %d longer texts, such as %r"
             _log.warning(said, reader, tokenizer.model_max_length, len(cut), cut[0])
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
 
 
 @cache
@@ -297,7 +281,7 @@ def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int | Non
 
 def _given(game: Game, captions: Sequence[str], images: Sequence, num_beams: int | None) -> tuple[list, list]:
     """Readings of the images of each text, with no beams the text's likelihoods; and what loads the images."""
-    found, loaders = [], []
+    readings, loaders = [], []
     examples = [[on_disk(image, game.store) for image in row] for row in images]  # all, before any is read
     warn_of_photographs(game.profile, ["captioner"], sum(examples, []))
     for text, row in zip(captions, examples, strict=True):
@@ -305,9 +289,9 @@ def _given(game: Game, captions: Sequence[str], images: Sequence, num_beams: int
         shown = list(distinct.values())
         said = game.describe(shown, num_beams) if num_beams else game.log_likelihood(shown, [[text]] * len(shown))[:, 0]
         of_image = dict(zip(distinct, said, strict=True))
-        found.append([of_image[example.image_id] for example in row])
+        readings.append([of_image[example.image_id] for example in row])
         loaders.append([partial(data.read_image, example.path) for example in row])
-    return found, loaders
+    return readings, loaders
 
 
 def _ranked(kind: type, entries: list[dict], sims: np.ndarray) -> list:
@@ -320,10 +304,6 @@ def _ranked(kind: type, entries: list[dict], sims: np.ndarray) -> list:
 
 def _drawing(drawings: Drawings, k: int, n: int) -> Image.Image:
     return Image.fromarray(drawings.load(k)[n])
-
-
-def _seed(seed: int, image_id: int, text: str) -> int:
-    return blocks.drawing_seed(blocks.NOISE, seed, image_id, content_id(text.encode()))
 
 
 def on_disk(image: Picture, store: RunStore) -> Example:
@@ -341,10 +321,8 @@ def on_disk(image: Picture, store: RunStore) -> Example:
     return Example(image_id, path, ())
 
 
-def game_of(profile, captioner, generator, steps, store, progress, roles: Sequence[str]) -> Game:
+def game_of(profile, captioner, generator, store, progress, roles: Sequence[str]) -> Game:
     """The game of the profile with those models in place of its own; those of `roles` are there."""
-    if steps is not None and steps < 1:
-        raise ValueError(f"num_inference_steps is {steps}: give at least 1, or None for the profile's.")
     find = profiles.load if roles else profiles.configured  # without a model no device is needed
     models = (profile if isinstance(profile, Profile) else find(profile)).pair(captioner, generator)
     for role in roles:
@@ -352,13 +330,13 @@ def game_of(profile, captioner, generator, steps, store, progress, roles: Sequen
         if models.trained(getattr(models, role)) is None:
             workshop.check(models, role)
     store = store if isinstance(store, RunStore) else RunStore(store)
-    return Game(models, store, num_inference_steps=steps, progress=progress)
+    return Game(models, store, progress=progress)
 
 
-def _check_judge(models: Profile, judge: str, timesteps: Sequence[int] = ()) -> None:
+def _check_judge(models: Profile, judge: str) -> None:
     """ValueError where the judge cannot ask the profile's models."""
     if judge == "denoising":
-        denoising.check(models, timesteps)
+        denoising.check(models, denoising.TIMESTEPS)
     if judge == "likelihood" and not captioners.choose(models).gives_likelihood:
         raise ValueError(
             f"judge is 'likelihood', and {models.captioner} cannot be asked how likely it finds a given caption: take "

@@ -1,6 +1,5 @@
 """Text scores of a run, kept in the run store so that a second build computes none of them again."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -76,7 +75,7 @@ class Scorer:
     """
 
     def __init__(self, profile: Profile, store: RunStore, reference_set: Sequence[Example]):
-        self.profile, self.store = profile, store
+        self.profile, self.store, self._examples = profile, store, reference_set
         self.reference_set = [example.references for example in reference_set]
         quality.check_references(self.reference_set)
         self._workshop = Workshop(profile, store, progress=False)
@@ -89,9 +88,9 @@ class Scorer:
             names, images = ngrams.document_frequencies(self.reference_set)
             return {"n-grams": np.frombuffer("\n".join(names).encode(), np.uint8), "images": images}, 0
 
-        found = self.store.get(FREQUENCIES, self._key("CIDEr"), make)
-        names = found["n-grams"].tobytes().decode().split("\n") if len(found["images"]) else []
-        return ngrams.Cider(self.reference_set, (names, found["images"]))
+        counted = self.store.get(FREQUENCIES, self._key("CIDEr"), make)
+        names = counted["n-grams"].tobytes().decode().split("\n") if len(counted["images"]) else []
+        return ngrams.Cider(self.reference_set, (names, counted["images"]))
 
     @property
     def _clip_text(self) -> embeddings.TextEncoder:
@@ -120,34 +119,22 @@ class Scorer:
         references = [list(example.references) for example in examples]
         quality.check(captions, references)
         quality.check_metrics(metrics)
-        facts = (
-            truth.truth(data.scenes(self.profile, examples), captions) if set(metrics) & set(quality.TRUTH) else None
-        )
+        if set(metrics) & set(quality.TRUTH):
+            facts = truth.truth(data.scenes(self.profile, examples), captions)
         if "SPICE" in metrics:
             spice.require()
         kept = [metric for metric in metrics if metric not in quality.TRUTH]
-        found = {metric: self._scored(metric, captions, references) for metric in processes.own_first(kept)}
-        return {metric: found[metric] if metric in found else getattr(facts, metric) for metric in metrics}
+        scores = {metric: self._scored(metric, captions, references) for metric in processes.own_first(kept)}
+        return {metric: scores[metric] if metric in scores else getattr(facts, metric) for metric in metrics}
 
     def similarity(
-        self,
-        captions: Sequence[str],
-        captions_hat: Sequence[Sequence[str]],
-        judges: Sequence[str] = ("clip", "sbert", "cider", "wmd"),
+        self, captions: Sequence[str], captions_hat: Sequence[Sequence[str]], judges: Sequence[str] = tuple(JUDGES)
     ) -> dict[str, np.ndarray]:
-        """sim_text of originals and what was read in their drawings: judge -> `(images, N)`, higher is more similar.
+        """sim_text of originals and N >= 1 readings of each: judge, of `JUDGES`, -> `(images, N)`, higher is nearer.
 
-        Each is a score of `quality` with the original for its one reference; CIDEr weighs words by the
-        reference set. WMD is negated; where it is undefined, as for an empty reading, it is -2, the least there is: so
-        such a reading ranks last, and no similarity is NaN.
-
-        Args:
-            captions: the originals, one an image.
-            captions_hat: readings, the same number N >= 1 for each.
-            judges: keys of `JUDGES`.
-
-        Raises:
-            ValueError: a blank original, malformed readings.
+        Each is a score of `quality` with the original for its one reference; CIDEr weighs words by the reference set.
+        WMD is negated; where it is undefined, as for an empty reading, it is -2, the least there is. ValueError: a
+        blank original, malformed readings.
         """
         originals = [[caption] for caption in captions]
         quality.check(captions_hat, originals)
@@ -159,14 +146,12 @@ class Scorer:
     def clip_score(self, examples: Sequence[Example], captions: Sequence[Sequence[str]]) -> np.ndarray:
         """CLIPScore (Hessel et al., 2021) of image and candidate, without references: `(images, N)` in [0, 2.5].
 
-        2.5 max(cosine, 0), of captions behind the profile's `clip_score_prefix`. The small CLIP never saw one.
-        Without CLIP's projections an image and a text have no cosine, so here they are always taken.
+        2.5 max(cosine, 0), of captions behind the profile's `clip_score_prefix`. Without CLIP's projections an image
+        and a text have no cosine, so here they are always taken.
         """
         if not self.profile.clip_projected:
-            projected = copy.copy(self)
-            projected.profile = replace(self.profile, clip_projected=True)
-            projected._workshop = Workshop(projected.profile, self.store, progress=False)
-            return projected.clip_score(examples, captions)
+            projected = replace(self.profile, clip_projected=True)
+            return Scorer(projected, self.store, self._examples).clip_score(examples, captions)
         quality.check(captions, [["-"]] * len(examples))
         key = self._key("CLIP-text") | self._workshop.images_key(examples)
         key |= {"originals": self._workshop.encoder_key("clip"), "weight": CLIPSCORE_WEIGHT}
@@ -183,11 +168,9 @@ class Scorer:
         return self._by_candidates(CLIP_SCORE, key, captions, make)
 
     def consensus(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
-        """How much a candidate says what the others of its image say: its mean CIDEr against them, `(images, N)`.
+        """Mean CIDEr of a candidate against the others of its image, `(images, N)`; a single candidate has 0.
 
-        The choice of least risk under CIDEr (minimum Bayes risk: Kumar and Byrne, 2004), which looks at no image. A
-        single candidate has 0.
-
+        The choice of least risk under CIDEr (minimum Bayes risk: Kumar and Byrne, 2004), which looks at no image.
         ValueError: malformed captions, or a blank one.
         """
         rows, count = [list(row) for row in captions], len(captions[0]) if captions else 0
@@ -224,13 +207,7 @@ class Scorer:
             return spice_like
         return spice.spice
 
-    def _by_candidates(
-        self,
-        kind: Kind,
-        key: dict,
-        captions: Sequence[Sequence[str]],
-        make: Callable[[list[list[str]]], tuple[np.ndarray, int]],
-    ) -> np.ndarray:
+    def _by_candidates(self, kind: Kind, key: dict, captions: Sequence[Sequence[str]], make: Callable) -> np.ndarray:
         """Ten candidates a shard, so that a pool of 20 finds the scores of its first 10."""
 
         def one(block: blocks.Block) -> np.ndarray:
