@@ -14,7 +14,7 @@ from conftest import PARAMETERS, cell
 from docutils import nodes
 from docutils.utils import new_document
 
-from dfl_utils.build import book, bookext, chapter, disclosure, execution, pdf, publish
+from dfl_utils.build import book, bookext, chapter, disclosure, execution, pdf, publish, renderer
 from dfl_utils.build.chapter import BuildFailed
 
 TAGGED = cell(PARAMETERS, tags=["parameters"])
@@ -180,30 +180,6 @@ def test_a_page_says_where_its_numbers_were_made(house, shards, said):
     assert bookext.made_where({"scale": "ci"}) == "Computed here at scale ci."
 
 
-def test_a_picture_needs_an_alt_text_and_a_figure_a_picture(house):
-    shown = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("plots.figure3(scores)", outputs=[shown])])
-    copy = house.write("_build/src/one.ipynb", "")
-    nbformat.write(notebook, copy)
-    with pytest.raises(BuildFailed, match=r"picture without alt text .*in `plots\.figure3\(scores\)`"):
-        book.require_pictures(copy)
-    notebook.cells[0].metadata["mystnb"] = {"image": {"alt": "Quality falls with rank."}, "figure": {"name": "fig-a"}}
-    nbformat.write(notebook, copy)
-    book.require_pictures(copy)
-    text = nbformat.v4.new_output("execute_result", {"text/plain": "<Figure size 720x144 with 1 Axes>"})
-    notebook.cells[0].outputs = [text]
-    nbformat.write(notebook, copy)
-    with pytest.raises(BuildFailed, match="shows no picture in the figure of `plots.figure3"):
-        book.require_pictures(copy)
-
-
-def test_what_a_page_would_load_from_the_network_is_found(house):
-    house.write("_build/html/page.html", '<a href="https://a.org"></a><img alt="" src="_images/b.png"/>')
-    assert book.remote_files(house.root / "_build/html") == []
-    house.write("_build/html/page.html", '<script async src="https://cdn.org/x.js"></script>')
-    assert book.remote_files(house.root / "_build/html") == ["page.html: //cdn.org/x.js"]
-
-
 def test_a_gallery_takes_the_place_of_its_picture_in_the_figure(tmp_path):
     figure = nodes.figure("", nodes.image(uri="a.png", alt='six "games"'), nodes.caption("", "What it shows."))
     bundle = nodes.container("", nodes.container("", figure, mime_type="image/png"), nb_element="mime_bundle")
@@ -227,7 +203,7 @@ def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
     assert {"index.html", "one.html", "searchindex.js"} <= {path.name for path in site}
     assert not any(str(house.root) in path.read_text(errors="replace") for path in site)
     with monkeypatch.context() as patch:
-        patch.setattr(book, "remote_files", lambda site: pytest.fail("what had not changed was rendered again"))
+        patch.setattr(renderer, "render", lambda *_, **__: pytest.fail("what had not changed was rendered again"))
         assert book.render("ci") == index
     copy_prose = book._copy_prose
 

@@ -7,16 +7,12 @@ or out-of-date chapter reaches a page.
 import hashlib
 import importlib.metadata
 import json
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-
-import nbformat
 
 from dfl_utils.build import chapter as chapters
 from dfl_utils.build import disclosure, front, kernels, publish, ranges, renderer
@@ -54,29 +50,17 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     if fresh:  # what an earlier build left is not taken for this one's
         shutil.rmtree(results, ignore_errors=True)
     busy = fresh or set(worth(scale).values()) != {"fresh"}
-    with _early(html and busy) as process:
+    # It gets ready while chapters run, on the core that waits for the kernels' server at first.
+    with renderer.start() if html and busy else nullcontext() as process:
         with environment(**kernels.variables(), **_stores(reuse or scale == "published", scale, fresh)):
             _execute(scale, jobs, fresh)
         refuse_stale(scale)
-        refuse_disclosure(scale)
         if scale == "full" and here.rank == 0:
+            disclosure.refuse(results, sorted(results.glob("*.*")))
             made = publish.publish("mini", results, default_root(), reuse)
             print(f"published {made.relative_to(provenance.ROOT)}")
             front.main()
         return render(scale, process) if html else None
-
-
-@contextmanager
-def _early(wanted: bool) -> Iterator[subprocess.Popen | None]:
-    """A renderer that gets ready while chapters run, on the core that waits for the kernels' server at first."""
-    if not wanted:
-        yield None
-        return
-    with renderer.start() as process:
-        try:
-            yield process
-        finally:
-            process.kill()  # it has rendered, or shall not
 
 
 def _stores(reuse: bool, scale: str, fresh: bool) -> dict[str, str]:
@@ -94,27 +78,10 @@ def _execute(scale: str, jobs: int, fresh: bool) -> None:
 
     def execute(name: str) -> None:
         target, results = folder("src") / f"{name}.ipynb", folder("results") / scale
-        require_pictures(run_chapter(name, scale=scale, target=target, results=results, reuse=not fresh))
+        run_chapter(name, scale=scale, target=target, results=results, reuse=not fresh)
 
     sizes = {name: source.stat().st_size for name, source in chapters.sources().items()}
     side_by_side([partial(execute, name) for name in sorted(sizes, key=sizes.get, reverse=True)], jobs)
-
-
-def require_pictures(copy: Path) -> None:
-    """Raise BuildFailed where an executed figure shows no picture, or one that a screen reader could not describe."""
-    for cell in nbformat.read(copy, as_version=4).cells:
-        pictures = [name for output in cell.get("outputs", []) for name in output.get("data", {}) if "image/" in name]
-        shown, first = cell.metadata.get("mystnb", {}), (cell.source.strip().splitlines() or [""])[0]
-        if "figure" in shown and not pictures:
-            raise BuildFailed(f"Chapter {copy.stem} shows no picture in the figure of `{first}`.")
-        if pictures and not shown.get("image", {}).get("alt"):
-            raise BuildFailed(f"Chapter {copy.stem} shows a picture without alt text (mystnb.image.alt) in `{first}`.")
-
-
-def refuse_disclosure(scale: str) -> None:
-    """Raise BuildFailed where an executed copy, or a file of its numbers, tells of this machine (`disclosure`)."""
-    for place, pattern in ((folder("src"), "*.ipynb"), (folder("results") / scale, "*.*")):
-        disclosure.refuse(place, sorted(place.glob(pattern)))
 
 
 def render(scale: str, process: subprocess.Popen | None = None) -> Path:
@@ -139,8 +106,6 @@ def render(scale: str, process: subprocess.Popen | None = None) -> Path:
     if done.returncode != 0 or not index.is_file():
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         raise BuildFailed("jupyter-book did not accept the book; its messages above name the pages.")
-    if remote := remote_files(site):
-        raise BuildFailed(f"The book would load {remote[0]}; everything it shows must lie in the site.")
     disclosure.refuse(site, disclosure.pages(site))
     mark.write_text(wanted, encoding="utf-8")  # last: pages that were refused are rendered again
     return index
@@ -172,10 +137,3 @@ def _copy_prose() -> None:
         copy = folder("results") / picture.relative_to(results)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, copy)
-
-
-def remote_files(site: Path) -> list[str]:
-    """What the site's pages would load from the network, as `page: address`."""
-    loads = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*?(?:src|href)=["'](?:https?:)?(//[^"']+)""")
-    pages = sorted(site.rglob("*.html"))
-    return [f"{page.name}: {address}" for page in pages for address in loads.findall(page.read_text(encoding="utf-8"))]

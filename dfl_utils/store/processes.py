@@ -127,7 +127,7 @@ def accelerator(cpu: bool, together: bool) -> "Accelerator":
         return Accelerator(cpu=cpu, kwargs_handlers=handlers)
 
 
-def told(value: int) -> list[int]:
+def gathered(value: int) -> list[int]:
     """What every rank says, in their order, to each of those that have joined; all must call this.
 
     Raises:

@@ -246,7 +246,7 @@ class Finetuning:
         self._sum = Sum(self.accelerator, *options)
         folder.mkdir(parents=True, exist_ok=True)
         self._load()
-        if together and len(seen := set(processes.told(self.step))) > 1:
+        if together and len(seen := set(processes.gathered(self.step))) > 1:
             raise ValueError(
                 f"The ranks find states of steps {', '.join(map(str, sorted(seen)))} in {folder}: give all ranks one "
                 "run store, on a file system that they share."

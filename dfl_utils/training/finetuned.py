@@ -207,20 +207,20 @@ class Finetuner(Workshop):
         losses = self._curves(job)
         processes.join(self.profile.device == "cpu")
         if processes.place().rank:
-            if processes.told(0)[0]:
+            if processes.gathered(0)[0]:
                 made = job.make()
                 self.store.get(job.kind, job.key, lambda: made)  # what rank 0 has written
             return self.store.get(losses.kind, losses.key, losses.make)
         asked = []
 
         def make_with_all():
-            asked.append(processes.told(1))
+            asked.append(processes.gathered(1))
             return job.make()
 
         losses = self._curves(replace(job, make=make_with_all))
         content = self.store.get(losses.kind, losses.key, losses.make)
         if not asked:  # it was there
-            processes.told(0)
+            processes.gathered(0)
         return content
 
     def _finetuned(self, recipe: Recipe, job: Job, content: dict) -> Finetuned:
