@@ -1,5 +1,6 @@
 """Sphinx extension of the book: a site that works offline, with each page's own date and the repository's links."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,9 @@ SHOWN = re.compile(r"\bfa-([a-z0-9-]+)")
 # An icon in Font Awesome's script: name:[width,height,[other names],"code",path].
 ICON = re.compile(r"""("[\w-]+"|[\w$]+):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?""")
 SEARCHING = re.compile(r'<script src="(?:_static/searchtools|_static/language_data|searchindex)\.js"></script>\s*')
+STRAY = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)  # the style is of every element of a page
+NAMED = re.compile(r'\bid="|\bhref="#|\burl\(#')
+COLOUR = re.compile(r"\b(fill|stroke): #([0-9a-f]{6})\b")
 LAUNCH = {
     "notebook_interface": "jupyterlab",
     "binderhub_url": "https://mybinder.org",
@@ -123,6 +127,23 @@ def _gallery(app: Sphinx, name: str) -> str:
     return ""
 
 
+def show_plots(app: Sphinx, doctree: nodes.document) -> None:
+    """Set a plot's SVG into the page itself, where the theme gives it colours and its texts are found."""
+    if app.builder.format != "html":
+        return
+    for image in [image for image in doctree.findall(nodes.image) if image["uri"].endswith(".svg")]:
+        drawing = (Path(app.srcdir) / image["uri"]).read_text(encoding="utf-8")
+        image.replace_self(nodes.raw("", themed(drawing, image.get("alt", "")), format="html"))
+
+
+def themed(drawing: str, alt: str) -> str:
+    """An SVG for a page that has others: names of its own, and colours that `custom.css` may set by what they are."""
+    drawing = STRAY.sub("", drawing[drawing.index("<svg") :])
+    own = hashlib.sha256(drawing.encode()).hexdigest()[:8]
+    drawing = COLOUR.sub(r"\1: var(--plot-\2, #\2)", NAMED.sub(rf"\g<0>p{own}-", drawing))
+    return drawing.replace("<svg", f'<svg class="plot" role="img" aria-label="{escape(alt)}" fill="currentColor"', 1)
+
+
 def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Let the pointer on a word of the glossary show its definition."""
     if "glossary" not in app.env.found_docs or docname == "glossary":
@@ -183,6 +204,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", read_side_by_side)
     # After the themes, which add their scripts at the default priority.
     app.connect("doctree-read", show_galleries)
+    app.connect("doctree-read", show_plots)
     app.connect("doctree-resolved", explain_terms)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)

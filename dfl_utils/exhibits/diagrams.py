@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from dfl_utils.exhibits.plots import STYLE
+from dfl_utils.exhibits.svg import STYLE, Plot
 from dfl_utils.training.anatomy import Anatomy
 
 # In inches, from the left and from the top.
@@ -88,7 +88,7 @@ def chain(parts: Sequence[Part]) -> Figure:
     """Boxes from top to bottom, and an arrow with its label from each to the next; below them what the fills mean."""
     step = BOX_HEIGHT + GAP
     height = step * len(parts) + 0.2
-    figure = plt.figure(figsize=(WIDTH, height))
+    figure = plt.figure(figsize=(WIDTH, height), FigureClass=Plot)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, WIDTH), ylim=(height, 0))
     axis.axis("off")

@@ -1,7 +1,6 @@
 """Figures of the book: they take computed summaries and draw them, and know no model.
 
-Every figure has a white face (it is framed in the dark theme), units on its axes and no title: the caption, in the
-chapter's cell metadata, says what it shows.
+Every figure has units on its axes and no title: the caption, in the chapter's cell metadata, says what it shows.
 """
 
 import base64
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from dfl_utils.exhibits import paper
+from dfl_utils.exhibits.svg import STYLE, Plot
 from dfl_utils.game.loops import Reconstructions
 from dfl_utils.scores.ranking import Estimate
 from dfl_utils.world.data import read_image
@@ -56,22 +56,14 @@ AXES = {
     "KID": "KID (reversed)",
 }
 MOST_BANDS, DODGE = 2, 0.14  # lines with bands in a panel; else the sideways step between bars, in steps of x
+DRAWN = {"FigureClass": Plot, "layout": "constrained"}
 RANK = "rank of the reconstruction (0 = most similar)"
-
-
-STYLE = {
-    **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), "white"),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **{"figure.dpi": 110, "font.size": 10, "axes.grid": True, "grid.alpha": 0.25},
-}
 
 
 def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure and its panels of a size in inches, in rows of `columns`; those past the `count` are blank."""
     lines = -(-count // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(size[0] * columns, size[1] * lines), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(lines, columns, figsize=(size[0] * columns, size[1] * lines), squeeze=False, **DRAWN)
     for axis in axes.flat[count:]:
         axis.axis("off")
     return figure, axes.flat[:count]
@@ -176,7 +168,7 @@ def interval_points(
     labels, groups = list(dict.fromkeys(table.label)), list(dict.fromkeys(table.group))
     looks, step = _looks(groups), min(0.22, 0.8 / len(groups))
     height = 0.55 + max(0.55, 0.17 * len(groups)) * len(labels)
-    figure, axis = plt.subplots(figsize=(7.2, height), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, height), **DRAWN)
     if origin is not None:
         axis.axvline(origin, color="#a1a1aa", linewidth=1, zorder=0)
     for shift, group in enumerate(groups):
@@ -230,7 +222,7 @@ def cost_curves(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
         xlabel, ylabel: what cost and quality are, with their units.
     """
     looks = _looks(list(dict.fromkeys(table.method)))
-    figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 4.2), **DRAWN)
     for method, look in looks.items():
         own = table[table.method == method].sort_values("x")
         error = np.abs(np.stack([own.value - own.low, own.high - own.value]))
@@ -256,7 +248,7 @@ def stacked_bars(values: pd.Series, xlabel: str) -> Figure:
     """
     bars, parts, halves = (values.index.unique(level) for level in range(3))
     colours, ends = dict(zip(parts, COLOURS.values(), strict=False)), dict.fromkeys(bars, 0.0)
-    figure, axis = plt.subplots(figsize=(7.2, 2.9), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 2.9), **DRAWN)
     for (bar, part, half), value in values.items():
         first = half == halves[0]
         label = part if first and bar == bars[0] else None
