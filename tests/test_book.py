@@ -193,6 +193,17 @@ def test_a_gallery_takes_the_place_of_its_picture_in_the_figure(tmp_path):
     assert figure[1].astext() == "What it shows."
 
 
+def test_a_plot_lies_in_the_page_in_place_of_its_file(tmp_path):
+    (tmp_path / "a.svg").write_text('<?xml version="1.0"?><svg><text>0.5</text></svg>')
+    doctree = new_document("page")
+    doctree += nodes.figure("", nodes.image(uri="a.svg", alt="a line"))
+    bookext.show_plots(SimpleNamespace(builder=SimpleNamespace(format="html"), srcdir=tmp_path), doctree)
+    (plot,) = doctree.findall(nodes.raw)
+    assert (
+        plot.astext() == '<svg class="plot" role="img" aria-label="a line" fill="currentColor"><text>0.5</text></svg>'
+    )
+
+
 def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
     """A chapter that runs, a page of prose; then the same with a page that says where it was made."""
     house.write("_toc.yml", "format: jb-book\nroot: index\nchapters:\n  - file: one\n")

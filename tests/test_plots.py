@@ -1,7 +1,9 @@
 """Figures: which side is best, which axis is reversed, what each panel holds; no figure is left open."""
 
 import base64
+import re
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dfl_utils.exhibits import plots
+from dfl_utils.build import bookext
+from dfl_utils.exhibits import diagrams, plots, svg
 
 METRICS = ["CIDEr", "WMD", "SBERT"]
 
@@ -52,6 +55,38 @@ def test_curves_are_drawn_by_rank_with_their_intervals_and_only_a_distance_is_re
         corners = {tuple(point) for path in band.get_paths() for point in path.vertices}
         assert {(0, 48), (0, 53), (2, 28), (2, 33)} <= corners
     assert len(axis.collections) == 2
+
+
+def test_a_cell_shows_a_plot_as_the_same_svg_each_time_and_texts_as_texts(rows, monkeypatch):
+    shown = []
+    monkeypatch.setattr(svg, "display", lambda data, raw: shown.append(data["image/svg+xml"]))
+    for _ in range(2):
+        plots.score_curves(rows, METRICS, plots.RANK)._ipython_display_()
+    assert shown[0] == shown[1] and ">ranked by CLIP</text>" in shown[0]
+    page = bookext.themed(shown[0], 'a "line"')
+    assert page.startswith('<svg class="plot" role="img" aria-label="a &quot;line&quot;" fill="currentColor"')
+    assert "<style" not in page and "stroke: var(--plot-0b6fb8, #0b6fb8)" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and {*re.findall(r'(?:href="|url\()#([^")]+)', page)} <= {*ids}
+
+
+def luminance(colour):
+    part = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    return np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def contrast(*colours):
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_each_colour_is_read_on_the_ground_of_either_theme():
+    css = (Path(__file__).parents[1] / "book" / "_static" / "custom.css").read_text()
+    dark = {f"#{name}": colour for name, colour in re.findall(r"--plot-(\w{6}): (#\w{6});", css)}
+    for colour in {*plots.COLOURS.values(), "#000000"}:
+        assert contrast(colour, "#ffffff") >= 4.5 and contrast(dark[colour], "#121212") >= 4.5
+    for fill, _ in diagrams.LOOKS.values():
+        assert contrast(diagrams.INK, fill) >= 7 and contrast(dark[diagrams.INK], dark.get(fill, "#121212")) >= 7
 
 
 def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
