@@ -249,7 +249,7 @@ def test_a_damaged_state_is_named(tmp_path, damage):
     [
         ({"losses": ("caption_loss", "style_loss")}, "losses must name some of caption_loss, .*style_loss"),
         ({"steps": 0}, "steps 0, .*start at 1"),
-        ({"lr": math.nan}, "lr nan: .*lr lies between 0 and 1"),
+        ({"lr": math.nan}, "lr nan, .*lr lies between 0 and 1"),
         ({"connect": "argmax"}, "connect is 'argmax': choose one of softmax, gumbel"),
         ({"way": "by turns"}, "way is 'by turns': choose one of joint, alternating"),
         ({"way": "alternating", "losses": LOSSES[1:]}, "losses leaves out caption_loss: name all four, or take the"),
@@ -290,7 +290,7 @@ def test_the_sum_is_that_of_one_order_whoever_made_its_parts(processes):
     for rank in range(processes):
         world = SimpleNamespace(num_processes=processes, process_index=rank, gather=lambda row: rows.append(row))
         part = finetune.Sum(world, count, ["a", "b"], [weight, idle])
-        for k in part.own:
+        for k in part.mine:
             weight.grad = torch.tensor([gradients[k]])
             part.add({"a": torch.tensor(float(k)), "b": torch.tensor(0.5)})
         if processes > 1:

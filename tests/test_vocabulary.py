@@ -1,7 +1,6 @@
 """The tokenizer transformation: maps and alignments worked out by hand, the census, drawings of token ids."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,9 +186,6 @@ def test_models_of_other_vocabularies_are_refused(ruled, bert, bpe, clip):
     ):
         with pytest.raises(ValueError, match=f"The {role} has another vocabulary than the map was made for"):
             ruled.check(*pair, rows)
-    turned = replace(ruled, index=torch.zeros(ruled.generator_size, dtype=torch.int64))
-    with pytest.raises(ValueError, match="has a row for each of the generator's 49,408 tokens, .* captioner's 30,524"):
-        turned.check(bert, clip, 30_524)
 
 
 def test_what_cannot_be_mapped_is_refused(bert, clip):

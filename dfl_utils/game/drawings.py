@@ -26,7 +26,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Sentences:
-    """What a captioner said, image after image, candidate after candidate."""
+    """A captioner's, image after image, candidate after candidate."""
 
     captions: list[str]
 
@@ -86,12 +86,7 @@ class Drawings:
     @cached_property
     def keys(self) -> dict[Block, dict]:
         """What each block's drawings depend on."""
-        profile = self.workshop.profile
-        common = self.workshop.made_by("generator") | {
-            "num_inference_steps": profile.num_inference_steps,
-            "guidance_scale": profile.guidance_scale,
-            "image_size": profile.image_size,
-        }
+        common = self.workshop.drawing_key()
         return {b: common | {"captions": b.of(self.captions), "seeds": b.of(self.seeds)} for b in self.blocks}
 
     def draw(self, block: Block) -> np.ndarray:

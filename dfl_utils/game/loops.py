@@ -25,18 +25,11 @@ from dfl_utils.world.profile import Profile
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """What came back of images: similarities now, pictures on demand.
+    """What came back of images: similarities now, pictures on demand."""
 
-    Attributes:
-        examples: the originals, in order.
-        captions: their captions, `images` lists of N.
-        sim_image: encoder name -> cosine(original, image_hat), `(images, N)` float32.
-        drawings: the pictures' place in the store.
-    """
-
-    examples: list[Example]
-    captions: list[list[str]]
-    sim_image: dict[str, np.ndarray]
+    examples: list[Example]  # the originals, in order
+    captions: list[list[str]]  # their captions, `images` lists of N
+    sim_image: dict[str, np.ndarray]  # encoder name -> cosine(original, image_hat), `(images, N)` float32
     drawings: Drawings
 
     def load_images(self, k: int) -> np.ndarray:
@@ -48,15 +41,12 @@ class Reconstructions:
 class Readings(Reconstructions):
     """What came back of texts: N drawings of each and what the captioner reads in them.
 
-    Attributes:
-        captions: the original texts, one an image.
-        captions_hat: what was read in each drawing, `images` lists of N; compared with the text, it ranks.
-        sim_image: encoder name -> cosine(image that the text was written of, drawing), `(images, N)` float32; the
-            quality of a drawing (Section 3.3), never used to rank.
+    Their `sim_image` is with the image that the text was written of: the quality of a drawing (Section 3.3), never used
+    to rank.
     """
 
-    captions: list[str]
-    captions_hat: list[list[str]]
+    captions: list[str]  # the original texts, one an image
+    captions_hat: list[list[str]]  # read in each drawing, `images` lists of N; compared with the text, it ranks
 
 
 CAPTIONS, DESCRIPTIONS = Kind("captions", Sentences), Kind("descriptions", Sentences)
@@ -131,9 +121,8 @@ class Game(Workshop):
             examples: originals.
             captions: the same number N >= 1 for each.
             summed: the sum over tokens instead of their mean.
-            unseen: of a grey image in the place of each original: what the captioner would say anyway, a prior. Taken
-                away it leaves what a caption owes to the image (Lin et al., "Revisiting the Role of Language Priors in
-                Vision-Language Models", ICML 2024).
+            unseen: of a grey image in the place of each original: what the captioner would say anyway, a prior (Lin
+                et al., "Revisiting the Role of Language Priors in Vision-Language Models", ICML 2024).
         """
         count = _check_captions("log_likelihood", examples, captions)
         options = {name: True for name, asked in (("summed", summed), ("unseen", unseen)) if asked}

@@ -49,32 +49,32 @@ def beside(
 def _accuracy(name: str, judged: Sequence[Preferred], judges: Sequence[str], options: dict) -> dict[str, dict]:
     images, captions = [one.image for one in judged], [[one.better, one.worse] for one in judged]
     scores = score_captions(images, captions, judges, **options)
-    found = {}
+    rows = {}
     for judge in judges:
         hits = judgements.accuracy(*np.array(scores[judge]).T)
         of_image = pd.Series(hits).groupby(list(map(str, images))).agg(["sum", "size"]).to_numpy(float)
         share = intervals.estimate(of_image[None], lambda means: 100 * means[..., 0] / means[..., 1])
-        found[judge] = {"measure": "accuracy, %", "agreement": share, "n": len(judged)}
-    return found
+        rows[judge] = {"measure": "accuracy, %", "agreement": share, "n": len(judged)}
+    return rows
 
 
 def _tau(name: str, judged: Sequence[Rated], judges: Sequence[str], options: dict) -> dict[str, dict]:
     scores = score_captions([one.image for one in judged], [one.caption for one in judged], judges, **options)
     places = list(pd.Series(range(len(judged))).groupby([str(one.image) for one in judged]).indices.values())
-    rng = np.random.default_rng(0)
-    draws = [np.concatenate([places[k] for k in rng.integers(len(places), size=len(places))])
-             for _ in range(NUM_RESAMPLES)]  # fmt: skip
+    rng, images = np.random.default_rng(0), np.arange(len(places))
+    draws = [images, *(rng.choice(images, len(images)) for _ in range(NUM_RESAMPLES))]
 
-    def tau(judge: str, chosen: np.ndarray) -> float:
+    def tau(judge: str, drawn: np.ndarray) -> float:
+        chosen = np.concatenate([places[k] for k in drawn])
         return 100 * judgements.agreement(name, scores[judge][chosen], [judged[k] for k in chosen])
 
-    found = {}
+    rows = {}
     for judge in judges:
-        low, high = np.quantile([tau(judge, chosen) for chosen in draws], TAILS)
-        value = tau(judge, np.arange(len(judged)))
+        value, *others = (tau(judge, drawn) for drawn in draws)
+        low, high = np.quantile(others, TAILS)
         estimate = Estimate(value, min(low, value), max(high, value), len(places))
-        found[judge] = {"measure": "Kendall's tau, %", "agreement": estimate, "n": len(judged)}
-    return found
+        rows[judge] = {"measure": "Kendall's tau, %", "agreement": estimate, "n": len(judged)}
+    return rows
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,6 @@
-"""Seconds of the processor that captions take to say and to judge, side by side in one process.
+"""Seconds that captions take to say and to judge, side by side in one process, as a chapter asks it: no shard is found.
 
-Every work is asked as a chapter asks it, of images that it has not met: no shard is found, models are loaded once. The
-seconds are a shard of the run store; they name the day and the machine, and are not measured again.
+They are a shard of the run store, which names the day and the machine, and are not measured again.
 """
 
 import tempfile
@@ -60,11 +59,9 @@ def measure(
     On a CPU all threads of the process count, elsewhere the time that passes.
 
     Args:
-        game: models and store.
         examples: one shard of images a round and one to warm up; where there are fewer, the rounds share them.
         reference_set: as of `Scorer`.
         num_candidates, top_p, num_beams: of the captioner; `one caption` is sampled alone.
-        rounds: at least 1.
 
     Raises:
         ValueError: fewer images than rounds.

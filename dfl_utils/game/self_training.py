@@ -1,9 +1,8 @@
 """Self-training on the winner of the reconstruction game: a discrete alternative to the differentiable connection.
 
-The paper sends token distributions to the generator and leaves discrete captions to future work (Section 4.1). Here a
-caption stays a sentence: the captioner samples N of an image, the generator draws them, and the sentence whose drawing
-is most like the image becomes its only reference. `caption_loss` (Eq. 1) on such examples rewards what the game ranks
-first; no gradient passes through the generator, and it is drawn with before the training and never during it.
+The paper leaves discrete captions to future work (Section 4.1). Here the sentence whose drawing is most like the image
+becomes its only reference: `caption_loss` (Eq. 1) then rewards what the game ranks first, and no gradient passes
+through the generator.
 """
 
 from collections.abc import Sequence
@@ -29,23 +28,13 @@ def winners(
     seed: int = 0,
     pick: str = "best",
 ) -> list[Example]:
-    """Examples whose references give way to one caption of the captioner's own, chosen by the i2t2i loop.
+    """Examples whose references give way to one caption of the captioner's own, chosen by the i2t2i loop; see `retold`.
 
     Args:
-        game: the frozen pair and its store; drawings that other chapters made are used again.
-        examples: B training images.
-        num_candidates: captions N >= 1 sampled of each.
+        game, examples, num_candidates, top_p, seed: as of `Game.i2t2i`, with its errors.
         judge: key of `similarity.ENCODERS`; compares drawing and image.
-        top_p: of the sampling (paper: 0.9).
-        seed: starts captions, noise and random picks.
         pick: `best`, the caption whose drawing is most similar (the first of several equally similar); `worst`, least
             similar; `random`, any, by `blocks.pick`, for which nothing is drawn.
-
-    Returns:
-        At most B examples, in order; see `retold`.
-
-    Raises:
-        ValueError: before any work, no images, fewer than one candidate, a negative seed.
     """
     if pick == "random":
         rows = game.sample_captions(examples, num_candidates, top_p=top_p, seed=seed)
@@ -59,18 +48,9 @@ def winners(
 
 
 def preferences(examples: Sequence[Example], captions: Sequence[Sequence[str]], sim: np.ndarray) -> list[Example]:
-    """Examples whose references give way to two of their candidates: the one that a judge ranks first, and the last.
+    """Examples whose references give way to two of their N >= 2 candidates: the first and the last by `sim` `(B, N)`.
 
-    Args:
-        examples: B images.
-        captions: B lists of N >= 2 candidates.
-        sim: `(B, N)`, higher is better.
-
-    Returns:
-        At most B examples, in order: an image is left out where the two say the same, or one of them nothing.
-
-    Raises:
-        ValueError: a judge that gives NaN; no image is left.
+    An image is left out where the two say the same, or one of them nothing. ValueError: NaN; no image is left.
     """
     ranks = ranking.ranks(sim)
     ends = zip(examples, captions, np.argmin(ranks, axis=1), np.argmax(ranks, axis=1), strict=True)
@@ -84,10 +64,7 @@ def preferences(examples: Sequence[Example], captions: Sequence[Sequence[str]], 
 def retold(examples: Sequence[Example], captions: Sequence[str]) -> list[Example]:
     """Examples with one caption in place of their references; an image with an empty caption is left out.
 
-    How many were left out is the difference of the two lengths.
-
-    Raises:
-        ValueError: not one caption an image, or none that says anything.
+    ValueError: not one caption an image, or none that says anything.
     """
     pairs = zip(examples, map(str.strip, captions), strict=True)
     kept = [replace(example, references=(caption,)) for example, caption in pairs if caption]

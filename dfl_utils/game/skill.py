@@ -58,15 +58,9 @@ def of_single_things(workshop: Workshop, count: int, seed: int = 0) -> Drawn:
         raise ValueError(f"Profile {profile.name!r} has no probe to see what was drawn: take the profile mini.")
     texts, nouns, colours = prompts(count, 1, f"skill/{seed}")
     seeds = [random.Random(f"skill/{seed}/{k}").getrandbits(62) for k in range(count)]
-    key = {
-        "generator": workshop.made_by("generator"),
-        "num_inference_steps": profile.num_inference_steps,
-        "guidance_scale": profile.guidance_scale,
-        "image_size": profile.image_size,
-        "probe": workshop.made_by("probe"),
-        "prompts": texts,
-        "seeds": seeds,
-    }
+    settings = {name: getattr(profile, name) for name in ("num_inference_steps", "guidance_scale", "image_size")}
+    models = {role: workshop.made_by(role) for role in ("generator", "probe")}
+    key = models | settings | {"prompts": texts, "seeds": seeds}
     return workshop.store.get(SKILL, key, partial(_look, workshop, texts, seeds, nouns, colours))
 
 

@@ -46,8 +46,6 @@ def prompt_ids(tokenizer, rows: Rows) -> Tensor:
 class Retold:
     """Captions told to the generator in several ways, all drawn from the same noise; equal prompts are drawn once.
 
-    A way that tells the generator's own tokens gives the drawings that `Generator.draw` makes of the captions.
-
     Args:
         workshop: models and store; the generator must be a Stable Diffusion.
         examples: the captions' images.
@@ -56,15 +54,12 @@ class Retold:
     """
 
     def __init__(self, workshop: Workshop, examples: Sequence[Example], prompts: Mapping[str, Rows], seeds: list[int]):
-        self._workshop, self._examples, profile = workshop, examples, workshop.profile
+        self._workshop, self._examples = workshop, examples
         pairs = {way: list(zip(map(tuple, rows), seeds, strict=True)) for way, rows in prompts.items()}
         places = {pair: k for k, pair in enumerate(dict.fromkeys(sum(pairs.values(), [])))}
         self._places = {way: [places[pair] for pair in part] for way, part in pairs.items()}
         self.number = len(places)
-        self._inputs = workshop.made_by("generator") | {
-            "num_inference_steps": profile.num_inference_steps,
-            "guidance_scale": profile.guidance_scale,
-            "image_size": profile.image_size,
+        self._inputs = workshop.drawing_key() | {
             "tokens": [list(map(int, row)) for row, _ in places],
             "seeds": [seed for _, seed in places],
         }

@@ -139,6 +139,11 @@ class Workshop:
         penalty = self.profile.beam_penalty
         return self.captioner_key() | {"num_beams": num_beams} | ({} if penalty == 1 else {"beam_penalty": penalty})
 
+    def drawing_key(self) -> dict:
+        """What every drawing of the generator depends on, beside its text and its noise."""
+        names = ("num_inference_steps", "guidance_scale", "image_size")
+        return self.made_by("generator") | {name: getattr(self.profile, name) for name in names}
+
     def encoder_key(self, name: str) -> dict:
         own = {"dino": {"size": self.profile.dino_size}, "efficientnet": {"timm": provenance.release("timm")}}
         return self.made_by(name) | own.get(name, {})

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +22,6 @@ CENSUS = Kind("census")
 TALLY = Kind("census-tally", made_from=(CENSUS,))
 TOKEN_MAP = Kind("token-map", made_from=(CENSUS,))
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard errors
-
-
-def clean(caption: str) -> str:
-    """A caption as BLIP is trained on: lower case, `. ! " ( ) * # : ; ~` and runs of spaces become one space."""
-    return re.sub(r"\s+", " ", re.sub(r"[.!\"()*#:;~]", " ", caption.lower())).strip()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """What the tables of the finetuning measure (Tables 3, 4, 5 and 9): captions, drawings and the losses themselves.
 
-`train` makes a recipe's trainings, one a seed. `Trials` compares methods by what their trainings say and draw,
-`held_out` by their losses. Everything is asked of a `Game` or kept in the store like its shards, so that a finetuned
-pair is measured once, and a role that a finetuning left alone shares the shards of the pair that it started from.
+Everything is asked of a `Game` or kept in the store like its shards: a finetuned pair is measured once, and a role that
+a finetuning left alone shares the shards of the pair that it started from.
 """
 
 import copy
@@ -64,12 +63,9 @@ class ImageScores:
 def caption_scores(
     game: Game, scorer: Scorer, examples: Sequence[Example], metrics: Sequence[str] = quality.FIGURE3
 ) -> CaptionScores:
-    """Captions by beam search of three beams, scored against the references.
+    """Captions by beam search of three beams, scored against the references by a scorer of the whole split.
 
-    Args:
-        game: of the profile whose captioner is asked.
-        scorer: of the whole split that `examples`, images with references, are of.
-        metrics: some of `quality.METRICS`; an unknown one is refused before a caption is made.
+    ValueError, before a caption is made: `metrics` that are none of `quality.METRICS`.
     """
     quality.check_metrics(metrics)
     captions = game.describe(examples, num_beams=NUM_BEAMS)
@@ -79,13 +75,10 @@ def caption_scores(
 
 
 def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> ImageScores:
-    """One drawing of one reference of each image.
+    """One drawing of one reference of each image, that of `Game.t2i2t`.
 
-    The reference is that of `Game.t2i2t`. Text and noise depend on `seed` and the image alone, so two
-    generators draw the same texts from the same noise and may be compared in pairs.
-
-    Raises:
-        ValueError: an image without references, a negative seed.
+    Text and noise depend on `seed` and the image alone, so that two generators may be compared in pairs. ValueError: an
+    image without references, a negative seed.
     """
     captions = references_of(examples, seed)
     run = game.reconstruct(examples, [[caption] for caption in captions], seed=seed)
@@ -98,14 +91,10 @@ def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> Imag
 def validation_losses(
     finetuner: Finetuner, profile: Profile, examples: Sequence[Example], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The four losses of a pair on pairs that it was not trained on, as the paper defines them: no economy, its VAE.
+    """The four losses of a profile's models on examples that they were not trained on, without economy, by their VAE.
 
     One epoch of batches of eight: caption, timestep and noise of an image are fixed by `seed`, the same for every pair.
-
-    Args:
-        finetuner: gives the vocabulary map, the frozen parts and the store.
-        profile: whose models are measured: the finetuner's own, or a `Finetuned.profile` of it.
-        examples: images with captions, at least one, apart from the training images.
+    The profile is the finetuner's own, or a `Finetuned.profile` of it.
 
     Returns:
         Loss -> `(batches,)` float32; nats a token, or squared error a latent value.
@@ -113,22 +102,22 @@ def validation_losses(
     Raises:
         ValueError: a negative seed, a caption that does not fit the models.
     """
-    workshop = Workshop(profile, finetuner.store, progress=False)
+    shop = Workshop(profile, finetuner.store, progress=False)
     key = finetuner.images_key(examples) | {
         "captions": [list(example.references) for example in examples],
         "seed": seed,
         "batch_size": VALIDATION_BATCH,
-        "captioner": workshop.captioner_key(),
-        "generator": workshop.made_by("generator") | {"image_size": profile.image_size},
+        "captioner": shop.captioner_key(),
+        "generator": shop.made_by("generator") | {"image_size": profile.image_size},
         "map": finetuner.vocabulary_map.fingerprint(),
     }
 
     def make():
         # Of a role that was left alone the finetuner's own model, not loaded again.
-        own, (model, pipeline) = finetuner.profile, finetuner._base_models
-        if profile.captioner != own.captioner:
+        start, (model, pipeline) = finetuner.profile, finetuner._base_models
+        if profile.captioner != start.captioner:
             model = captioner.load(replace(profile, dtype="float32"))
-        if profile.generator != own.generator:
+        if profile.generator != start.generator:
             pipeline = finetuned.load_pipeline(profile)
         pairs.check(model, pipeline, examples)
         # The autoencoder is never trained: latents are those of the pair that the finetuning started from.
@@ -173,8 +162,7 @@ class Trials:
         reference_set: see `Scorer`.
         examples: images that are captioned; the first `num_drawn`, at least 2, have a reference drawn, too.
         metrics: of captions, beside BLEU.
-        seed: of the drawings.
-        num_resamples: for intervals of FID and KID.
+        seed, num_resamples: of the drawings; for intervals of FID and KID.
 
     Attributes:
         profiles: method -> the pair that each of its trainings left. A method is measured when it is first asked for.

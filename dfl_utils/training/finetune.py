@@ -28,8 +28,6 @@ from dfl_utils.training.pairs import Pairs
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# --- The recipe of a finetuning run: all that decides it beside its models and pairs.
-
 ROLES = ("captioner", "generator")
 
 
@@ -43,8 +41,7 @@ def cut(batch_size: int, count: int) -> list[slice]:
 class Recipe:
     """All that decides a run beside its models and pairs."""
 
-    # some of `losses.LOSSES`, summed with equal weights (Appendix H); or the captioner's preferences alone
-    losses: tuple[str, ...] = LOSSES
+    losses: tuple[str, ...] = LOSSES  # some of them, summed with equal weights (Appendix H); or `PREFERENCE` alone
     train: tuple[str, ...] = ROLES  # which of `captioner` and `generator` move
     steps: int = 70_000  # optimiser steps
     lr: float = 1e-4  # of AdamW, constant (paper: 1e-4)
@@ -53,27 +50,25 @@ class Recipe:
     connect: str = "softmax"  # see `losses.distributions`
     decoder: str = "vae"  # `vae`, or `tiny` for the profile's `AutoencoderTiny`
     economy: Economy = field(default_factory=Economy)  # see `losses.Economy`
-    # parts in which a batch is worked on, one after the other or by several ranks at a time; their number changes a
-    # step's last bits, who works on them does not
-    micro_batches: int = 1
+    micro_batches: int = 1  # parts in which a batch is worked on, by one process or several
     beta: float = 0.1  # of the preference loss
-    way: str = "joint"  # one of `losses.WAYS`; of two ways that take as many steps, `alternating` learns half as much
+    way: str = "joint"  # one of `losses.WAYS`
 
     def __post_init__(self):
         if PREFERENCE in self.losses and (self.losses, self.train) != ((PREFERENCE,), ("captioner",)):
             raise ValueError(f"{PREFERENCE} teaches the captioner alone: losses and train must name nothing else.")
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}: give a number above 0.")
         for name, known in (("losses", (*LOSSES, PREFERENCE)), ("train", ROLES)):
-            if set(found := getattr(self, name)) - set(known) or not found:
-                raise ValueError(f"{name} must name some of {', '.join(known)}, not {', '.join(found) or 'none'}.")
+            if set(named := getattr(self, name)) - set(known) or not named:
+                raise ValueError(f"{name} must name some of {', '.join(known)}, not {', '.join(named) or 'none'}.")
         for name, known in (("decoder", ("vae", "tiny")), ("connect", CONNECTIONS), ("way", WAYS)):
-            if (found := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {found!r}: choose one of {', '.join(known)}.")
-        if self.steps < 1 or not 1 <= self.micro_batches <= self.batch_size or not 0 < self.lr < 1:
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}.")
+        whole = 1 <= self.micro_batches <= self.batch_size and self.steps >= 1
+        if not (whole and 0 < self.lr < 1 and self.beta > 0):
             raise ValueError(
-                f"steps {self.steps}, batch_size {self.batch_size}, micro_batches {self.micro_batches}, lr {self.lr}: "
-                "whole numbers start at 1, a batch has at least as many pairs as parts, lr lies between 0 and 1."
+                f"steps {self.steps}, batch_size {self.batch_size}, micro_batches {self.micro_batches}, lr {self.lr}, "
+                f"beta {self.beta}: whole numbers start at 1, a batch has at least as many pairs as parts, lr lies "
+                "between 0 and 1, beta above 0."
             )
         if self.way != "joint" and (missing := [loss for loss in LOSSES if loss not in self.losses]):
             raise ValueError(
@@ -81,10 +76,10 @@ class Recipe:
                 "four, or take the way joint."
             )
         parts = [len(range(self.batch_size)[rows]) for rows in cut(self.batch_size, self.micro_batches)]
-        if (told := sum(map(self.economy.rows, parts))) != (whole := self.economy.rows(self.batch_size)):
+        if (parted := sum(map(self.economy.rows, parts))) != (rows := self.economy.rows(self.batch_size)):
             raise ValueError(
-                f"A share of {self.economy.share:g} is {whole} of {self.batch_size} pairs, and in {self.micro_batches} "
-                f"micro_batches it would be {told}: take fewer of these, or another share."
+                f"A share of {self.economy.share:g} is {rows} of {self.batch_size} pairs, and in {self.micro_batches} "
+                f"micro_batches it would be {parted}: take fewer of these, or another share."
             )
 
     def turn(self, step: int) -> tuple[str, ...]:
@@ -126,10 +121,8 @@ def unfreeze(pair: TalkingPair, train: Sequence[str] = ROLES) -> dict[str, nn.Pa
     return trainable
 
 
-# --- A step in micro-batches: parts of its batch, whose losses and gradients are added up in one order.
-#
-# One process or several then take the same step to the bit: what a part is, what noise it sees and in which order the
-# parts are summed does not depend on who works on them.
+# --- A step in micro-batches. One process or several take the same step to the bit: what a part is, what noise it sees
+# and in which order losses and gradients are summed does not depend on who works on them.
 
 
 def shares(counts: Sequence[int], cuts: Sequence[slice], economy: Economy) -> list[dict[str, float]]:
@@ -169,12 +162,12 @@ class Sum:
         self.losses, self.parameters = list(losses), list(parameters)
         self.slots = -(-count // accelerator.num_processes)  # the last ranks may have fewer, or none
         start = accelerator.process_index * self.slots
-        self.own = range(min(start, count), min(start + self.slots, count))
+        self.mine = range(min(start, count), min(start + self.slots, count))
         self._sizes = [len(self.losses), len(self.parameters), *(p.numel() for p in self.parameters)]
         self._rows: list[Tensor] = []
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Keep one micro-batch of `own`, in order: its weighted losses, 0 for one whose turn it is not, and the
+        """Keep one micro-batch of `mine`, in order: its weighted losses, 0 for one whose turn it is not, and the
         gradients that it left."""
         reached = [parameter.grad is not None for parameter in self.parameters]
         nothing = self.parameters[0].new_zeros(())
@@ -199,11 +192,11 @@ class Sum:
         if self.accelerator.num_processes == 1:
             return self._rows
         device = self.parameters[0].device
-        mine = torch.zeros(self.slots, sum(self._sizes), device=device)
+        rows = torch.zeros(self.slots, sum(self._sizes), device=device)
         for k, row in enumerate(self._rows):
-            mine[k] = row
+            rows[k] = row
         with processes.answering(f"step {step} was added up"):
-            return self.accelerator.gather(mine)
+            return self.accelerator.gather(rows)
 
 
 # --- The run.
@@ -287,7 +280,7 @@ class Finetuning:
             return self._backward(self.pair(self.pairs.batch(self.step), turn))
         cuts = cut(self.recipe.batch_size, self.recipe.micro_batches)
         parts = shares(self.pairs.counts(self.step), cuts, self.recipe.economy)
-        for k in self._sum.own:
+        for k in self._sum.mine:
             with self.accelerator.no_sync(self.pair):  # gradients are added up in one order, not as they come
                 losses = self.pair(self.pairs.batch(self.step, cuts[k]), turn)
                 losses = self._backward({name: loss * parts[k][name] for name, loss in losses.items()})

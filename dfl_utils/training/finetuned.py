@@ -1,8 +1,7 @@
 """What finetuning leaves: a profile whose captioner or generator is the trained one, in the Hugging Face layout.
 
-The trained weights lie in the run store as a shard of their own, beside one of the losses and the weights' digests that
-travels with the published run. The folders that chapters load are written when they are first provided; where the
-weights have not travelled, they are trained again.
+Trained weights are a shard of the run store, beside one of losses and digests that travels with the published run. The
+folders that chapters load are written when they are first provided, from weights that are trained again if need be.
 """
 
 import copy
@@ -50,10 +49,8 @@ class Finetuned:
 
 
 class Finetuner(Workshop):
-    """Runs recipes on one profile's pair and one set of examples, training images with captions, through the store.
-
-    Captions are read as `pairs.cleaned` leaves them, by the losses and by the vocabulary map.
-    """
+    """Runs recipes on one profile's pair and one set of training images with captions, `pairs.cleaned`, through the
+    store."""
 
     def __init__(self, profile: Profile, store: RunStore, examples: Sequence[Example], *, progress: bool = True):
         super().__init__(profile, store, progress=progress)
@@ -137,9 +134,9 @@ class Finetuner(Workshop):
         return pairs.Pairs(pair.captioner, pipeline, self.examples, self._latents, **options)
 
     def _margins(self) -> np.ndarray:
-        """By how much the captioner prefers the first of each image's two captions before any training, `(images,)`.
+        """By how much the captioner prefers the first of each image's captions before any training, `(images,)`.
 
-        ValueError for an image that has not two.
+        ValueError: an image that has not two.
         """
         if few := [one.image_id for one in self.examples if len(one.references) != 2]:
             raise ValueError(f"Image {few[0]} has not two captions, of which one is preferred: leave it out.")
@@ -149,9 +146,7 @@ class Finetuner(Workshop):
         return better - worse
 
     def run(self, recipes: Sequence[Recipe]) -> list[Finetuned]:
-        """Every recipe's result, found or made now.
-
-        Several ranks share the recipes; those with micro-batches they make together, one after the other.
+        """Every recipe's result, found or made now; ranks share them, but for those with micro-batches.
 
         Raises:
             ValueError: what `pairs.check` finds, before anything is trained.
@@ -161,18 +156,17 @@ class Finetuner(Workshop):
         jobs = [self._job(recipe) for recipe in recipes]
         joint = [several and recipe.micro_batches > 1 for recipe in recipes]
         try:
-            alone = [self._curves(job) for job, j in zip(jobs, joint, strict=True) if not j]
-            found = iter(self.fill(alone, "finetuning"))
-            contents = [self._together(job) if j else next(found) for job, j in zip(jobs, joint, strict=True)]
+            alone = iter(
+                self.fill([self._curves(job) for job, j in zip(jobs, joint, strict=True) if not j], "finetuning")
+            )
+            contents = [self._together(job) if j else next(alone) for job, j in zip(jobs, joint, strict=True)]
         finally:  # the states of runs whose weights are stored
             for path in (self.store.path(job.kind, job.key) for job in jobs):
                 if path.exists():
                     shutil.rmtree(path.with_suffix(".training"), ignore_errors=True)
         for job in jobs:  # its cost belongs to this run also where only its losses were read
             self.store.count(job.kind, job.key)
-        return [
-            self._finetuned(recipe, job, content) for recipe, job, content in zip(recipes, jobs, contents, strict=True)
-        ]
+        return list(map(self._finetuned, recipes, jobs, contents))
 
     def _curves(self, job: Job) -> Job:
         """What travels of a run: its losses, and the digests of the weights that it left."""
@@ -228,12 +222,11 @@ class Finetuner(Workshop):
         made = {}
         for role, digest in zip(content["roles"], content["digests"], strict=True):
             folder = str(self.store.root / "finetuned" / f"{role}-{stem.rpartition('-')[2][:8]}{digest[:8]}")
-            told = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
-            made[role] = folder, (told, partial(self._write, role, job))
+            trained = f"{self.made_by(role)['checkpoint']} trained as {stem} to {digest}"
+            made[role] = folder, (trained, partial(self._write, role, job))
         losses = {name.removeprefix("loss."): value for name, value in content.items() if name.startswith("loss.")}
-        trained = TrainedProfile.of(self.profile, made)
         seconds, _ = self.store.cost(job.kind, job.key) or (np.nan, 0)
-        return Finetuned(recipe, trained, losses, seconds)
+        return Finetuned(recipe, TrainedProfile.of(self.profile, made), losses, seconds)
 
     def _write(self, role: str, job: Job, place: Path) -> None:
         """A checkpoint's folder: what lies in the base's beside the weights, and the trained model's."""
@@ -286,12 +279,12 @@ class TrainedProfile(Profile):
     @classmethod
     def of(cls, profile: Profile, made: Mapping[str, tuple[str, tuple[str, Writer]]]) -> "TrainedProfile":
         """A profile with other models in some roles: role -> its folder, and what the attribute `made` says of that."""
-        given = {one.name: getattr(profile, one.name) for one in fields(profile)}
+        values = {one.name: getattr(profile, one.name) for one in fields(profile)}
         folders = {role: folder for role, (folder, _) in made.items()}
         bases = {folder: profile.base(getattr(profile, role)) for role, folder in folders.items()}
-        given["made"] = given.get("made", {}) | dict(made.values())
-        given["bases"] = given.get("bases", {}) | bases
-        return cls(**given | folders)
+        values["made"] = values.get("made", {}) | dict(made.values())
+        values["bases"] = values.get("bases", {}) | bases
+        return cls(**values | folders)
 
     def base(self, model: str) -> str:
         return self.bases.get(model, model)
@@ -307,8 +300,8 @@ class TrainedProfile(Profile):
 
     def __reduce__(self):
         """Another process gets the folders, written, and not the models that write them."""
-        told = {self.provide(folder): (told, None) for folder, (told, _) in self.made.items()}
-        return type(self), tuple(told if one.name == "made" else getattr(self, one.name) for one in fields(self))
+        made = {self.provide(folder): (trained, None) for folder, (trained, _) in self.made.items()}
+        return type(self), tuple(made if one.name == "made" else getattr(self, one.name) for one in fields(self))
 
 
 def _with(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:

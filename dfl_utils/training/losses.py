@@ -31,8 +31,7 @@ CONNECTIONS = ("softmax", "gumbel")
 def target_logits(captioner: Captioner, image_embeds: Tensor, caption: Caption) -> Tensor:
     """Logits `(N, V)` at the places of the targets, given what the text side sees of B images, `(B, T_image, D)`.
 
-    Teacher forcing (Eq. 1): one pass over the true words. Only what predicts a target goes through the head, whose
-    vocabulary is most of a small captioner's work.
+    Teacher forcing (Eq. 1): one pass over the true words, of which only what predicts a target goes through the head.
     """
     return captioner._logits(image_embeds, caption.input_ids, caption.attention_mask, caption.places)
 
@@ -66,11 +65,8 @@ def soft_encode(text_encoder: nn.Module, inputs_embeds: Tensor) -> Tensor:
 def distributions(logits: Tensor, connection: str = "softmax", generator: torch.Generator | None = None) -> Tensor:
     """Token distributions `(N, V)` of logits `(N, V)`, one row a token of the caption.
 
-    Args:
-        logits: the captioner's.
-        connection: `softmax` as in the paper; `gumbel`: one token drawn a row, one-hot forward, and backward the
-            gradient of the softmax that it was drawn from (straight-through Gumbel-softmax, Jang et al. 2017).
-        generator: random stream of the draw, on the CPU.
+    `softmax` as in the paper; `gumbel`: one token drawn a row from a `generator` on the CPU, one-hot forward, and
+    backward the gradient of the softmax that it was drawn from (straight-through Gumbel-softmax, Jang et al. 2017).
     """
     if connection == "softmax":
         return logits.softmax(-1)
@@ -87,8 +83,7 @@ def mapped_embeds(probabilities: Tensor, index: Tensor, table: Tensor, threshold
         probabilities: `(N, V_captioner)`, rows sum to 1.
         index: `(V_captioner,)` generator token of each captioner token.
         table: `(V_generator, D)` token embeddings of the generator.
-        threshold: columns whose probability is at most this in every row are left out, which saves nearly all of the
-            product's cost, as a caption is sure of most of its words; 0 is exact.
+        threshold: columns of at most this probability in every row are left out, nearly all of the work; 0 is exact.
     """
     if threshold > 0:
         active = (probabilities.detach().amax(0) > threshold).nonzero().squeeze(-1)
@@ -123,14 +118,10 @@ def soft_prompt(
 
 @dataclass(frozen=True)
 class Economy:
-    """What a joint step saves; the default is the paper's step, to the letter.
+    """What a joint step saves; the default is the paper's step, to the letter."""
 
-    `threshold`: see `mapped_embeds`. `share`, in (0, 1]: the part of each batch that goes through the two
-    reconstructions, whose mean is an unbiased estimate of the same loss.
-    """
-
-    threshold: float = 0.0
-    share: float = 1.0
+    threshold: float = 0.0  # see `mapped_embeds`; from 0 to below 1
+    share: float = 1.0  # in (0, 1], of each batch that is reconstructed: an unbiased estimate of the same losses
 
     def __post_init__(self):
         if not 0 < self.share <= 1 or not 0 <= self.threshold < 1:
@@ -155,8 +146,7 @@ def previous_latents(
 ) -> Tensor:
     """`prev_sample` of a DDPM step (Ho et al. 2020, Eq. 7) of each row of `sample`, `(B, C, h, w)`, from t to t - 1.
 
-    The one-step estimate has the weight sqrt(a') (1 - a / a') / (1 - a), a and a' the products of alphas up to t and
-    t - 1: 1 at t = 0 and next to nothing at the end. The variance is `DDPMScheduler`'s `fixed_small`.
+    The one-step estimate weighs 1 in it at t = 0 and next to nothing at the end. The variance is `fixed_small`.
     """
     products = F.pad(scheduler.alphas_cumprod, (1, 0), value=1.0).to(sample.device, sample.dtype).view(-1, 1, 1, 1)
     before, kept = products[timesteps], products[timesteps + 1]
@@ -171,13 +161,11 @@ class TalkingPair(nn.Module):
     Args:
         captioner: BLIP or BLIP-2.
         pipeline: Stable Diffusion; its U-Net must keep gradients (not through `generator.use_onednn`).
-        vocabulary_map: captioner's tokens -> generator's.
         losses: some of `LOSSES`, or `PREFERENCE`; passes that none of them needs are not run.
         decoder: makes pixels of the one-step latents: the pipeline's own `vae` if None, or an `AutoencoderTiny`.
         connect: see `distributions`.
-        economy: see `Economy`.
         way: one of `WAYS`: what the captioner reads of the generator. Whose turn it is is said to each pass.
-        beta: of the preference loss, above 0: how much a change of preference costs; small lets the captioner move far.
+        beta: of the preference loss, above 0: how much a change of preference costs.
 
     Raises:
         ValueError: a generator that does not predict noise, a map of other vocabularies.
@@ -269,19 +257,15 @@ class TalkingPair(nn.Module):
         return {name: losses[name] for name in turn}
 
     def preference_loss(self, batch: Batch) -> Tensor:
-        """Direct preference optimisation (Rafailov et al. 2023, Eq. 7) of the captioner, a scalar in nats.
-
-        It shall prefer the caption of each pair to `worse` by more than it did before any training, `batch.margin`.
-        """
+        """Direct preference optimisation (Rafailov et al. 2023, Eq. 7) of the captioner, a scalar in nats: to prefer
+        each caption to `worse` by more than it did before any training, `batch.margin`."""
         image_embeds = self.captioner._encode(batch.pixel_values)
         better, worse = (log_probabilities(self.captioner, image_embeds, c) for c in (batch.caption, batch.worse))
         return -F.logsigmoid(self.beta * (better - worse - batch.margin)).mean()
 
     def shown(self, batch: Batch, noisy: Tensor, predicted_noise: Tensor) -> Tensor:
-        """What the captioner reads of a noise prediction, `(B, 3, S, S)`, differentiable in it.
-
-        `joint`: the one-step image. `alternating`: a DDPM step from the clean latents as if they were the noisy ones.
-        """
+        """What the captioner reads of a noise prediction, `(B, 3, S, S)`, differentiable in it: the one-step image;
+        in the way `alternating` a DDPM step from the clean latents as if they were the noisy ones."""
         if self.way == "joint":
             latents = one_step_image(self.scheduler, noisy, batch.timesteps, predicted_noise)
         else:

@@ -86,25 +86,27 @@ class Latents:
 
 
 LATENTS = Kind("latents", Latents, travels=False)
-
-
 PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 MOST_WORDS = 30
 
 
+def clean(caption: str, most_words: int | None = None) -> str:
+    """A caption as BLIP was trained on (salesforce/BLIP, `pre_caption`): in lower case, without some punctuation, with
+    single spaces, at most so many words."""
+    return " ".join(PUNCTUATION.sub(" ", caption.lower()).split()[:most_words])
+
+
 def cleaned(example: Example) -> Example:
-    """An example with its captions as BLIP was finetuned on them (salesforce/BLIP, `pre_caption`): in lower case,
-    without some punctuation, at most 30 words; one of which nothing is left is dropped."""
-    texts = (" ".join(PUNCTUATION.sub(" ", text.lower()).split()[:MOST_WORDS]) for text in example.references)
+    """An example with its captions as BLIP was finetuned on them; one of which nothing is left is dropped."""
+    texts = (clean(text, MOST_WORDS) for text in example.references)
     return replace(example, references=tuple(filter(None, texts)))
 
 
 def latents(workshop: Workshop, pipeline: StableDiffusionPipeline, examples: Sequence[Example]) -> Tensor:
-    """What the generator sees of images, `(images, C, h, w)`: scaled means of the autoencoder's posterior.
+    """What the generator sees of images, or of their middle squares: scaled means of the autoencoder's posterior,
+    `(images, C, h, w)`, made once and kept in the store.
 
-    Of an image that is not square its middle is seen, as the references of FID are. The paper does not say whether the
-    posterior is sampled or its mean taken; the mean makes a step depend on its seed alone.
-    Nothing that is trained changes them, so they are made once and kept in the store.
+    The paper does not say whether the posterior is sampled; its mean makes a step depend on its seed alone.
     """
     size, jobs = workshop.profile.image_size, []
     for start in range(0, len(examples), LATENT_BLOCK):
@@ -126,7 +128,6 @@ class Pairs:
         captioner, pipeline: the models that will read the pairs.
         examples: images with captions (their `references`), held to `check`; one at least.
         latents: of the images, see `latents`.
-        batch_size: pairs a step (paper: 8).
         seed: of order, choice of captions, timesteps and noise; ValueError where it is negative.
         margins: of preferences, see `Batch.margin`, `(images,)`: each image has two captions, the better one first.
     """

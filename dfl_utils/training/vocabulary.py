@@ -23,6 +23,8 @@ NEUTRAL = f",{END}"  # for what has no characters that CLIP reads: a pause names
 ENDINGS = [("s", ""), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")]
 ENDINGS += [("er", ""), ("ers", ""), ("ly", "")]
 SHORTEST_STEM = 3
+# Role of a special token; rule of strings (`w` -> `w</w>`, `##x` -> `x</w>`); captions; nearest word by meaning; the
+# longest piece into which the generator cuts the token.
 HOW = ("special", "rule", "learned", "nearest", "piece")
 BYTES = bytes_to_unicode()
 ORDINALS = {character: byte for byte, character in BYTES.items()}
@@ -38,21 +40,19 @@ class Spans:
     """All tokens of some texts, in order, and where they stand in the texts laid end to end."""
 
     ids: np.ndarray  # (tokens,) int64
-    # starts, ends: (tokens,) int64, character positions; the space before a word belongs to no token
-    starts: np.ndarray
-    ends: np.ndarray
+    starts: np.ndarray  # (tokens,) int64, character positions; the space before a word belongs to no token
+    ends: np.ndarray  # likewise
     counts: np.ndarray  # (texts,) int64, tokens of each text
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The fast tokenizer behind one of transformers'; ValueError for a slow one, which keeps no positions."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
+    if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} keeps no character positions, which the vocabulary map is learned from: "
             "save it with a tokenizer.json and load that."
         )
-    return fast
+    return tokenizer.backend_tokenizer
 
 
 @cache
@@ -101,11 +101,10 @@ class Votes:
 
     sources: Counter = field(default_factory=Counter)  # sources, targets: id -> how often it was seen
     targets: Counter = field(default_factory=Counter)
-    # (source id, target id) -> how often their characters were the same
+    # (source id, target id) -> how often their characters were the same; the target's included the source's; the
+    # source's included the target's
     equal: Counter = field(default_factory=Counter)
-    # likewise -> how often the target's characters included the source's, the same or more
     within: Counter = field(default_factory=Counter)
-    # likewise -> how often the source's characters included the target's, the same or more
     parts: Counter = field(default_factory=Counter)
 
     def add(self, other: "Votes") -> None:
@@ -147,9 +146,7 @@ class VocabularyMap:
     """A hard-coded map of vocabularies, as a gather: row v of `table[map.index]` stands for captioner token v."""
 
     index: Tensor  # (V_captioner,) int64, a generator token for every row of the captioner's embeddings
-    # what chose it, one of `HOW` a row: role of a special token, rule of strings (`w` -> `w</w>`, `##x` -> `x</w>`),
-    # captions, nearest word by meaning, longest piece into which the generator cuts the token
-    how: tuple[str, ...]
+    how: tuple[str, ...]  # what chose it, one of `HOW` a row
     captioner: str  # captioner, generator: fingerprints of the two vocabularies
     generator: str
     generator_size: int  # number of the generator's tokens
@@ -177,8 +174,8 @@ class VocabularyMap:
             captioner_tokenizer, generator_tokenizer: WordPiece (BLIP) or byte-level BPE (BLIP-2), and CLIP's BPE.
             captions: training captions, cased as the captioner writes them, or their votes.
             vocab_size: rows of the captioner's embeddings; those beyond the tokenizer become end-of-text.
-            covering: False learns from equal characters alone, so that pieces stay pieces.
-            by_meaning: False leaves the nearest word by GloVe out, and its word list unread.
+            covering: False learns from equal characters alone.
+            by_meaning: False leaves the nearest word by GloVe out.
 
         Raises:
             ValueError: a tokenizer without character positions or without ends of words, too small a `vocab_size`.
@@ -220,17 +217,11 @@ class VocabularyMap:
 
     def check(self, captioner: PreTrainedTokenizerBase, generator: PreTrainedTokenizerBase, rows: int) -> None:
         """ValueError where two models' tokenizers, or the rows of the captioner's embeddings, are not the map's."""
-        if len(self.index) == self.generator_size != rows:
-            raise ValueError(
-                f"The map has a row for each of the generator's {self.generator_size:,} tokens, as the authors' code "
-                f"has it, and not for each of the captioner's {rows:,}: make the map with VocabularyMap.make of these "
-                "two models."
-            )
-        own = {
+        same = {
             "captioner": fingerprint(captioner) == self.captioner and rows == len(self.index),
             "generator": fingerprint(generator) == self.generator,
         }
-        if wrong := [role for role, same in own.items() if not same]:
+        if wrong := [role for role, one in same.items() if not one]:
             raise ValueError(
                 f"The {wrong[0]} has another vocabulary than the map was made for: make the map with "
                 "VocabularyMap.make of these two models."
@@ -307,9 +298,9 @@ def _learned(votes: Votes, targets: Mapping[str, int], covering: bool, words: Ma
     """What the captions say of each token that they hold; see `VocabularyMap.make`."""
     names = {index: name for name, index in targets.items()}
     covers = {pair: n for pair, n in votes.within.items() if 2 * n > votes.sources[pair[0]]} if covering else {}
-    own = [pair for pair, n in votes.parts.items() if 2 * n > votes.targets[pair[1]]]
+    mostly = [pair for pair, n in votes.parts.items() if 2 * n > votes.targets[pair[1]]]
     # Of equally long pieces the rarer, whose id is larger: it says more.
-    pieces = {pair: len(names.get(pair[1], "").removesuffix(END)) + pair[1] / 10**6 for pair in own}
+    pieces = {pair: len(names.get(pair[1], "").removesuffix(END)) + pair[1] / 10**6 for pair in mostly}
     stems = {token: targets[key] for token in votes.sources if (key := _stem(words.get(token, ""), targets))}
     return _most(pieces, names) | stems | _most(votes.equal, names) | _most(covers, names)
 
@@ -343,11 +334,11 @@ def _longest_pieces(bodies: Mapping[int, str], generator, targets: Mapping[str, 
     """The longest token of the generator's own cut, the first of equals; a pause where it reads nothing."""
     texts = [bytes(ORDINALS[c] for c in body).decode(errors="ignore") for body in bodies.values()]
     cuts = [cut.ids for cut in plain(generator).encode_batch(texts, add_special_tokens=False)]
-    names, found = {index: token for token, index in targets.items()}, {}
+    names, longest = {index: token for token, index in targets.items()}, {}
     for token, cut in zip(bodies, cuts, strict=True):
         known = [piece for piece in cut if piece in names]
-        found[token] = max(known, key=lambda k: len(names[k].removesuffix(END)), default=targets[NEUTRAL])
-    return found
+        longest[token] = max(known, key=lambda k: len(names[k].removesuffix(END)), default=targets[NEUTRAL])
+    return longest
 
 
 # --- The nearest word by meaning that the generator reads as one token.
