@@ -30,7 +30,7 @@ CUT = """() => [...document.querySelectorAll(".bd-content table")].filter((table
         if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)) return false;
     return true;
 }).map((table) => table.caption?.textContent ?? table.textContent.slice(0, 60))"""
-NO_ALT = """() => [...document.querySelectorAll("img, svg.plot")]
+NO_ALT = """() => [...document.querySelectorAll("img, .plot")]
     .filter((image) => !image.alt && !image.ariaLabel).map((image) => image.outerHTML.slice(0, 80))"""
 
 # What the page's tokenizer makes of captions.

@@ -61,10 +61,10 @@ def test_a_cell_shows_a_plot_as_the_same_svg_each_time_and_texts_as_texts(rows, 
     shown = []
     monkeypatch.setattr(svg, "display", lambda data, raw: shown.append(data["image/svg+xml"]))
     for _ in range(2):
-        plots.score_curves(rows, METRICS, plots.RANK)._ipython_display_()
-    assert shown[0] == shown[1] and ">ranked by CLIP</text>" in shown[0]
+        plots.score_curves(rows, METRICS, "p = 0.12345")._ipython_display_()
+    assert shown[0] == shown[1] and ">ranked by CLIP</text>" in shown[0] and ">p = 0.12345</text>" in shown[0]
     page = bookext.themed(shown[0], 'a "line"')
-    assert page.startswith('<svg class="plot" role="img" aria-label="a &quot;line&quot;" fill="currentColor"')
+    assert page.startswith('<div class="plot" role="img" aria-label="a &quot;line&quot;"><svg fill="currentColor"')
     assert "<style" not in page and "stroke: var(--plot-0b6fb8, #0b6fb8)" in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids)) and {*re.findall(r'(?:href="|url\()#([^")]+)', page)} <= {*ids}

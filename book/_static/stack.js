@@ -1,4 +1,5 @@
-// On a phone, a table that is wider than the page is read line by line, each cell with the name of its column before it.
+// On a phone, a table that is wider than the page is read line by line, each cell with the name of its column before it;
+// a plot scrolls, by the keyboard too.
 document.addEventListener("DOMContentLoaded", () => {
   const narrow = window.matchMedia("(max-width: 600px)");
   const tables = [...document.querySelectorAll(".bd-content table")].filter((table) => table.tHead?.rows.length === 1);
@@ -22,6 +23,7 @@ document.addEventListener("DOMContentLoaded", () => {
       for (const cell of table.querySelectorAll("th, td")) roles.push([cell, cell.closest("thead") ? "columnheader" : "cell"]);
       for (const [part, role] of roles) stacked ? part.setAttribute("role", role) : part.removeAttribute("role");
     }
+    for (const plot of document.querySelectorAll(".plot")) plot.tabIndex = plot.scrollWidth > plot.clientWidth ? 0 : -1;
   };
   stack();
   narrow.addEventListener("change", stack);

@@ -141,7 +141,8 @@ def themed(drawing: str, alt: str) -> str:
     drawing = STRAY.sub("", drawing[drawing.index("<svg") :])
     own = hashlib.sha256(drawing.encode()).hexdigest()[:8]
     drawing = COLOUR.sub(r"\1: var(--plot-\2, #\2)", NAMED.sub(rf"\g<0>p{own}-", drawing))
-    return drawing.replace("<svg", f'<svg class="plot" role="img" aria-label="{escape(alt)}" fill="currentColor"', 1)
+    drawing = drawing.replace("<svg", '<svg fill="currentColor"', 1)
+    return f'<div class="plot" role="img" aria-label="{escape(alt)}">{drawing}</div>'
 
 
 def explain_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:

@@ -15,7 +15,7 @@ STYLE = {
 }
 # Texts are texts, in a font of the same widths where the first is missing; the same plot is the same file.
 FILE = {"svg.fonttype": "none", "svg.hashsalt": "", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
-FINER = re.compile(r"(\d\.\d\d)\d+")  # than a hundredth of a point
+TAG, FINER = re.compile(r"<[^>]*>"), re.compile(r"(\d\.\d\d)\d+")  # than a hundredth of a point
 
 
 class Plot(Figure):
@@ -24,4 +24,5 @@ class Plot(Figure):
     def _ipython_display_(self) -> None:
         with plt.rc_context(FILE):
             self.savefig(drawn := BytesIO(), format="svg", bbox_inches="tight", metadata={"Date": None})
-        display({"image/svg+xml": FINER.sub(r"\1", drawn.getvalue().decode())}, raw=True)
+        drawing = TAG.sub(lambda tag: FINER.sub(r"\1", tag[0]), drawn.getvalue().decode())
+        display({"image/svg+xml": drawing}, raw=True)
