@@ -27,10 +27,6 @@ SEARCHING = re.compile(r'<script src="(?:_static/searchtools|_static/language_da
 STRAY = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)  # the style is of every element of a page
 NAMED = re.compile(r'\bid="|\bhref="#|\burl\(#')
 COLOUR = re.compile(r"\b(fill|stroke): #([0-9a-f]{6})\b")
-LAUNCH = {
-    "notebook_interface": "jupyterlab",
-    "binderhub_url": "https://mybinder.org",
-}
 
 
 # They do not say that pages may be read side by side, and do nothing while one is read.
@@ -45,13 +41,13 @@ def read_side_by_side(app: Sphinx) -> None:
 
 
 def link_repository(app: Sphinx, config: Config) -> None:
-    """Point edit, issue and Binder links at the checkout's `origin`, and name the build in the footer."""
+    """Point edit and issue links at the checkout's `origin`, and name the build in the footer."""
     options = config.html_theme_options
     url = repository_url(provenance.git("remote", "get-url", "origin"))
     if url:
         buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
         options |= {"repository_url": url, "repository_branch": "main", "path_to_docs": "book"}
-        options |= dict.fromkeys(buttons, True) | {"launch_buttons": LAUNCH}
+        options |= dict.fromkeys(buttons, True)
     scale = os.environ.get("DFL_SCALE")
     shown = "The published book." if scale == "published" else made_where({"scale": scale})
     options["extra_footer"] = f"<p>{shown}</p>"  # of pages that are no chapter
