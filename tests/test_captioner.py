@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -284,22 +285,19 @@ def test_endings_behind_an_apostrophe_are_joined(loaded, written, text):
     assert captioner._texts(torch.tensor([ids])) == [text]
 
 
+OTHER_FORMS = {
+    **{"num_beams": 3, "num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True},
+    **{"num_beam_groups": 3, "diversity_penalty": 0.5, "stop_strings": ["a"], "force_words_ids": [[5]]},
+    **{"penalty_alpha": 0.6, "prompt_lookup_num_tokens": 3, "dola_layers": "high", "max_time": 1e-4},
+    **{"guidance_scale": 1.5, "watermarking_config": {"greenlist_ratio": 0.25}},
+}
+
+
 @pytest.mark.parametrize("name", ["git", "vit-gpt2", "llava"])
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"num_beams": 3, "num_return_sequences": 3},
-        {"return_dict_in_generate": True, "output_scores": True},
-        {"stop_strings": ["a"]},
-        {"num_beam_groups": 3, "diversity_penalty": 0.5},
-        {"penalty_alpha": 0.6, "prompt_lookup_num_tokens": 3, "dola_layers": "high", "force_words_ids": [[5]]},
-        {"guidance_scale": 1.5, "watermarking_config": {"greenlist_ratio": 0.25}, "max_time": 1e-4},
-    ],
-)
-def test_a_checkpoints_settings_ask_for_no_other_form(folders, loaded, images, tmp_path, name, asked):
+def test_a_checkpoints_settings_ask_for_no_other_form(folders, loaded, images, tmp_path, name):
     folder = shutil.copytree(folders[name], tmp_path / name)
     settings = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(settings | asked))
+    (folder / "generation_config.json").write_text(json.dumps(settings | OTHER_FORMS))
     for ask in (lambda c: c.describe(images), lambda c: c.sample(images, streams(images))):
         assert ask(load(folder)) == ask(loaded[name])
 
@@ -340,9 +338,14 @@ def test_captions_longer_than_the_model_are_refused(folders, name, changes):
         load(folders[name], **changes)
 
 
-def test_what_cannot_be_asked_is_refused(loaded, images):
+def test_what_cannot_be_asked_is_refused(loaded, images, monkeypatch):
     with pytest.raises(ValueError, match="of the kind llava cannot be asked here how likely .*: take blip, blip-2, g"):
         loaded["llava"].log_likelihood(images, CAPTIONS)
+    elsewhere = transformers.BatchFeature({"decoder_input_ids": torch.zeros(1, 1)})  # as of Pix2Struct
+    processor = Mock(return_value=elsewhere, apply_chat_template=lambda *_, **__: "")
+    monkeypatch.setattr(loaded["llava"], "processor", processor)
+    with pytest.raises(ValueError, match="of the kind llava reads its prompt in another way: take another captioner"):
+        loaded["llava"].describe(images)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from dfl_utils.models import checkpoint
+from dfl_utils.world.profile import Profile
 
 _log = logging.getLogger(__name__)
 
@@ -53,22 +54,18 @@ class Captioner:
     Attributes:
         model: of class `model_class`, in evaluation mode.
         processor: its processor (Pillow back end in every profile).
+        profile: says how long captions are, and what repetition costs (a penalty of 1: the checkpoint's own).
         prompt: text that the captions continue, cut from the output.
         start_token_id, end_token_id, pad_token_id: tokens that begin, end and fill up a caption.
-        repetition_penalty, beam_penalty: of `generate` where captions are sampled, and where beams are searched; 1: the
-            checkpoint's own.
-        limits_count_prompt: whether `min_words` and `max_words` count the prompt's tokens too.
         gives_likelihood: whether it can be asked how likely it finds a caption.
     """
 
-    repetition_penalty, beam_penalty, limits_count_prompt = 1.0, 1.0, False
     gives_likelihood = True
-
     model_class: type[PreTrainedModel]
 
-    def __init__(self, model: PreTrainedModel, processor, prompt: str, min_words: int, max_words: int):
-        self.model, self.processor, self.prompt = model, processor, prompt
-        self.min_words, self.max_words = min_words, max_words
+    def __init__(self, model: PreTrainedModel, processor, profile: Profile):
+        self.model, self.processor, self.profile = model, processor, profile
+        self.prompt = profile.captioner_prompt
         checkpoint.check_vocabulary(model.name_or_path, len(processor.tokenizer), self._vocab_size())
 
     def _vocab_size(self) -> int:
@@ -121,37 +118,40 @@ class Captioner:
             images: B RGB images, at least one.
             streams: B lists of N seeds, each a sequence of integers; caption (b, n) depends on image b and seed
                 (b, n) alone.
-            top_p, top_k, temperature: see `SeededSampling`; `top_k=0` switches `generate`'s default of 50 off.
+            top_p, top_k, temperature: see `SeededSampling`.
         """
         per_image = len(streams[0])
         step = max(1, SAMPLE_BATCH // per_image) if self.model.device.type == "cpu" else len(images)
         texts = []
         for k in range(0, len(images), step):
             seeds = [seed for row in streams[k : k + step] for seed in row]
-            sampling = self._sampling(seeds, top_p, top_k, temperature)
             embeds = self.image_embeds(images[k : k + step]).repeat_interleave(per_image, 0)
-            texts += self._generate(embeds, num_beams=1, logits_processor=sampling, **penalty(self.repetition_penalty))
+            texts += self._generate(embeds, **self._sampling(seeds, top_p, top_k, temperature))
         return [texts[k : k + per_image] for k in range(0, len(texts), per_image)]
 
-    def _sampling(self, seeds: Sequence[Sequence[int]], *options) -> LogitsProcessorList:
-        """Makes `generate`'s greedy search draw one caption a seed; see `SeededSampling` for the options."""
-        uniforms = [np.random.default_rng(list(seed)).random(self.max_words + 1, dtype=np.float32) for seed in seeds]
-        uniforms = torch.from_numpy(np.stack(uniforms)).to(self.model.device)
-        return LogitsProcessorList([RefuseNaN(self.model.name_or_path), SeededSampling(uniforms, *options)])
+    def _sampling(self, seeds: Sequence[Sequence[int]], *asked) -> dict[str, object]:
+        """Makes `generate`'s greedy search draw one caption a seed; what is asked are `SeededSampling`'s arguments."""
+        steps = self.profile.max_words + 1
+        uniforms = np.stack([np.random.default_rng(list(seed)).random(steps, dtype=np.float32) for seed in seeds])
+        sampling = SeededSampling(torch.from_numpy(uniforms).to(self.model.device), *asked)
+        return self._search(1, self.profile.repetition_penalty, sampling)
+
+    def _search(self, num_beams: int, penalty: float, *processors: LogitsProcessor) -> dict[str, object]:
+        """What `generate` is told of its search."""
+        refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path), *processors])
+        repetition = {} if penalty == 1 else {"repetition_penalty": penalty}
+        return {"num_beams": num_beams, "logits_processor": refusing, **repetition}
 
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """One caption an image by beam search."""
-        refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
-        options = {"num_beams": num_beams, "logits_processor": refusing, **penalty(self.beam_penalty)}
-        return self._generate(self.image_embeds(images), **options)
+        return self._generate(self.image_embeds(images), **self._search(num_beams, self.profile.beam_penalty))
 
     def log_likelihood(
         self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]], *, summed: bool = False
     ) -> np.ndarray:
         """How likely the captioner finds given captions, `(B, N)` float32: mean log-probability (nats) a token.
 
-        The caption's tokens and the end token count, each given the image, the prompt and the tokens before it. An
-        empty caption is the end token alone. What exceeds the model's positions is not read; a warning says so.
+        The caption's tokens and the end token count. What exceeds the model's positions is not read; a warning says so.
 
         Args:
             images: B RGB images.
@@ -202,39 +202,39 @@ class Captioner:
     def _generate(self, image_embeds: Tensor, **options) -> list[str]:
         # The text side is called directly, so that an image is encoded once for all its candidates.
         prompt_ids = torch.tensor([self._prompt_ids()], device=image_embeds.device).repeat(len(image_embeds), 1)
-        limits = self._limits(prompt_ids.shape[1] if self.limits_count_prompt else 0)
+        limits = self._limits(prompt_ids.shape[1])
         not_yet = EndNotBefore(self.end_token_id, limits["min_new_tokens"])
         options["logits_processor"] = LogitsProcessorList([not_yet, *options["logits_processor"]])
         ends = {"eos_token_id": self.end_token_id, "pad_token_id": self.pad_token_id}
         limits |= {"min_new_tokens": None, "min_length": 0}
         return self._texts(self._continue(image_embeds, prompt_ids, **ends, **limits, **options))
 
-    def _limits(self, counted: int) -> dict[str, object]:
-        """What `generate` is told of every caption; `counted` tokens of a prompt are part of the lengths."""
+    def _limits(self, prompt: int) -> dict[str, object]:
+        """What `generate` is told of every caption behind a prompt of so many tokens."""
+        counted = prompt if self.profile.limits_count_prompt else 0
         return ONE_SENTENCE | {
             "do_sample": False,
-            "min_new_tokens": max(self.min_words - counted, 0),
-            "max_new_tokens": max(self.max_words - counted, 1),
+            "min_new_tokens": max(self.profile.min_words - counted, 0),
+            "max_new_tokens": max(self.profile.max_words - counted, 1),
         }
 
     def check_lengths(self) -> None:
         """ValueError where the model has too few positions for its prompt and the longest caption."""
         prompt = len(self._prompt_ids())
-        longest = self._limits(prompt if self.limits_count_prompt else 0)["max_new_tokens"]
         room = self._positions() - prompt
-        if longest > room:
+        if self._limits(prompt)["max_new_tokens"] > room:
             raise ValueError(
-                f"max_words is {self.max_words}, and {self.model.name_or_path} has {max(room, 0)} positions behind the "
-                f"prompt {self.prompt!r}: give fewer, or a shorter captioner_prompt."
+                f"max_words is {self.profile.max_words}, and {self.model.name_or_path} has {max(room, 0)} positions "
+                f"behind the prompt {self.prompt!r}: give fewer, or a shorter captioner_prompt."
             )
 
     def _texts(self, ids: Tensor) -> list[str]:
         """Sentences as people write them, with single spaces and none before an ending such as that of "man's"."""
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        found = [CLITIC.sub("'", " ".join(text.split())) for text in texts]
-        if empty := found.count(""):
+        captions = [CLITIC.sub("'", " ".join(text.split())) for text in texts]
+        if empty := captions.count(""):
             _log.warning("%d captions by %s are empty: look whether it works", empty, self.model.name_or_path)
-        return found
+        return captions
 
 
 class BlipCaptioner(Captioner):
@@ -290,11 +290,6 @@ class Blip2Captioner(Captioner):
     def _seen(self, image_embeds: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
         embeds = torch.cat([image_embeds, self.model.language_model.get_input_embeddings()(input_ids)], 1)
         return {"inputs_embeds": embeds, "attention_mask": embeds.new_ones(embeds.shape[:2], dtype=torch.long)}
-
-
-def penalty(factor: float) -> dict[str, float]:
-    """What `generate` is told of repetition."""
-    return {} if factor == 1 else {"repetition_penalty": factor}
 
 
 def check_sampling(top_p: float, top_k: int, temperature: float) -> None:
@@ -368,9 +363,9 @@ class SeededSampling(LogitsProcessor):
         if self.top_k:
             return probabilities.topk(min(self.top_k, size))
         few, width = (min(width, size) for width in NUCLEUS_WIDTHS)
-        found = probabilities.topk(few if self.top_p + CLEARLY < 1 else width)
+        first = probabilities.topk(few if self.top_p + CLEARLY < 1 else width)
         # As wide as ever: what is added up differently is rounded differently.
-        likely, tokens = (F.pad(values, (0, width - values.shape[1])) for values in found)
-        if (unclear := likely.sum(-1) < self.top_p + CLEARLY).any() and found[0].shape[1] < width:
+        likely, tokens = (F.pad(values, (0, width - values.shape[1])) for values in first)
+        if (unclear := likely.sum(-1) < self.top_p + CLEARLY).any() and first[0].shape[1] < width:
             likely[unclear], tokens[unclear] = probabilities[unclear].topk(width)
         return probabilities.topk(size) if (likely.sum(-1) < self.top_p).any() else (likely, tokens)

@@ -4,7 +4,7 @@ All load by transformers' own classes from safetensors; code that lies in a chec
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -18,7 +18,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     GitForCausalLM,
-    LogitsProcessorList,
     PreTrainedConfig,
     VisionEncoderDecoderModel,
 )
@@ -26,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as PROMPTED
 
 from dfl_utils.models import checkpoint
-from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner, RefuseNaN, penalty
+from dfl_utils.models.blip import Blip2Captioner, BlipCaptioner, Captioner
 from dfl_utils.world.profile import Profile, check_way
 
 VERSION = 1  # of what any captioner says of the same image and files; part of every key that names one
@@ -90,9 +89,9 @@ class EncoderDecoderCaptioner(Captioner):
         places = (self.model.generation_config, self.model.config, self.text_config, self.processor.tokenizer)
         for name in names:
             for place in places:
-                found = getattr(place, name, None)
-                if found is not None:
-                    return found[0] if isinstance(found, list) else found
+                token = getattr(place, name, None)
+                if token is not None:
+                    return token[0] if isinstance(token, list) else token
         raise ValueError(f"{self.model.name_or_path} names no {names[0]}: set it in its generation_config.json.")
 
     def _encode(self, pixels: Tensor) -> Tensor:
@@ -114,8 +113,7 @@ class EncoderDecoderCaptioner(Captioner):
 class PromptedCaptioner(Captioner):
     """A model that is asked about an image, one image at a time: those of many sizes cannot share a batch unpadded.
 
-    The prompt is put into the checkpoint's chat template, where it has one, as the user's text behind the image. The
-    length limits count the answer's tokens.
+    The prompt is put into the checkpoint's chat template, where it has one, as the user's text behind the image.
     """
 
     gives_likelihood = False
@@ -143,44 +141,31 @@ class PromptedCaptioner(Captioner):
 
     def sample(self, images, streams, *, top_p=0.9, top_k=0, temperature=1.0) -> list[list[str]]:
         """See `Captioner.sample`."""
-        asked = top_p, top_k, temperature
-        options = {"num_beams": 1, **penalty(self.repetition_penalty)}
         return [
-            self._answer(image, len(seeds), logits_processor=self._sampling(seeds, *asked), **options)
+            self._answer(image, len(seeds), **self._sampling(seeds, top_p, top_k, temperature))
             for image, seeds in zip(images, streams, strict=True)
         ]
 
     def describe(self, images: Sequence[Image.Image], *, num_beams: int = 3) -> list[str]:
         """See `Captioner.describe`."""
-        refusing = LogitsProcessorList([RefuseNaN(self.model.name_or_path)])
-        options = {"num_beams": num_beams, "logits_processor": refusing, **penalty(self.beam_penalty)}
-        return [text for image in images for text in self._answer(image, 1, **options)]
+        search = self._search(num_beams, self.profile.beam_penalty)
+        return [text for image in images for text in self._answer(image, 1, **search)]
 
     @torch.no_grad()
     def _answer(self, image: Image.Image, count: int, **options) -> list[str]:
+        """`count` answers about an image; ValueError where the prompt goes elsewhere than to `input_ids`."""
         inputs = self.processor(images=[image], text=[self._question()], return_tensors="pt")
-        inputs = self._begun(inputs.to(self.model.device, self.model.dtype))
+        if "input_ids" not in inputs:
+            kind = self.model.config.model_type
+            raise ValueError(f"A captioner of the kind {kind} reads its prompt in another way: take another captioner.")
         # Every tensor is repeated, also of an encoder-decoder, which has encoded nothing yet.
-        given, inputs = self.model._expand_inputs_for_generation(count, is_encoder_decoder=False, **inputs)
-        asked = {} if given is None else {"input_ids": given}
-        ids = self.model.generate(**asked, **inputs, **self._limits(0), **options)
-        question = inputs.get("decoder_input_ids", given)
-        width = 0 if question is None else question.shape[1]
-        for start in (0, 1):  # some hand the question back, also behind the decoder's own first token
-            if width and torch.equal(ids[:, start : start + width], question):
-                return self._texts(ids[:, start + width :])
-        return self._texts(ids)
-
-    def _begun(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a model whose decoder continues the prompt, as Pix2Struct, the prompt without its end, if any is left."""
-        if "decoder_input_ids" not in inputs:
-            return dict(inputs)
-        kept = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
-        begun = inputs["decoder_input_ids"].long()
-        begun = begun[:, begun[0] != self.processor.tokenizer.eos_token_id]
-        if not begun.shape[1]:
-            return kept
-        return kept | {"decoder_input_ids": begun, "decoder_attention_mask": torch.ones_like(begun)}
+        question, inputs = self.model._expand_inputs_for_generation(
+            count, is_encoder_decoder=False, **inputs.to(self.model.device, self.model.dtype)
+        )
+        ids = self.model.generate(input_ids=question, **inputs, **self._limits(0), **options)
+        width = question.shape[1]
+        handed_back = torch.equal(ids[:, :width], question)  # by decoders, not by encoder-decoders
+        return self._texts(ids[:, width:] if handed_back else ids)
 
     def _question(self) -> str:
         if not getattr(self.processor, "chat_template", None):
@@ -208,9 +193,7 @@ def load(profile: Profile) -> Captioner:
     checkpoint.inference_dtype(profile)
     kind = choose(profile)
     model, _ = checkpoint.load(kind.model_class, profile, "captioner")
-    made = kind(model, processor(profile), profile.captioner_prompt, profile.min_words, profile.max_words)
-    made.repetition_penalty, made.beam_penalty = profile.repetition_penalty, profile.beam_penalty
-    made.limits_count_prompt = profile.limits_count_prompt
+    made = kind(model, processor(profile), profile)
     if kind in (BlipCaptioner, Blip2Captioner):
         made.check_lengths()
     return made
@@ -222,7 +205,7 @@ def check(profile: Profile) -> None:
     if kind in (BlipCaptioner, Blip2Captioner):
         with checkpoint.opening(folder, place["revision"]):
             bare = SimpleNamespace(config=AutoConfig.from_pretrained(folder, **place), name_or_path=folder)
-        kind(bare, read, profile.captioner_prompt, profile.min_words, profile.max_words).check_lengths()
+        kind(bare, read, profile).check_lengths()
 
 
 def processor(profile: Profile):
@@ -251,12 +234,12 @@ def choose(profile: Profile) -> type[Captioner]:
 
 
 def _prompted(folder: str, config: dict) -> type[Captioner]:
-    found = config.get("model_type")
-    model_class = getattr(transformers, PROMPTED.get(found, ""), None)
+    kind = config.get("model_type")
+    model_class = getattr(transformers, PROMPTED.get(kind, ""), None)
     if model_class is None:
         code = ", and code that lies in a checkpoint is never run" if "auto_map" in config else ""
         raise ValueError(
-            f"{folder} is no captioner that the game can play with: its model_type is {found}{code}; give a checkpoint "
+            f"{folder} is no captioner that the game can play with: its model_type is {kind}{code}; give a checkpoint "
             "of blip, blip-2, git, vision-encoder-decoder or another image-text-to-text model of transformers."
         )
     return type("PromptedCaptioner", (PromptedCaptioner,), {"model_class": model_class})

@@ -52,8 +52,8 @@ def _refuse_quantised(folder: Path) -> None:
         config = {}
         with suppress(ValueError, OSError):  # a broken one is said when it is opened
             config = read_json(file)
-        if found := config.get("quantization_config"):
-            how = found.get("quant_method", "by another package")
+        if quantised := config.get("quantization_config"):
+            how = quantised.get("quant_method", "by another package")
             raise ValueError(
                 f"The weights of {file.parent} are quantised ({how}), which neither runs on every machine nor moves "
                 "between devices: give the checkpoint that it was made of."
@@ -65,8 +65,7 @@ def opening(folder: str, revision: str | None = None, role: str | None = None) -
     """Say in one sentence what is wrong with a checkpoint's files; note its use for the stamp.
 
     Args:
-        folder: in the Hugging Face layout, or a hub id.
-        revision: commit of a hub id.
+        folder: in the Hugging Face layout, or a hub id of which `revision` is the commit.
         role: the model's part in the run, such as `generator`; None where only its configuration is looked at.
 
     Raises:
@@ -100,19 +99,16 @@ def variant(folder: str) -> str | None:
     """The `variant` that loads a local checkpoint: `fp16` where a part has its weights under such names alone."""
     parts: dict[Path, set] = {}
     for file in Path(folder).rglob("*.safetensors"):
-        if found := WEIGHTS.fullmatch(file.name):
-            parts.setdefault(file.parent, set()).add(found[3])
+        if name := WEIGHTS.fullmatch(file.name):
+            parts.setdefault(file.parent, set()).add(name[3])
     return "fp16" if {".fp16"} in parts.values() else None
 
 
 def load(model_class: type[PreTrainedModel], profile: Profile, role: str, **options: Any):
     """A frozen model of transformers on the profile's device, and the folder or hub id that it came from.
 
-    The captioner is of the profile's `dtype`; judges and the probe are float32 in every profile, whatever their
-    checkpoint says.
-
-    Raises:
-        FileNotFoundError, ValueError: as `opening` and `read`.
+    The captioner is of the profile's `dtype`; judges and the probe are float32. FileNotFoundError, ValueError: as
+    `opening` and `read`.
     """
     folder, place = source(profile, getattr(profile, role))
     if role in KINDS:
@@ -147,8 +143,8 @@ def check_kind(folder: str, role: str, wanted: str, **place: Any) -> None:
         config, _ = PreTrainedConfig.get_config_dict(folder, **place)
     names = [config.get("model_type") or "", config.get("_class_name") or "", *(config.get("architectures") or [])]
     if wanted not in names and not (wanted.startswith("For") and any(name.endswith(wanted) for name in names)):
-        found = " ".join(filter(None, names)) or "nameless model"
-        raise ValueError(f"{folder} is a {found}, and no {wanted}, which the {role} is to be: give another folder.")
+        kind = " ".join(filter(None, names)) or "nameless model"
+        raise ValueError(f"{folder} is a {kind}, and no {wanted}, which the {role} is to be: give another folder.")
 
 
 def check_vocabulary(folder: str, tokenizer_size: int, embedding_size: int) -> None:
@@ -163,8 +159,7 @@ def check_vocabulary(folder: str, tokenizer_size: int, embedding_size: int) -> N
 def inference_dtype(profile: Profile) -> torch.dtype:
     """The profile's `dtype`, which captioner and generator infer in; judges, probe and training are float32.
 
-    Raises:
-        ValueError: an unknown name, or float16 on a CPU, which has no fast arithmetic for it and lacks some of it.
+    ValueError: an unknown name, or float16 on a CPU, which lacks some of its arithmetic.
     """
     if profile.dtype not in DTYPES:
         raise ValueError(f"dtype is {profile.dtype!r}: choose one of {', '.join(DTYPES)}.")
@@ -174,10 +169,7 @@ def inference_dtype(profile: Profile) -> torch.dtype:
 
 
 def require_finite(values: np.ndarray, what: str, model: str) -> np.ndarray:
-    """The values, if all are finite: what a broken model or an overflow in half precision makes is never kept.
-
-    ValueError: NaN or infinity among them.
-    """
+    """The values; ValueError where a broken model or an overflow in half precision made NaN or infinity."""
     if not np.isfinite(values).all():
         raise not_finite(what, model)
     return values
@@ -191,10 +183,8 @@ def not_finite(what: str, model: str) -> ValueError:
     )
 
 
-# --- Tokenizers and processors, read once for all checkpoints that hold the same files.
-#
-# A finetuned model's folder has a copy of its base's tokenizer, and every chapter loads many of them. What
-# `training.vocabulary` remembers of a tokenizer then holds for all of them too. Nobody changes a shared one.
+# --- Tokenizers and processors, read once for all checkpoints that hold the same files, as finetuned ones do: so that
+# what `training.vocabulary` remembers of a tokenizer holds for all. Nobody changes a shared one.
 
 # What decides them beside weights: vocabularies, merges, settings, templates, and the configuration that names a class.
 FILES = ("*.json", "*.txt", "*.jinja", "*.model")

@@ -34,8 +34,7 @@ def losses(
 ) -> np.ndarray:
     """Squared error a latent value, `(B, N, K)` float32, of what the U-Net predicts of an image's noised latents.
 
-    Images and distinct captions are encoded once, and the passes of the U-Net go through in batches as large as those
-    of guided drawing. A caption longer than the text encoder's tokens is read in part.
+    A caption longer than the text encoder's tokens is read in part.
 
     Args:
         generator: a Stable Diffusion, held to `check`.
@@ -49,8 +48,8 @@ def losses(
     """
     asked = _asked(generator, images, captions, timesteps, seeds)
     parts = [(each.predicted - each.wanted).square().mean((1, 2, 3)) for each in asked]
-    found = torch.cat(parts).reshape(len(captions), len(captions[0]), len(timesteps)).numpy()
-    return checkpoint.require_finite(found, "The denoising loss of a caption", generator.pipeline.name_or_path)
+    values = torch.cat(parts).reshape(len(captions), len(captions[0]), len(timesteps)).numpy()
+    return checkpoint.require_finite(values, "The denoising loss of a caption", generator.pipeline.name_or_path)
 
 
 @torch.no_grad()
@@ -72,8 +71,8 @@ def one_step_images(
         pixels = processor.postprocess(vae.decode(clean).sample, output_type="np")
         checkpoint.require_finite(pixels, "The one-step image of a caption", generator.pipeline.name_or_path)
         parts.append((pixels * 255).round().astype(np.uint8))
-    found = np.concatenate(parts)
-    return found.reshape(len(captions), len(captions[0]), *found.shape[1:])
+    shown = np.concatenate(parts)
+    return shown.reshape(len(captions), len(captions[0]), *shown.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,7 @@ def _clean(schedule: DDPMScheduler, noisy: Tensor, predicted: Tensor, timesteps:
 
 
 def latents(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], size: int) -> Tensor:
-    """What the generator sees of images, `(B, C, h, w)`: scaled means of the autoencoder's posterior.
-
-    Of an image that is not square its middle is seen, as the references of FID are.
-    """
+    """What the generator sees of images' middles, `(B, C, h, w)`: scaled means of the autoencoder's posterior."""
     vae, means = pipeline.vae, []
     processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor, resample="bicubic")
     for start in range(0, len(images), ENCODE_BATCH):
@@ -131,11 +127,8 @@ def latents(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], si
 
 
 def check(profile: Profile, timesteps: Sequence[int]) -> None:
-    """ValueError where the profile's generator cannot be asked for its loss at those timesteps; no weights are read.
-
-    Of one that was trained here its base is looked at, so that its folder need not be written for what is known.
-    """
-    folder, place = checkpoint.source(profile, profile.base(profile.generator))
+    """ValueError where the profile's generator cannot be asked for its loss at those timesteps; no weights are read."""
+    folder, place = checkpoint.source(profile, profile.base(profile.generator))  # the folder itself need not be written
     kind = pipeline_class(profile, folder, place)
     if not issubclass(kind, StableDiffusionPipeline):
         raise ValueError(f"{folder} is a {kind.__name__}, which cannot be asked for its denoising loss here: {MEND}.")

@@ -18,7 +18,7 @@ from torch_fidelity.utils import create_feature_extractor
 from torchvision.transforms import functional
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from dfl_utils.models import checkpoint, similarity
+from dfl_utils.models import checkpoint
 from dfl_utils.world.profile import Profile
 
 VERSION = 1  # of the features that the same image and files give; part of every key that names an extractor
@@ -40,9 +40,8 @@ class Features(NamedTuple):
 class Referee:
     """The profile's probe, which no loop optimises: logits for categories, colours (`colour:red`), counts (`count:2`).
 
-    As an extractor it gives what is `pooled` before the last layer (D = 192) and the categories' logits (L = 48). IS
-    wants one distribution an image: the softmax of those logits, where two things of an image share the mass. Such an
-    IS is comparable with others of the same probe alone.
+    As an extractor it gives what is `pooled` before the last layer (D = 192) and the categories' logits (L = 48), of
+    which IS takes the softmax: an IS comparable with others of the same probe alone.
     """
 
     def __init__(self, model):
@@ -79,8 +78,8 @@ def _count_categories(labels: Sequence[str]) -> int:
 class Extractor:
     """The probe, or torch-fidelity's Inception; see `load`."""
 
-    def __init__(self, model, image_size: int, device: str = "cpu", squeeze: int | None = None):
-        self.model, self.image_size, self.device, self.squeeze = model, image_size, device, squeeze
+    def __init__(self, model, profile: Profile):
+        self.model, self.profile = model, profile
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
@@ -89,16 +88,13 @@ class Extractor:
         Args:
             images: uint8 `(B, H, W, 3)` of the profile's image size, or Pillow images, which are brought to it as
                 torch-fidelity's `samples_resize_and_crop` does: shorter side, then centre. A profile that says
-                `squeeze` has all of them squeezed to that many pixels a side, bicubic and whatever their shape.
-
-        Raises:
-            ValueError: no images, or an array of another shape or type.
+                `squeeze` has all of them squeezed to that many pixels a side. ValueError for anything else, or none.
         """
-        if self.squeeze:
-            images = _squeezed(images, self.squeeze)
+        side = self.profile.squeeze or self.profile.image_size
+        if self.profile.squeeze:
+            images = _squeezed(images, side)
         elif not isinstance(images, np.ndarray):
-            images = np.stack([_square(image, self.image_size) for image in images]) if images else np.empty(0)
-        side = self.squeeze or self.image_size
+            images = np.stack([_square(image, side) for image in images]) if images else np.empty(0)
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or not len(images):
             raise ValueError(
                 f"images must be a uint8 array (B, {side}, {side}, 3) with B >= 1, "
@@ -106,7 +102,7 @@ class Extractor:
             )
         parts = []
         for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).to(self.device)
+            batch = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).to(self.profile.device)
             parts.append(torch.cat(self.model(batch), dim=1).float().cpu())
         values, name = torch.cat(parts).numpy(), getattr(self.model, "name_or_path", "the feature extractor")
         return checkpoint.require_finite(values, "What is seen in an image", name)
@@ -133,38 +129,20 @@ def role(profile: Profile, by: str | None = None) -> str:
     return "inception" if profile.probe is None else "probe"
 
 
-class Photographs:
-    """EfficientNet-Lite0 as an extractor: its 1,280 features before the last layer, and no logits."""
-
-    def __init__(self, encoder: similarity.ImageEncoder):
-        self.encoder = encoder
-
-    def features(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
-        """Features `(B, 1280)` float32 of images as `Extractor.features` takes them, each at the model's own size."""
-        return self.encoder.embed(images, normalize=False)
-
-
 def load(profile: Profile) -> Extractor:
-    """The profile's extractor, frozen, on its device.
-
-    Raises:
-        FileNotFoundError, ValueError: as `weights`; a probe's folder that is not whole.
-    """
+    """The profile's extractor, frozen, on its device; FileNotFoundError, ValueError: as of `weights` and `Referee`."""
     if role(profile) == "probe":
-        return Extractor(Referee.load(profile), profile.image_size, profile.device, profile.squeeze)
+        return Extractor(Referee.load(profile), profile)
     options = {"feature_extractor_weights_path": weights(profile), "verbose": False}
     model = create_feature_extractor(*INCEPTION, cuda=False, **options)
-    return Extractor(model.to(profile.device), profile.image_size, profile.device, profile.squeeze)
+    return Extractor(model.to(profile.device), profile)
 
 
 def weights(profile: Profile) -> str:
     """The file of Inception's weights, fetched by torch's hub if the profile names none.
 
     torch-fidelity unpickles its file without restraint, so it is first read as tensors alone, which can run nothing.
-
-    Raises:
-        FileNotFoundError: an offline profile without weights, or a file that is not there.
-        ValueError: a file that holds more than tensors, or is damaged.
+    FileNotFoundError: an offline profile without weights. ValueError: a file that is damaged or holds more.
     """
     if profile.inception is None and not profile.offline:
         torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True)

@@ -64,11 +64,7 @@ def tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
 
 
 class SeededAmusedScheduler(AmusedScheduler):
-    """aMUSEd's scheduler with one random stream an image.
-
-    The parent draws a whole batch from one stream, so an image depends on its neighbours. Here `step` also takes a list
-    of B streams, and runs the parent's step on one sample after the other.
-    """
+    """aMUSEd's scheduler, whose `step` also takes B streams, a list, and runs the parent's on each sample."""
 
     def step(self, model_output, timestep, sample, starting_mask_ratio=1.0, generator=None, return_dict=True):
         if not isinstance(generator, list):
@@ -85,8 +81,7 @@ class SeededAmusedScheduler(AmusedScheduler):
 def in_float32(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
     """The same scheduler, whose steps are float32 whatever the model predicts in.
 
-    torch draws other numbers of the same seed in another type; with the noise of every step drawn in float32 a drawing
-    in half precision is the same one, rounded. Of Stable Diffusion; other pipelines draw noise in their own type.
+    torch draws other numbers of the same seed in another type: so a drawing in half precision is the same one, rounded.
     """
 
     class Float32Steps(kind):
@@ -138,10 +133,9 @@ def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch
     kind = pipeline_class(profile, folder, place)
     stable_diffusion = issubclass(kind, StableDiffusionPipeline)
     options = place | checkpoint.of_pipeline(folder) | _without_checker(kind)
+    options |= {"variant": checkpoint.variant(folder), "use_safetensors": True, "dtype": dtype}
     with checkpoint.opening(folder, place["revision"], "generator"):
-        pipeline = kind.from_pretrained(
-            folder, dtype=dtype, variant=checkpoint.variant(folder), use_safetensors=True, **options
-        )
+        pipeline = kind.from_pretrained(folder, **options)
     pipeline.to(profile.device)
     for end in ("", "_2", "_3"):  # a pipeline has up to three of each
         tokenizer, encoder = (getattr(pipeline, f"{name}{end}", None) for name in ("tokenizer", "text_encoder"))
@@ -181,21 +175,19 @@ def check(profile: Profile) -> None:
             saved = DDPMScheduler.load_config(folder, subfolder="scheduler", **place)
             unet = UNet2DConditionModel.load_config(folder, subfolder="unet", **place)
             vae = AutoencoderKL.load_config(folder, subfolder="vae", **place)
-        if (found := unet.get("in_channels", 4)) != (wanted := vae.get("latent_channels", 4)):
+        if (taken := unet.get("in_channels", 4)) != (made := vae.get("latent_channels", 4)):
             raise ValueError(
-                f"The U-Net of {folder} takes {found} channels and its VAE makes {wanted}, as where one paints into a "
-                "given image: give a pipeline that draws from text alone."
+                f"The U-Net of {folder} takes {taken} channels and its VAE makes {made}, as where one paints into an "
+                "image: give a pipeline that draws from text alone."
             )
         _check_steps(_sampler(scheduler, saved, torch.float32), profile.num_inference_steps)
 
 
 class Generator:
-    """A frozen text-to-image pipeline and its sampling settings.
+    """A frozen text-to-image pipeline of diffusers that takes one random stream an image, and its sampling settings.
 
-    Any such pipeline of diffusers will do that takes one random stream an image, such as Stable Diffusion XL or PixArt.
     Stable Diffusion is the paper's (DDPM, 50 steps, guidance 7.5; Appendix A.2). For its second generator, LAFITE
-    (Table 8), whose weights are a pickle and no pipeline of diffusers, stands aMUSEd, a transformer that writes the
-    codes of a discrete autoencoder.
+    (Table 8), whose weights are a pickle, stands aMUSEd, a transformer that writes codes of a discrete autoencoder.
     """
 
     def __init__(
@@ -213,8 +205,7 @@ class Generator:
         """Load the profile's pipeline in its `dtype`; safetensors only.
 
         Stable Diffusion v1-4 is published with another sampler; the paper draws with DDPM (Appendix A.2), which is the
-        profile's `scheduler`. A pipeline of one's own keeps the sampler that it was saved with, aMUSEd with one random
-        stream an image.
+        profile's `scheduler`. A pipeline of one's own keeps the sampler that it was saved with.
 
         Raises:
             FileNotFoundError, ValueError: as `checkpoint.opening`; no text-to-image pipeline; a tokenizer and a text
@@ -279,10 +270,10 @@ class Generator:
 
 def scheduler_class(name: str | None) -> type[SchedulerMixin] | None:
     """A scheduler of diffusers by its name, None of None; ValueError where there is none of that name."""
-    found = getattr(diffusers, name, None) if name else None
-    if name and not (isinstance(found, type) and issubclass(found, SchedulerMixin) and issubclass(found, ConfigMixin)):
+    kind = getattr(diffusers, name, None) if name else None
+    if name and not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
         raise ValueError(f"scheduler is {name!r}, which is none of diffusers: give one such as DDPMScheduler.")
-    return found
+    return kind
 
 
 def _check_steps(scheduler: SchedulerMixin, steps: int) -> None:
@@ -297,9 +288,8 @@ def _check_steps(scheduler: SchedulerMixin, steps: int) -> None:
         raise ValueError(f"num_inference_steps is {steps}, and {name} draws in at most {trained - 1}: give fewer.")
 
 
-# --- Linear layers through oneDNN on a CPU, as a model's convolutions go already.
-#
-# MKL, which torch takes, is half as fast on an AMD processor. The operator is torch.compile's, and has no gradients.
+# --- Linear layers through oneDNN on a CPU, as convolutions go already: MKL, torch's own, is half as fast on AMD's.
+# The operator is torch.compile's, and has no gradients.
 
 
 def _linear(self: nn.Linear, x: Tensor) -> Tensor:
@@ -340,19 +330,11 @@ def load_pipeline(profile: Profile) -> StableDiffusionPipeline:
 
 def load_decoder(profile: Profile) -> AutoencoderTiny:
     """The profile's small decoder of latents; ValueError where it has none."""
-    folder, revision = decoder_folder(profile), profile.revision(profile.tiny_decoder)
-    checkpoint.check_kind(
-        folder, "tiny_decoder", checkpoint.KINDS["tiny_decoder"], revision=revision, local_files_only=profile.offline
-    )
-    with checkpoint.opening(folder, revision, "tiny decoder"):
-        decoder = AutoencoderTiny.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            variant=checkpoint.variant(folder),
-            revision=revision,
-            local_files_only=profile.offline,
-            use_safetensors=True,
-        )
+    folder, (_, place) = decoder_folder(profile), checkpoint.source(profile, profile.tiny_decoder)
+    checkpoint.check_kind(folder, "tiny_decoder", checkpoint.KINDS["tiny_decoder"], **place)
+    options = place | {"variant": checkpoint.variant(folder), "use_safetensors": True, "dtype": torch.float32}
+    with checkpoint.opening(folder, place["revision"], "tiny decoder"):
+        decoder = AutoencoderTiny.from_pretrained(folder, **options)
     return decoder.to(profile.device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 

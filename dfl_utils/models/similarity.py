@@ -40,6 +40,10 @@ class ImageEncoder:
             parts.append((F.normalize(features, dim=-1) if normalize else features).float().cpu())
         return checkpoint.require_finite(torch.cat(parts).numpy(), "The embedding of an image", self.model.name_or_path)
 
+    def features(self, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
+        """As `embed`, of no certain length: what `fidelity.Extractor.features` are, without logits."""
+        return self.embed(images, normalize=False)
+
 
 def load_clip(profile: Profile) -> ImageEncoder:
     """CLIP's image embedding, projected unless the profile says not; of an image that is not square, of its middle."""

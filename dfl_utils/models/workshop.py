@@ -78,11 +78,11 @@ class Workshop:
     def generator(self) -> generator.Generator:
         return self._model("generator", generator.Generator.load)
 
-    def extractor(self, by: str | None = None) -> fidelity.Extractor | fidelity.Photographs:
+    def extractor(self, by: str | None = None) -> fidelity.Extractor | similarity.ImageEncoder:
         """What the fidelity scores look through: the profile's own, or `by` another role's model."""
         role = fidelity.role(self.profile, by)
         if role in similarity.ENCODERS:
-            return fidelity.Photographs(self.encoder(role))
+            return self.encoder(role)
         return (self._judges or self)._model(role, fidelity.load)
 
     @property
@@ -105,13 +105,13 @@ class Workshop:
 
     def made_by(self, role: str) -> dict:
         """The part of a key that names the checkpoint behind a shard, how it is asked, and the packages that decide."""
-        found = {name: (getattr(self.profile, name), usual) for name, usual in USUAL.get(role, {}).items()}
+        asked = {name: getattr(self.profile, name) for name in USUAL.get(role, {})}
         return {
             "checkpoint": self._checkpoint(role),
             "asked": ASKED[role],
             "packages": provenance.model_packages(),
             "device": self.profile.device,
-        } | {name: value for name, (value, usual) in found.items() if value != usual}
+        } | {name: value for name, value in asked.items() if value != USUAL[role][name]}
 
     def _checkpoint(self, role: str) -> str:
         """The hash of a model's folder or file; of one that is not fetched, its name and commit."""
@@ -166,11 +166,11 @@ class Workshop:
         neighbours are made from the same shard, so that one rank makes them all.
         """
         order = processes.own_first(range(len(jobs)), group)
-        found = self.store.fill([jobs[k] for k in order])
+        filled = self.store.fill([jobs[k] for k in order])
         total, contents = images or len(jobs), {}
         options = {"total": total, "desc": what, "unit": " images" if images else " shards", "delay": 1, "leave": False}
         with tqdm(**options, disable=not self.progress) as bar:
-            for place, content in found:
+            for place, content in filled:
                 contents[order[place]] = content
                 bar.update(round(total * len(contents) / len(jobs)) - bar.n)
         return [contents[k] for k in range(len(jobs))]

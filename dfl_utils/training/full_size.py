@@ -67,7 +67,7 @@ def models(own: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captione
     )
     for part in (blip, text_encoder, unet, vae, tiny):
         part.requires_grad_(False).eval()
-    captioner = _Captioner(blip, own.processor, own.prompt, own.min_words, own.max_words)
+    captioner = _Captioner(blip, own.processor, own.profile)
     return captioner, pipeline, tiny
 
 

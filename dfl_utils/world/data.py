@@ -197,9 +197,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A new RGB image of what a viewer shows.
 
     EXIF rotation is applied: COCO's own tools read the stored pixels, but browsers turned the photos for those who
-    captioned them, and a captioner should see what they saw. A CMYK JPEG is taken for Adobe's inverted kind, marked or
-    not, which is Pillow's rule. What is transparent becomes white. Sixteen bits are scaled, where Pillow clips; of 32
-    nobody knows the white (ValueError).
+    captioned them. A CMYK JPEG is taken for Adobe's inverted kind, as Pillow does. What is transparent becomes white.
+    Sixteen bits are scaled, where Pillow clips; of 32 nobody knows the white (ValueError).
     """
     image.load()  # an image that is cut off fails here, not as a broken EXIF block
     with contextlib.suppress(*BROKEN_EXIF):

@@ -1,9 +1,8 @@
 """Pairs of captions of a drawn scene that differ in one thing: one that says what is there, and its foil.
 
-Both are made of the same sentence, so that a judge that knows only how sentences go has little to choose by: where a
-foil keeps the words and changes their places (colours, sides), nothing at all but for chance. A pair is a pure function
-of kind, scene and seed. Known relatives: FOIL (Shekhar et al., ACL 2017), Winoground (Thrush et al., CVPR 2022), whose
-two images and two captions, the same words in other roles, are the quartets here.
+Both are made of the same sentence, so that a judge that knows only how sentences go has little to choose by. A pair is
+a pure function of kind, scene and seed. Known relatives: FOIL (Shekhar et al., ACL 2017), Winoground (Thrush et al.,
+CVPR 2022), whose two images and two captions, the same words in other roles, are the quartets here.
 """
 
 import json

@@ -88,9 +88,8 @@ class Profile:
     def pair(self, captioner: str | None = None, generator: str | None = None) -> "Profile":
         """The same profile with another of its captioners or generators by name (Tables 3, 4 and 8), or one's own.
 
-        Beside a captioner of `image_sizes` images are drawn at that size, if it is the smaller one. One's own captioner
-        continues the profile's prompt; one's own generator keeps its own sampler. ValueError: a name of the tables that
-        the profile's way does not know.
+        One's own captioner continues the profile's prompt; one's own generator keeps its own sampler. ValueError: a
+        name of the tables that the profile's way does not know.
         """
         chosen = {}
         for name in {captioner, generator} & set(UNKNOWN.get(self.way, ())):
@@ -133,8 +132,8 @@ class Profile:
 
     def dataset_root(self, dataset: str) -> Path:
         """Folder of `coco` or `nocaps`: its own root, else the one of that name in `data_root`."""
-        own = {"coco": self.coco_root, "nocaps": self.nocaps_root}.get(dataset)
-        return Path(own) if own is not None else Path(self.data_root) / dataset
+        root = {"coco": self.coco_root, "nocaps": self.nocaps_root}.get(dataset)
+        return Path(self.data_root) / dataset if root is None else Path(root)
 
     def revision(self, model: str) -> str | None:
         """Commit that is used of a hub id; None for a folder, a mirrored id, or an id that `revisions` lacks."""
@@ -175,8 +174,7 @@ def _mend_of_no_folder(model: str) -> str:
 
 
 def place(path: Path | str) -> Path:
-    """A path as its reader meant it: `~` is the home folder, and a relative one is looked for where `dfl` was typed
-    (chapters run in `book/`), then from here."""
+    """A path with `~` as the home folder; a relative one is looked for where `dfl` was typed, then from here."""
     path = from_home(path)
     typed = Path(os.environ.get("DFL_FROM", "")) / path
     return typed if typed.exists() or not path.exists() else path
@@ -279,10 +277,9 @@ PROFILES = {
 
 
 # Ways in which the same models are asked and compared, each a set of fields: `paper` is what the paper's text says.
-# `blip-repo` decodes as salesforce/BLIP does (models/blip.py, `generate`, where its version of transformers also left
-# top_k at 50; beams are penalised as for NoCaps, by eval_nocaps.py, which its script for COCO does not). `authors` is
-# what the paper's published code does (hangligit/DalleFlamingo at 8105413), as far as fields can say it: its stop words
-# are NLTK's, ours are not.
+# `blip-repo` decodes as salesforce/BLIP does (models/blip.py, `generate`, with transformers' top_k of 50; beams are
+# penalised as in eval_nocaps.py, not as for COCO). `authors` is what the paper's published code does
+# (hangligit/DalleFlamingo at 8105413), as far as fields can say it: its stop words are NLTK's, ours are not.
 _AS_BLIP = {"repetition_penalty": 1.1, "min_words": 5, "max_words": 20, "limits_count_prompt": True}
 _COMPARED = {"clip_projected": False, "sbert_pooling": "mean", "wmd_tokens": "split"}
 WAYS = {

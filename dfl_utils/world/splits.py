@@ -122,7 +122,7 @@ def _draws(splits: Sequence[Split]) -> dict[Split, list[tuple[str, Scene]]]:
 def items(part: str, name: str) -> Iterator[Item]:
     """The items of one split in the order of their image ids, e.g. `items("nocaps", "near")`."""
     split = {(split.part, split.name): split for split in SPLITS + DEVELOPMENT + PRACTICE}[part, name]
-    with_those_before = next((before + own for own, _, before in EXTRA.values() if split in own), SPLITS)
+    with_those_before = next((before + extra for extra, _, before in EXTRA.values() if split in extra), SPLITS)
     for k, (seed, scene) in enumerate(_draws(with_those_before)[split]):
         texts = scenes.references(scene, seed, split.references)
         yield Item(split.first_id + k, seed, split, scene, tuple(texts))
@@ -135,10 +135,7 @@ def held_out() -> frozenset[tuple[tuple[Thing, ...], str]]:
 
 
 def fingerprint(part: str) -> str:
-    """SHA-256 over raw pixels and captions of a part's test sets, drawn in memory (about a second).
-
-    PNG bytes are left out: they depend on the zlib that wrote them, the pixels do not.
-    """
+    """SHA-256 over raw pixels (not the PNG's bytes, which depend on zlib) and captions of a part's test sets."""
     digests = {}
     for split in (s for s in SPLITS if s.part == part and s.test):
         digest = hashlib.sha256()
@@ -173,8 +170,8 @@ def _published() -> dict[str, str]:
 
 def _state(folder: Path) -> dict:
     """What made `folder` and what is in it beside the marker; a lost or truncated file shows in it."""
-    own, count, before = EXTRA.get(folder.stem, (None, None, None))
-    drawn = (before, own, count) if own else SPLITS
+    extra, count, before = EXTRA.get(folder.stem, (None, None, None))
+    drawn = (before, extra, count) if extra else SPLITS
     made_by = [VERSION, _published(), repr(drawn), version("pillow"), version("fontawesomefree")]
     recipe = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
@@ -208,8 +205,8 @@ def _write_part(folder: Path, part: str) -> None:
     if part in PARTS:
         chosen = [item for split in SPLITS if split.part == part for item in items(part, split.name)]
     else:
-        own, count, _ = EXTRA[part]
-        chosen = [item for split in own for item in islice(items(split.part, split.name), count)]
+        extra, count, _ = EXTRA[part]
+        chosen = [item for split in extra for item in islice(items(split.part, split.name), count)]
     for item in tqdm(chosen, desc=f"{part}-like world", disable=None):
         (folder / item.folder).mkdir(parents=True, exist_ok=True)
         Image.fromarray(scenes.render(item.scene)).save(folder / item.folder / item.file_name)
