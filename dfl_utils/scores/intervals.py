@@ -1,15 +1,13 @@
 """Estimates over several trainings: seeds and images are resampled together, so an interval knows both.
 
-What a finetuning is worth is uncertain twice: it was trained on few seeds and measured on some images. One draw of the
-bootstrap takes S - 1 of the S seeds and as many images as there are, both with replacement, the same images for every
-seed and for both sides of a difference.
+One draw of the bootstrap takes S - 1 of the S seeds and as many images as there are, both with replacement, the same
+images for every seed and for both sides of a difference.
 
-Few seeds are the hard part. Drawing S of S would understate their variance, by a third where S = 3; drawing S - 1 sets
-that right (Rao and Wu, 1988), but not that three seeds hardly know their own spread. So the interval is widened as
-Student's t is, with Satterthwaite's degrees of freedom: by 2.2 where three seeds make all of the variance (6.5 with
-two), not at all where they make none.
-On synthetic scores such intervals of 95 % held the truth in 92 to 98 % of experiments with three seeds, in 88 to 97 %
-with two. One seed says nothing of seeds: the interval is then that of the images alone, and a reader must be told.
+Drawing S of S seeds would understate their variance, by a third where S = 3; drawing S - 1 sets that right (Rao and Wu,
+1988), but not that three seeds hardly know their own spread. So the interval is widened as Student's t is, with
+Satterthwaite's degrees of freedom: by 2.2 where three seeds make all of the variance (6.5 with two), not at all where
+they make none. On synthetic scores such intervals of 95 % held the truth in 92 to 98 % of experiments with three seeds,
+in 88 to 97 % with two. Of one seed the interval is that of the images alone.
 """
 
 import hashlib
@@ -27,51 +25,43 @@ Verdict = Literal["better", "worse", "not visible"]
 SETS = ("FID", "KID")  # metrics of a whole set of drawings
 
 
-def estimate(values: ArrayLike, statistic: Statistic = np.asarray, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+def estimate(values: ArrayLike, statistic: Statistic = np.asarray) -> Estimate:
     """The mean over seeds of a statistic of each seed's images, with the interval over both; `n` counts images.
 
     Args:
         values: `(S, images, ...)`. An image with a NaN at any seed is excluded at all, and counted.
         statistic: one number of means over images, as in `ranking.bootstrap_interval`; default: the mean.
-        num_resamples: draws of seeds and images.
     """
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)).any(axis=1)
     values, images, excluded = values[:, known], int(known.sum()), int((~known).sum())
     if images == 0:
         return Estimate(np.nan, np.nan, np.nan, 0, excluded)
-    means = _shares_of(images, num_resamples) @ np.moveaxis(values, 1, 0).reshape(images, -1)
-    means = means.reshape(num_resamples, len(values), *values.shape[2:])
+    means = _shares_of(images) @ np.moveaxis(values, 1, 0).reshape(images, -1)
+    means = means.reshape(NUM_RESAMPLES, len(values), *values.shape[2:])
     return _combined(np.asarray(statistic(values.mean(axis=1))), np.asarray(statistic(means)), images, excluded)
 
 
 @lru_cache(maxsize=4)
-def _shares_of(images: int, num_resamples: int) -> np.ndarray:
-    return draws_of(images, num_resamples) / images
+def _shares_of(images: int) -> np.ndarray:
+    return draws_of(images, NUM_RESAMPLES) / images
 
 
-def difference(after: ArrayLike, before: ArrayLike, statistic: Statistic = np.asarray, **options) -> Estimate:
+def difference(after: ArrayLike, before: ArrayLike, statistic: Statistic = np.asarray) -> Estimate:
     """`after` (S, images, ...) minus `before`, paired by image, and by seed unless `before` is (1, images, ...)."""
     both = np.stack(np.broadcast_arrays(after, before), axis=-1)
-    return estimate(both, lambda means: statistic(means[..., 0]) - statistic(means[..., 1]), **options)
+    return estimate(both, lambda means: statistic(means[..., 0]) - statistic(means[..., 1]))
 
 
-def set_score(metric: str, reference: ArrayLike, *sides: ArrayLike, num_resamples: int = SET_RESAMPLES) -> Estimate:
-    """The mean over seeds of FID or KID of each seed's drawings, with the interval over seeds and images.
+def _set_score(metric: str, reference: ArrayLike, *sides: ArrayLike, num_resamples: int = SET_RESAMPLES) -> Estimate:
+    """FID or KID of drawings, or by how much that of a first side exceeds a second's: most of their bias cancels.
 
     Resamples of a set score are biased; they are shifted, seed by seed, to the score itself: see `image_sets.scored`.
-
-    Args:
-        metric: FID or KID.
-        reference: features of originals, `(images, D)`; they are drawn with the drawings.
-        sides: of drawings `(S, images, D)` in the same order, at least 2 images. The score of a second side, as in
-            `difference`, is taken off: the bias of both is alike, and most of it cancels.
-        num_resamples: draws of seeds and images.
     """
     images, reference = np.shape(reference)[0], np.asarray(reference, dtype=float)
     drawn = np.random.default_rng(0).integers(images, size=(num_resamples, images))
-    found = [_scored(metric, np.asarray(rows, dtype=float), reference, drawn) for rows in sides]
-    scores, resampled = (np.subtract(*pair) if len(pair) == 2 else pair[0] for pair in zip(*found, strict=True))
+    scored = [_scored(metric, np.asarray(rows, dtype=float), reference, drawn) for rows in sides]
+    scores, resampled = (np.subtract(*pair) if len(pair) == 2 else pair[0] for pair in zip(*scored, strict=True))
     return _combined(scores, resampled, images)
 
 
@@ -95,20 +85,20 @@ def level(metric: str, values: ArrayLike, reference: ArrayLike | None = None, **
 
     Args:
         metric: FID or KID of a set of drawings, B@1 to B@4 of a corpus, or any score whose mean over images counts.
-        values: `(S, images, ...)`: features of the drawings, `ngrams.bleu_statistics`, or one score an image.
-        reference: features of the originals, for FID and KID.
-        options: `num_resamples`.
+        values: `(S, images, ...)`: features of at least 2 drawings, `ngrams.bleu_statistics`, or one score an image.
+        reference: features of the originals `(images, D)`, for FID and KID, which are drawn with the drawings.
+        options: `num_resamples`, of FID and KID.
     """
     if metric in SETS:
-        return set_score(metric, reference, values, **options)
-    return estimate(values, statistic_of(metric), **options)
+        return _set_score(metric, reference, values, **options)
+    return estimate(values, statistic_of(metric))
 
 
 def change(metric: str, after: ArrayLike, before: ArrayLike, reference: ArrayLike | None = None, **options) -> Estimate:
     """`level` of `after` minus that of `before`, paired as in `difference`; arguments as in `level`."""
     if metric in SETS:
-        return set_score(metric, reference, after, before, **options)
-    return difference(after, before, statistic_of(metric), **options)
+        return _set_score(metric, reference, after, before, **options)
+    return difference(after, before, statistic_of(metric))
 
 
 def statistic_of(metric: str) -> Statistic:
@@ -122,10 +112,7 @@ def statistic_of(metric: str) -> Statistic:
 
 
 def verdict(change: Estimate, higher_is_better: bool) -> Verdict:
-    """The one rule behind every such verdict: `not visible` where the interval of a difference holds zero.
-
-    A bound of exactly zero counts as holding it, and so does an interval that is NaN, or of one image, which is none.
-    """
+    """`not visible` where the interval of a difference holds zero, be it as a bound, is NaN, or of one image."""
     slack = 1e-9 * (change.high - change.low)  # what rounding leaves of a bound of zero
     if change.n < 2 or not (change.low > slack or change.high < -slack):
         return "not visible"
@@ -146,10 +133,7 @@ def enough(effect: float, change: Estimate) -> float:
 
 
 def would_show(effect: float, change: Estimate) -> Literal["yes", "no", ""]:
-    """Would a difference as large as `effect` have been visible with our n and seeds?
-
-    "" where one is NaN, and where nothing varies (one image, equal captions) and so tells how large the noise is.
-    """
+    """Would a difference as large as `effect` have been visible? "" where one is NaN, or where nothing varies."""
     smallest = smallest_effect(change)
     if np.isnan([effect, smallest]).any() or smallest == 0:
         return ""

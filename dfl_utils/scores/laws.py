@@ -1,7 +1,7 @@
 """How one number grows with another over a few points: a line or a curve that saturates, chosen by leaving points out.
 
-Both laws are straight lines in a function of x: `a + b x`, and `a + b (1 - exp(-k x))` with k from a grid, so that a
-fit is an ordinary least-squares line, and thousands of resamples are fitted at once.
+Both laws are straight lines in a function of x: `a + b x`, and `a + b (1 - exp(-k x))` with k from a grid, so that
+thousands of resamples are fitted at once by least squares.
 """
 
 from dataclasses import dataclass
@@ -33,14 +33,9 @@ class Law:
 
 
 def fit(x: ArrayLike, y: ArrayLike, shape: Shape) -> Law:
-    """The law with the least squared error.
+    """The law with the least squared error, of x and y `(..., points)`; where all x are equal the slope is 0.
 
-    Args:
-        x, y: the same shape `(..., points)`; where all x are equal the slope is 0.
-        shape: line or saturating.
-
-    Raises:
-        ValueError: fewer points than the law needs (2 and 4), or two shapes.
+    ValueError: fewer points than the law needs (2 and 4), or x and y of two shapes.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim == 0 or x.shape[-1] < LEAST[shape]:
@@ -48,9 +43,9 @@ def fit(x: ArrayLike, y: ArrayLike, shape: Shape) -> Law:
     if shape == "line":
         return Law(shape, *_line(x, y)[:2], np.full(x.shape[:-1], np.nan))
     bent = -np.expm1(-RATES[:, None] * x[..., None, :])
-    *found, error = _line(bent, np.broadcast_to(y[..., None, :], bent.shape))
+    *lines, error = _line(bent, np.broadcast_to(y[..., None, :], bent.shape))
     best = error.argmin(axis=-1)
-    return Law(shape, *(np.take_along_axis(one, best[..., None], -1)[..., 0] for one in found), RATES[best])
+    return Law(shape, *(np.take_along_axis(one, best[..., None], -1)[..., 0] for one in lines), RATES[best])
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,10 +66,7 @@ def left_out_error(x: ArrayLike, y: ArrayLike, shape: Shape) -> float:
 
 
 def choose(x: ArrayLike, y: ArrayLike) -> tuple[Shape, dict[Shape, float]]:
-    """The shape that errs least at points left out, the line where both err alike, and both errors.
-
-    Of fewer than five points (four remain) the line: the other is not tried.
-    """
+    """The shape that errs least at points left out, and the errors; of fewer than five points the line alone."""
     errors = {shape: left_out_error(x, y, shape) for shape, least in LEAST.items() if len(np.asarray(x)) > least}
     return min(errors, key=errors.get), errors
 
@@ -87,8 +79,6 @@ def predicted(
     Args:
         point: x and y as measured, `(points,)` each.
         resamples: x and y of each, `(resamples, points)` each.
-        shape: of the law, the same in all resamples.
-        at: where.
         n: images behind a point.
     """
     low, high = np.quantile(fit(*resamples, shape)(at), TAILS)

