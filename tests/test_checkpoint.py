@@ -1,17 +1,18 @@
-"""Bad checkpoints and profiles are refused in one sentence; the paper's layout loads through the same code."""
+"""Bad checkpoints and profiles are refused in one sentence; tokenizers and processors are read once."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from layouts import pickled
 from safetensors.torch import load_file, save_file
-from transformers import BlipForConditionalGeneration
+from transformers import AutoTokenizer, BlipForConditionalGeneration
 
 from dfl_utils.game.scorer import Scorer
-from dfl_utils.models import checkpoint, similarity
-from dfl_utils.models.generator import Generator
+from dfl_utils.models import captioner, checkpoint, similarity
+from dfl_utils.models.generator import Generator, load_pipeline
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import profile
 from dfl_utils.world.data import Example
@@ -122,3 +123,45 @@ def test_a_judge_of_another_vocabulary_is_refused(copy, tmp_path):
     example = Example(0, tmp_path / "x.png", ("a dog",), None)
     with pytest.raises(ValueError, match="mixes two vocabularies"):
         Scorer(models, RunStore(tmp_path / "store"), [example]).score([example], [["a dog"]], ["CLIP-text"])
+
+
+# --- tokenizers and processors ----------------------------------------------------------------------------------
+@pytest.fixture
+def fresh(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_known", {})  # nothing of other tests, and nothing left to them
+    return profile.load("mini").pair(captioner="blip-base")
+
+
+def test_a_copy_of_a_folder_shares_its_tokenizer_and_another_does_not(fresh, tmp_path):
+    folder = Path(fresh.locate(fresh.captioner))
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
+    first = checkpoint.load_tokenizer(str(folder))
+    assert checkpoint.load_tokenizer(str(copy)) is first
+    settings = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 7}), encoding="utf-8")
+    other = checkpoint.load_tokenizer(str(copy))
+    assert other is not first and other.model_max_length == 7
+
+
+def test_a_file_in_a_subfolder_decides_too(tmp_path):
+    """As the second tokenizer of an InstructBLIP, which has a folder of its own."""
+    (tmp_path / "model/qformer_tokenizer").mkdir(parents=True)
+    part = tmp_path / "model/qformer_tokenizer/tokenizer.json"
+    made = []
+    for text in ("{}", "{}", '{"a": 1}'):
+        part.write_text(text)
+        made.append(checkpoint.shared("one of two", tmp_path / "model", object))
+    assert made[0] is made[1] and made[1] is not made[2]
+
+
+def test_a_tokenizer_is_what_transformers_reads(fresh):
+    for folder in (fresh.locate(fresh.captioner), fresh.locate(fresh.clip)):
+        shared, own = checkpoint.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        assert type(shared) is type(own) and shared.get_vocab() == own.get_vocab()
+        assert shared("A red dog").input_ids == own("A red dog").input_ids
+
+
+def test_models_of_one_vocabulary_share_it(fresh):
+    drawn, trained = Generator.load(fresh).pipeline, load_pipeline(fresh)
+    assert drawn.tokenizer is trained.tokenizer
+    assert captioner.load(fresh).processor is captioner.load(fresh).processor is captioner.processor(fresh)

@@ -1,10 +1,7 @@
 """SPICE-like: tuples of sentences written out by hand, F1 by hand, synonyms, invariants, bad input."""
 
-import pickle
-
 import numpy as np
 import pytest
-import srsly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,12 +176,3 @@ def test_a_caption_is_read_alike_alone_and_in_a_batch():
 def test_a_caption_is_read_alike_in_any_letters_and_spaces():
     assert tuples(f"  {RIDER.upper()}\n") == tuples(RIDER) == tuples(RIDER.replace(" ", "  "))
     assert tuples("a dog \ud800 on a mat") >= graph("dog, mat")  # half a character, which UTF-8 does not know
-
-
-def test_nothing_is_unpickled(monkeypatch):
-    def refuse(*_, **__):
-        pytest.fail("something was unpickled")
-
-    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (srsly, "pickle_loads")):
-        monkeypatch.setattr(module, name, refuse)
-    assert scene_graphs.english.__wrapped__().pipe_names[-1] == "lemmatizer"
