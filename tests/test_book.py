@@ -174,9 +174,16 @@ def test_every_chapters_parameters_are_checked_before_the_first_runs(house, monk
     ],
 )
 def test_a_page_says_where_its_numbers_were_made(house, shards, said):
-    made = {"commit": "0123456789", "date": "2026-11-27", "machine": {"cpu": "A CPU", "cores": 2}}
+    made = {
+        "commit": "0123456789",
+        "date": "2026-11-27",
+        "machine": {"cpu": "A CPU", "cores": 2},
+        "chapters": {"one": {}},
+    }
     house.write("results/mini/stamp.json", json.dumps(dict.fromkeys(publish.STAMPED) | made))
     assert bookext.made_where({"scale": "published", "shards": shards}).startswith(said)
+    asked = bookext.made_where({"scale": "published", "shards": {}}, "one")
+    assert asked.endswith("2 cores. Recompute some of it: <code>dfl verify one</code>.")
     assert bookext.made_where({"scale": "ci"}) == "Computed here at scale ci."
 
 

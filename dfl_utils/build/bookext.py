@@ -53,8 +53,8 @@ def link_repository(app: Sphinx, config: Config) -> None:
     options["extra_footer"] = f"<p>{shown}</p>"  # of pages that are no chapter
 
 
-def made_where(made: dict[str, Any]) -> str:
-    """Where a page's numbers come from, for its footer, by what `execution` noted of the chapter."""
+def made_where(made: dict[str, Any], name: str = "") -> str:
+    """Where a page's numbers come from, for its footer, by what `execution` noted of the chapter of a name."""
     scale, shards = made.get("scale"), made.get("shards", {})
     if scale != "published":
         return f"Computed here at scale {scale or 'unknown'}."
@@ -65,7 +65,8 @@ def made_where(made: dict[str, Any]) -> str:
     except ValueError:
         return "Computed here at the published sizes."
     machine = run["machine"]
-    return f"Published run of {run['commit'][:7]}, {run['date']}, {machine['cpu']}, {machine['cores']} cores."
+    again = f" Recompute some of it: <code>dfl verify {name}</code>." if name in run["chapters"] else ""
+    return f"Published run of {run['commit'][:7]}, {run['date']}, {machine['cpu']}, {machine['cores']} cores.{again}"
 
 
 def repository_url(origin: str) -> str:
@@ -90,7 +91,7 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
     copy = Path(app.srcdir) / f"{pagename}.ipynb"
     if copy.is_file():
         made = json.loads(copy.read_text(encoding="utf-8"))["metadata"].get("dfl", {})
-        context["theme_extra_footer"] = f"<p>{made_where(made)}</p>"
+        context["theme_extra_footer"] = f"<p>{made_where(made, pagename)}</p>"
 
 
 def show_galleries(app: Sphinx, doctree: nodes.document) -> None:
