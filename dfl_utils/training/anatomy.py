@@ -35,8 +35,7 @@ class Anatomy:
 
     shapes: dict[str, tuple[int, ...]]  # name of a tensor -> its shape, in the order of the step
     losses: dict[str, float]  # loss -> its value
-    # loss -> role -> Euclidean norm of the gradient at the weights that the paper trains; exactly 0 where nothing
-    # arrives
+    # loss -> role -> Euclidean norm of the gradient at the weights that the paper trains; 0 where nothing arrives
     gradients: dict[str, dict[str, float]]
     trained: dict[str, int]  # role -> number of those weights
     # `image`, `noisy` and `image_hat` (one-step image) of the batch's first pair, `(H, W, 3)` uint8
@@ -52,10 +51,7 @@ class Anatomy:
 
 
 def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
-    """Take the first step of a run on all four losses apart, before any weight has moved; of micro-batches, the first.
-
-    The finetuner's models and training images are taken.
-    """
+    """Take the first step of a run on all four losses apart, no weight moved; of micro-batches, the first."""
     recipe = replace(recipe, losses=LOSSES)
     key = finetuner.examples_key | finetuner.models_key() | {"recipe": recipe.key()}
 
@@ -85,10 +81,7 @@ def dissect(finetuner: Finetuner, recipe: Recipe) -> Anatomy:
 
 
 def one_batch(finetuner: Finetuner, recipe: Recipe) -> tuple[TalkingPair, Batch]:
-    """The models before any training, and a batch of the first training images, to be passed through by hand.
-
-    Nothing of it goes to the store.
-    """
+    """The models before any training, and a batch of the first training images, to be passed through by hand."""
     pair, pipeline = finetuner.pair(recipe)
     examples = finetuner.examples[: recipe.batch_size]
     encoded, _ = pairs._encode(pipeline, examples, finetuner.profile.image_size)
@@ -99,17 +92,15 @@ def one_batch(finetuner: Finetuner, recipe: Recipe) -> tuple[TalkingPair, Batch]
 
 @torch.no_grad()
 def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
-    """What a joint step hands on, one part after the other, and the likeliest words of the first caption.
-
-    The same as `TalkingPair.forward` makes in fewer passes and without economies.
-    """
+    """What a joint step hands on, one part after the other, and the likeliest words of the first caption: the same as
+    `TalkingPair.forward` makes in fewer passes."""
     seen = pair.captioner._encode(batch.pixel_values)
     logits = losses.target_logits(pair.captioner, seen, batch.caption)
     probabilities = losses.distributions(logits[batch.caption.words])
     mapped = losses.mapped_embeds(probabilities, pair.index, pair.text_encoder.get_input_embeddings().weight)
     length = batch.prompt_ids.shape[1]
     states = losses.soft_prompt(pair.text_encoder, mapped, batch.caption.counts, length, pair.ends)
-    noisy, own_states, predicted = _by_the_caption(pair, batch)
+    noisy, written, predicted = _by_the_caption(pair, batch)
     clean = one_step_image(pair.scheduler, noisy, batch.timesteps, predicted)
     pixels_hat = pair.shown(batch, noisy, predicted)
     tensors = {
@@ -122,7 +113,7 @@ def walk(pair: TalkingPair, batch: Batch) -> tuple[dict[str, Tensor], str]:
         "noisy latents": noisy,
         "noise prediction": pair.unet(noisy, batch.timesteps, states).sample,
         "prompt_ids": batch.prompt_ids,
-        "encoder_hidden_states of the caption": own_states,
+        "encoder_hidden_states of the caption": written,
         "noise prediction of the caption": predicted,
         "one-step latents": clean,
         "decoded image": pixels_hat,

@@ -42,10 +42,9 @@ class Cuts:
 
 
 class Census:
-    """Both cuts of the same captions, and what they say, each answer a small shard.
+    """Both cuts of the same captions, at least one, and what they say, each answer a small shard.
 
-    The captions, at least one, are cut where an answer is missing, or where `captioner`, `generator` (`Cuts`) or
-    `votes` are looked at.
+    Captions are cut where an answer is missing, or where `captioner`, `generator` or `votes` are looked at.
     """
 
     def __init__(self, store: RunStore, captioner: Tokenizer, generator: Tokenizer, captions: Sequence[str]):
@@ -56,11 +55,11 @@ class Census:
             store.count(CENSUS, _key(*self._pair, block))
 
     @cached_property
-    def _found(self) -> list[dict[str, np.ndarray]]:
+    def _parts(self) -> list[dict[str, np.ndarray]]:
         return [self._store.get(CENSUS, _key(*self._pair, b), partial(_cut, *self._pair, b)) for b in self._blocks]
 
     def _cuts(self, side: str) -> Cuts:
-        parts = [[part[f"{side} {what}"] for part in self._found] for what in ("ids", "counts")]
+        parts = [[part[f"{side} {what}"] for part in self._parts] for what in ("ids", "counts")]
         return Cuts(*(np.concatenate(arrays).astype(np.int64) for arrays in parts))
 
     @cached_property
@@ -75,7 +74,7 @@ class Census:
     def votes(self) -> Votes:
         """Those of all captions, for `VocabularyMap.make`."""
         votes = Votes()
-        for part in self._found:
+        for part in self._parts:
             votes.add(_votes({name: part[name] for name in vars(votes)}))
         return votes
 
@@ -95,18 +94,20 @@ class Census:
     def mapped_own(self, index: Tensor) -> np.ndarray:
         """Whether a vocabulary map turns the captioner's ids of a caption into the generator's own, `(captions,)`."""
 
-        def mapped():
-            return equal(replace(self.captioner, ids=index.numpy()[self.captioner.ids]), self.generator)
-
-        return self._bits("mapped own", mapped, _of(index.numpy()))
+        return self._bits(
+            "mapped own",
+            lambda: equal(replace(self.captioner, ids=index.numpy()[self.captioner.ids]), self.generator),
+            _of(index.numpy()),
+        )
 
     def tokens_where(self, chosen: np.ndarray) -> np.ndarray:
         """How many of each caption's tokens are among the captioner's tokens `(V,)` bool: `(captions,)` int64."""
 
-        def found():
-            return np.bincount(self.captioner.captions, chosen[self.captioner.ids], self._number).astype(int)
-
-        return self._numbers("tokens where", found, _of(chosen))
+        return self._numbers(
+            "tokens where",
+            lambda: np.bincount(self.captioner.captions, chosen[self.captioner.ids], self._number).astype(int),
+            _of(chosen),
+        )
 
     def counts(self) -> np.ndarray:
         """Tokens of each caption by the captioner's tokenizer, `(captions,)` int64."""
@@ -173,13 +174,10 @@ def learn(
 
 
 def share(part: np.ndarray, whole: np.ndarray, clusters: np.ndarray) -> Estimate:
-    """`part` in per cent of `whole`, with a 95 % interval over clusters: captions of one image go together.
+    """`part` in per cent of `whole`, `(captions,)` numbers, with a 95 % interval over clusters, the image of each.
 
-    The interval is that of a ratio of sums (linearised, normal): bootstrapping 80,000 images would say the same.
-
-    Args:
-        part, whole: `(captions,)` numbers, such as tokens that are matched and tokens; n is the sum of `whole`.
-        clusters: `(captions,)` int, the image of each; of one cluster low = value = high.
+    The interval is that of a ratio of sums (linearised, normal): bootstrapping 80,000 images would say the same. n is
+    the sum of `whole`; of one cluster low = value = high.
     """
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     value = part.sum() / whole.sum()
@@ -225,7 +223,7 @@ def _votes(content: dict[str, np.ndarray]) -> Votes:
 
 @cache
 def _recipe(tokenizer: Tokenizer) -> str:
-    """SHA-256 of how a tokenizer cuts: what it was told of padding and length does not count here."""
+    """SHA-256 of how a tokenizer cuts, whatever its padding and length."""
     recipe = json.loads(vocabulary.backend(tokenizer).to_str()) | {"truncation": None, "padding": None}
     return _digest(json.dumps(recipe, sort_keys=True))
 

@@ -1,8 +1,8 @@
 """The paper's models as shapes without numbers: BLIP ViT-B, Stable Diffusion 1.4 and TAESD on torch's meta device.
 
-What a pass costs in FLOPs and holds in memory depends on shapes alone. The configurations are those of the hub's BLIP
-(Salesforce/blip-image-captioning-base), CompVis/stable-diffusion-v1-4 and madebyollin/taesd; what is a default of its
-class is left to that, but for the heads of BLIP's text decoder: no shape depends on them. A test holds their sizes.
+What a pass costs in FLOPs and holds in memory depends on shapes alone. Configurations are those of the hub
+(Salesforce/blip-image-captioning-base, CompVis/stable-diffusion-v1-4, madebyollin/taesd), defaults left to their class,
+but for the heads of BLIP's text decoder: no shape depends on them. A test holds their sizes.
 """
 
 import weakref
@@ -48,12 +48,10 @@ class _Captioner(BlipCaptioner):
         return {"encoder_hidden_states": image_embeds}
 
 
-def models(own: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captioner, SimpleNamespace, AutoencoderTiny]:
-    """Captioner, the parts of a pipeline, and the tiny decoder.
+def models(small: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captioner, SimpleNamespace, AutoencoderTiny]:
+    """Captioner with a small one's processor and prompt, the parts of a pipeline, and the tiny decoder.
 
-    Args:
-        own: a BLIP whose processor and prompt are taken; ValueError where its vocabulary is not BLIP's.
-        tokenizer: CLIP's.
+    ValueError: a small captioner whose vocabulary is not BLIP's.
     """
     with torch.device("meta"):
         blip = BlipForConditionalGeneration(
@@ -61,13 +59,15 @@ def models(own: Captioner, tokenizer: PreTrainedTokenizerBase) -> tuple[Captione
         )
         text_encoder = CLIPTextModel(CLIPTextConfig(**CLIP_TEXT))
         unet, vae, tiny = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE), AutoencoderTiny()
-    check_vocabulary("A count of the published sizes", len(own.processor.tokenizer), blip.config.text_config.vocab_size)
+    check_vocabulary(
+        "A count of the published sizes", len(small.processor.tokenizer), blip.config.text_config.vocab_size
+    )
     pipeline = SimpleNamespace(
         text_encoder=text_encoder, unet=unet, vae=vae, scheduler=DDPMScheduler(), tokenizer=tokenizer
     )
     for part in (blip, text_encoder, unet, vae, tiny):
         part.requires_grad_(False).eval()
-    captioner = _Captioner(blip, own.processor, own.profile)
+    captioner = _Captioner(blip, small.processor, small.profile)
     return captioner, pipeline, tiny
 
 

@@ -42,11 +42,8 @@ def log_probabilities(captioner: Captioner, image_embeds: Tensor, caption: Capti
     return torch.stack([-part.sum() for part in losses.split([count + 1 for count in caption.counts])])
 
 
-# --- The connection (Section 4.1): the captioner's distributions become the generator's prompt.
-#
-# A distribution over the captioner's vocabulary is mixed from the generator's own token embeddings, looked up through
-# the vocabulary map (Appendix G). The result stands between [BOS] and [EOS] as the tokens of a prompt do, and the
-# frozen text encoder reads it.
+# --- The connection (Section 4.1): a distribution over the captioner's vocabulary is mixed from the generator's token
+# embeddings, looked up through the vocabulary map (Appendix G), and stands in the prompt as a token does.
 
 
 def soft_encode(text_encoder: nn.Module, inputs_embeds: Tensor) -> Tensor:
@@ -192,11 +189,6 @@ class TalkingPair(nn.Module):
             )
         self.text_encoder, self.unet, self.model = pipeline.text_encoder, pipeline.unet, captioner.model
         tokenizer = pipeline.tokenizer
-        if not isinstance(vocabulary_map, VocabularyMap):
-            raise ValueError(
-                f"vocabulary_map is a {type(vocabulary_map).__name__}, such as a file of the authors' code holds: give "
-                "a VocabularyMap, made with VocabularyMap.make of these two models."
-            )
         vocabulary_map.check(captioner.processor.tokenizer, tokenizer, captioner.model.config.text_config.vocab_size)
         self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.captioner, self.scheduler = captioner, pipeline.scheduler

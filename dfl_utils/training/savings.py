@@ -36,11 +36,9 @@ TURNS = {
 class Savings:
     """What a step saves; by default nothing."""
 
-    # gradients of the trained weights alone; else of each weight of the models in training, of which the optimiser then
-    # takes those it wants
-    frozen: bool = False
+    frozen: bool = False  # gradients of the trained weights alone; else of each weight of the models in training
     latents: bool = False  # made once, before the finetuning; else of the images in every step that needs them
-    head: bool = False  # the captioner's, over its vocabulary, at the positions that are targets; else at all
+    head: bool = False  # the captioner's, at the positions that are targets; else at all
     one_pass: bool = False  # both prompts through the generator together; else one after the other
     threshold: float = 0.0  # threshold, share: see `losses.Economy`
     decoder: str = "vae"  # of the one-step image: `vae` or `tiny`
@@ -52,7 +50,7 @@ DEPENDS = {"captioning": ("frozen", "head"), "generation": ("frozen", "latents")
 
 def ladder(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Savings]:
     """One saving after the other, each on top of those before; `ours` is what the finetuning runs."""
-    added = {
+    steps = {
         "naive": {},
         "gradient where needed": {"frozen": True},
         "latents precomputed": {"latents": True},
@@ -62,10 +60,10 @@ def ladder(threshold: float = 1e-6, share: float = 0.5) -> dict[str, Savings]:
         "ours": {"decoder": "tiny"},
         f"share {share:g}": {"share": share},
     }
-    found, savings = {}, Savings()
-    for name, more in added.items():
-        found[name] = savings = replace(savings, **more)
-    return found
+    rungs, savings = {}, Savings()
+    for name, more in steps.items():
+        rungs[name] = savings = replace(savings, **more)
+    return rungs
 
 
 class Step(TalkingPair):
@@ -150,10 +148,9 @@ class Step(TalkingPair):
 
 # --- Where a step spends what can be read off a clock or a counter: part by part, forward and backward apart.
 #
-# Each part's method is watched while a step runs. Its output, and those of its inputs that carry a gradient, pass
-# through a mark that does nothing but tell the meter when the backward pass comes by.
+# The output of a watched method, and those of its inputs that carry a gradient, pass through a mark that tells the
+# meter when the backward pass comes by. The captioner is two parts, told apart by whether its image carries a gradient.
 
-# The captioner is watched once and is two parts, told apart by whether its image carries a gradient.
 LATENTS, IMAGE, PROMPTS, GENERATOR, DECODING, IMAGE_HAT, REST = PARTS = (
     *("latents", "captioner on image", "prompts", "generator", "decoding"),
     *("captioner on image_hat", "rest"),
@@ -162,14 +159,8 @@ DIRECTIONS = ("forward", "backward")
 
 
 class Meter:
-    """Sums what a reading advances by, for the part that is open.
-
-    Args:
-        reading: a number that never falls, such as seconds passed or FLOPs counted.
-
-    Attributes:
-        spent: `(parts, 2)`, in the order of `PARTS` and `DIRECTIONS`.
-    """
+    """Sums what a reading that never falls, such as seconds or FLOPs, advances by, for the part that is open: `spent`
+    `(parts, 2)`, in the order of `PARTS` and `DIRECTIONS`."""
 
     def __init__(self, reading: Callable[[], float]):
         self.reading, self.spent = reading, np.zeros((len(PARTS), len(DIRECTIONS)))
@@ -195,19 +186,19 @@ class Meter:
     def _watched(self, method: Callable, part: str) -> Callable:
         def run(*arguments):
             carries = [isinstance(value, Tensor) and value.requires_grad for value in arguments]
-            own = IMAGE_HAT if part == IMAGE and any(carries) else part
+            opened = IMAGE_HAT if part == IMAGE and any(carries) else part
             arguments = [
                 _Mark.apply(value, self, REST) if carried else value
                 for value, carried in zip(arguments, carries, strict=True)
             ]
-            self.switch(own)
-            found = method(*arguments)
+            self.switch(opened)
+            made = method(*arguments)
             self.switch(REST)
-            if isinstance(found, Tensor):
-                return _Mark.apply(found, self, own)
-            if "sample" in found:
-                found.sample = _Mark.apply(found.sample, self, own)
-            return found
+            if isinstance(made, Tensor):
+                return _Mark.apply(made, self, opened)
+            if "sample" in made:
+                made.sample = _Mark.apply(made.sample, self, opened)
+            return made
 
         return run
 

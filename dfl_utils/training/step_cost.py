@@ -70,8 +70,8 @@ class Costs:
         return self._by_way(some / plain)
 
     def _by_way(self, ratio: np.ndarray) -> dict[str, Estimate]:
-        each = zip(self.ways, ratio.T, strict=True)
-        return {way: Estimate(np.median(of), of.min(), of.max(), len(of)) for way, of in each}
+        rounds = zip(self.ways, ratio.T, strict=True)
+        return {way: Estimate(np.median(of), of.min(), of.max(), len(of)) for way, of in rounds}
 
     @property
     def medians(self) -> pd.DataFrame:
@@ -113,9 +113,8 @@ class Bench:
     @torch.no_grad()
     def losses(self, tried: Mapping[str, Savings]) -> np.ndarray:
         """`(ways, 4)` losses of the joint step, in the order of `LOSSES`."""
-        steps = [self.step("joint", savings) for savings in tried.values()]
-        found = [step(self.batch, self.images) for step in steps]
-        return np.array([[losses[name].item() for name in LOSSES] for losses in found])
+        each = [self.step("joint", savings)(self.batch, self.images) for savings in tried.values()]
+        return np.array([[losses[name].item() for name in LOSSES] for losses in each])
 
     def flops(self, tried: Mapping[str, Savings]) -> np.ndarray:
         """`(1, ways, steps, parts, 2)`: what torch counts of matrix products and convolutions.
@@ -163,13 +162,10 @@ class Bench:
 
 
 class StepCost:
-    """Counts and measures the ways on a profile's own models, and counts them at the published sizes.
+    """Counts and measures ways, all of `savings.ladder()` by default, on a profile's own models and at published sizes.
 
-    Args:
-        finetuner: its profile, store and examples; the first of these are the batch, each with its first caption.
-        tried: the ways; all of `savings.ladder()` by default.
-        batch_size: pairs a step (paper: 8), at most as many as there are.
-        steps: some of `savings.STEPS` and `TURNS`, measured side by side.
+    The batch is the finetuner's first examples, each with its first caption. `steps` are some of `savings.STEPS` and
+    `TURNS`, measured side by side.
     """
 
     def __init__(
