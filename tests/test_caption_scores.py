@@ -16,9 +16,11 @@ from dfl_utils.scores.scene_graphs import spice_like
 from dfl_utils.scores.word_mover import word_mover
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
+from dfl_utils.world.profile import MINI
 
 TEXTS = ["a red dog", "a blue cup", "a small yellow star"]
 RESULTS = [{"image_id": 7, "caption": "A red dog on a mat."}, {"image_id": 3, "caption": "two cats near a cup"}]
+AMUSED = f"mini, generator={MINI / 'amused'}"
 REFERENCES = {7: ["a red dog lies on a mat", "the dog"], 3: ["two cats and a cup", "cats"], 9: ["a star"]}
 ANNOTATIONS = {"annotations": [{"image_id": k, "caption": text} for k, texts in REFERENCES.items() for text in texts]}
 
@@ -77,12 +79,12 @@ def test_scores_that_need_no_model_need_no_gpu(store, monkeypatch):
         ([["a dog"], []], {}, r"captions\[1\] is empty"),
         (["a dog", " "], {}, r"captions\[1\] is blank"),
         (["a dog", "a cat"], {"metrics": ["fluency"]}, "some of CLIPScore, likelihood, denoising"),
-        (["a dog", "a cat"], {"metrics": ["denoising"], "generator": "amused"}, "is a AmusedPipeline, which cannot be"),
+        (["a dog", "a cat"], {"metrics": ["denoising"], "profile": AMUSED}, "is a AmusedPipeline, which cannot be"),
     ],
 )
 def test_bad_pairs_are_refused(mini, paths, store, captions, options, message):
     with pytest.raises(ValueError, match=message):
-        dfl_utils.score_captions(paths[:2], captions, profile=mini, store=store, **options)
+        dfl_utils.score_captions(paths[:2], captions, **{"profile": mini, "store": store} | options)
 
 
 def test_a_result_file_has_the_scores_of_its_parts(mini, store, tmp_path, monkeypatch):

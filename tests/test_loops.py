@@ -10,7 +10,7 @@ from PIL import Image
 from dfl_utils.game.loops import Game
 from dfl_utils.models import fidelity, workshop
 from dfl_utils.store import blocks
-from dfl_utils.store.store import Job, Kind, RunStore
+from dfl_utils.store.store import RunStore
 from dfl_utils.world import data, profile
 
 
@@ -180,9 +180,6 @@ def test_bad_games_are_refused_before_any_work(mini, examples, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- several processes ------------------------------------------------------------------------------------
-
-
 def test_an_unusual_type_or_scheduler_is_part_of_a_key(hall, mini):
     """And the usual one is not: so shards of the small profile stay where they are."""
 
@@ -194,28 +191,3 @@ def test_an_unusual_type_or_scheduler_is_part_of_a_key(hall, mini):
     assert all("dtype" not in key and "scheduler" not in key for key in usual)
     assert half == [usual[0] | {"dtype": "float16"}, usual[1] | {"dtype": "float16"}, usual[2]]
     assert other == [usual[0], usual[1] | {"scheduler": "DDIMScheduler"}, usual[2]]
-
-
-def test_a_bar_counts_images_and_is_silent_where_chapters_run_side_by_side(mini, tmp_path, monkeypatch):
-    class Bar(list):
-        def __init__(self, **options):
-            self.n, self.options = 0, options
-            bars.append(self)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def update(self, more):
-            self.n += more
-            self.append(self.n)
-
-    bars, jobs = [], [Job(Kind("test-things"), {"k": k}, lambda: ({"a": np.zeros(1)}, 1)) for k in range(4)]
-    monkeypatch.setattr(workshop, "tqdm", Bar)
-    workshop.Workshop(mini, RunStore(tmp_path)).fill(jobs, "things", images=10)
-    assert bars[0] == [2, 5, 8, 10] and bars[0].options["total"] == 10 and not bars[0].options["disable"]
-    monkeypatch.setenv("DFL_PROGRESS", "0")
-    workshop.Workshop(mini, RunStore(tmp_path)).fill(jobs, "things")
-    assert bars[1][-1] == 4 and bars[1].options["disable"]

@@ -120,10 +120,8 @@ def test_pictures_in_memory_are_as_good_as_files(ask, paths, store):
 
 def test_without_captions_the_captioner_samples_them(ask, hall, paths):
     (row,) = ask(rerank.rerank_captions, paths[:1], num_candidates=3)
-    example = data.Example(rerank.on_disk(paths[0], hall.store).image_id, paths[0], ())
-    assert [entry.caption for entry in sorted(row, key=lambda entry: entry.candidate)] == hall.sample_captions(
-        [example], 3
-    )[0]
+    (sampled,) = hall.sample_captions([rerank.on_disk(paths[0], hall.store)], 3)
+    assert [entry.caption for entry in sorted(row, key=lambda entry: entry.candidate)] == sampled
 
 
 def test_drawn_images_are_ranked_by_what_is_read_in_them(ask, hall, mini):
@@ -207,10 +205,6 @@ def test_texts_that_a_model_sees_in_part_are_said(ask, paths, caplog):
     assert caplog.messages == [f"the text encoder of generator {said}"]
     ask(rerank.rerank_images, [long], [paths[:1]])
     assert caplog.messages[1:] == [f"the text encoder of clip {said}"]
-    rerank.warn_of_cut(None, ["sbert"], ["dog " * 510, "dog " * 511])
-    assert caplog.messages[-1].endswith(
-        f"sbert reads only the first 512 tokens of 1 longer texts, such as {'dog ' * 511!r}"
-    )
 
 
 def test_the_embedded_models_say_once_that_a_photograph_is_none_of_theirs(ask, paths, caplog):

@@ -28,10 +28,7 @@ def score_captions(
     *,
     matrix: bool = False,
     profile: str | Profile = "mini",
-    captioner: str | None = None,
-    generator: str | None = None,
     store: RunStore | Path | str | None = None,
-    progress: bool = False,
 ) -> dict[str, np.ndarray | list[np.ndarray]]:
     """Score given captions of given images.
 
@@ -43,7 +40,7 @@ def score_captions(
             profile's prefix. `likelihood`: the captioner's log p(caption | image), nats, the mean over tokens.
             `denoising`: by how much the caption lowers the generator's loss on the image (`denoising.scores`,
             `unconditional`), a squared error of its latents; 0 where it tells nothing, negative where it misleads.
-        profile, captioner, generator, store, progress: as in `rerank_captions`.
+        profile, store: as in `rerank_captions`.
 
     Returns:
         Metric -> scores in the form of `captions`: (images,), or an array for each image; with `matrix`
@@ -65,7 +62,7 @@ def score_captions(
         raise ValueError(f"captions has {len(captions)} entries for {len(images)} images: give one for each, or matrix="
                          "True for the scores of all images with all captions.")  # fmt: skip
     roles = [ROLES[metric] for metric in metrics]
-    game = game_of(profile, captioner, generator, store, progress, roles)
+    game = game_of(profile, roles, store)
     if "denoising" in metrics:
         denoising.check(game.profile, denoising.TIMESTEPS)
     examples = [on_disk(image, game.store) for image in images]
@@ -80,11 +77,11 @@ def score_captions(
     scorer = Scorer(game.profile, game.store, [Example(0, Path(), ("no reference weighs here",))])
     ask = {"CLIPScore": scorer.clip_score, "likelihood": game.log_likelihood}
     ask["denoising"] = partial(denoising.scores, game, unconditional=True)
-    found = {metric: np.asarray(ask[metric](examples, full), np.float64) for metric in metrics}
+    scores = {metric: np.asarray(ask[metric](examples, full), np.float64) for metric in metrics}
     if alone:
-        return found if matrix else {metric: values[:, 0] for metric, values in found.items()}
+        return scores if matrix else {metric: values[:, 0] for metric, values in scores.items()}
     lengths = list(map(len, rows))
-    return {metric: [v[:n] for v, n in zip(values, lengths, strict=True)] for metric, values in found.items()}
+    return {metric: [v[:n] for v, n in zip(values, lengths, strict=True)] for metric, values in scores.items()}
 
 
 def evaluate_captions(
@@ -120,7 +117,7 @@ def evaluate_captions(
     if bare := [image_id for image_id in said if not truth[image_id]]:
         raise ValueError(f"{name} has image_id {bare[0]}, which has no caption in {source}: give the annotations of "
                          "the same images.")  # fmt: skip
-    game = game_of(profile, None, None, store, False, [])
+    game = game_of(profile, [], store)
     if "WMD" in metrics:
         from dfl_utils.scores.word_mover import word_vectors  # gensim takes seconds
 

@@ -144,8 +144,8 @@ def _seeds(examples: Sequence[Example], timesteps: Sequence[int], seed: int) -> 
 
 
 def _ask(workshop: Workshop, examples, captions, timesteps, seeds) -> tuple[Losses, int]:
-    found = denoising.losses(workshop.generator, read(examples), captions, timesteps, seeds)
-    return Losses(found), found.size
+    asked = denoising.losses(workshop.generator, read(examples), captions, timesteps, seeds)
+    return Losses(asked), asked.size
 
 
 def _see(workshop: Workshop, examples, captions, timesteps, seeds) -> tuple[Similarities, int]:
@@ -160,5 +160,5 @@ def _ask_drawings(drawings: Drawings, block: Block, captions, timesteps, seeds) 
     count = images.shape[1]
     pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
     texts, noise = ([[text] for text in captions for _ in range(count)], [row for row in seeds for _ in range(count)])
-    found = denoising.losses(drawings.workshop.generator, pictures, texts, timesteps, noise)
-    return Losses(found.reshape(len(images), count, -1)), found.size
+    asked = denoising.losses(drawings.workshop.generator, pictures, texts, timesteps, noise)
+    return Losses(asked.reshape(len(images), count, -1)), asked.size

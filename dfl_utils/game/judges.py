@@ -94,5 +94,5 @@ def _weigh(drawings: Drawings, block: Block) -> tuple[Likelihoods, int]:
     images, captions = drawings.draw(block), block.of(drawings.captions)
     pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
     texts = [[text] for row in captions for text in row]
-    found = drawings.workshop.captioner.log_likelihood(pictures, texts)
-    return Likelihoods(found.reshape(images.shape[:2])), found.size
+    likelihoods = drawings.workshop.captioner.log_likelihood(pictures, texts)
+    return Likelihoods(likelihoods.reshape(images.shape[:2])), likelihoods.size

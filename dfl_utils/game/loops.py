@@ -133,8 +133,8 @@ class Game(Workshop):
 
     def _weigh(self, summed: bool, unseen: bool, examples: Sequence[Example], captions: list[list[str]]):
         images = [GREY] * len(examples) if unseen else read(examples)
-        found = self.captioner.log_likelihood(images, captions, summed=summed)
-        return Likelihoods(found), found.size
+        likelihoods = self.captioner.log_likelihood(images, captions, summed=summed)
+        return Likelihoods(likelihoods), likelihoods.size
 
     def reconstruct(
         self,

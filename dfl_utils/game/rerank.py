@@ -124,7 +124,7 @@ def rerank_captions(
     check_list("images", images, Picture)
     asked = [CAPTION_JUDGES[judge], *([similarity] if judge == "drawing" else [])]
     roles = list(dict.fromkeys([*asked, *(["captioner"] if captions is None else [])]))
-    game = game_of(profile, captioner, generator, store, progress, roles)
+    game = game_of(profile, roles, store, captioner, generator, progress)
     _check_judge(game.profile, judge)
     if captions is not None:
         check_lists("captions", captions, str, len(images))
@@ -197,7 +197,7 @@ def rerank_images(
     reading = judge == "reading"
     roles = ["captioner", *(["clip"] if reading and similarity == "clip" else [])]
     roles += ["generator"] if images is None else []
-    game = game_of(profile, captioner, generator, store, progress, roles)
+    game = game_of(profile, roles, store, captioner, generator, progress)
     _check_judge(game.profile, judge)
     readers = {*([similarity] if reading else []), *(["generator"] if images is None else [])}
     warn_of_cut(game.profile, sorted(readers & TOKENIZERS.keys()), captions)
@@ -321,7 +321,7 @@ def on_disk(image: Picture, store: RunStore) -> Example:
     return Example(image_id, path, ())
 
 
-def game_of(profile, captioner, generator, store, progress, roles: Sequence[str]) -> Game:
+def game_of(profile, roles: Sequence[str], store, captioner=None, generator=None, progress=False) -> Game:
     """The game of the profile with those models in place of its own; those of `roles` are there."""
     find = profiles.load if roles else profiles.configured  # without a model no device is needed
     models = (profile if isinstance(profile, Profile) else find(profile)).pair(captioner, generator)

@@ -89,14 +89,14 @@ def _rounds(game: Game, examples, reference_set, each: int, count: int, top_p: f
     """`(rounds, works)`, without the one that warms up."""
     clock = time.process_time if game.profile.device == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        own = RunStore(folder)
-        fresh = Game(game.profile, own, progress=False)
-        scorer = Scorer(game.profile, own, reference_set)
-        found = []
+        empty = RunStore(folder)
+        fresh = Game(game.profile, empty, progress=False)
+        scorer = Scorer(game.profile, empty, reference_set)
+        spent = []
         for start in range(0, len(examples), each):
             works = _works(fresh, scorer, examples[start : start + each], count, top_p, num_beams)
-            found.append([_timed(clock, *works[name]) for name in WORKS])
-    return np.array(found[1:])
+            spent.append([_timed(clock, *works[name]) for name in WORKS])
+    return np.array(spent[1:])
 
 
 def _works(

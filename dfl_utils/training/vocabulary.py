@@ -9,6 +9,8 @@ from functools import cache
 
 import numpy as np
 import torch
+from sklearn.metrics import pairwise_distances_argmin
+from sklearn.preprocessing import normalize
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -344,7 +346,6 @@ def _longest_pieces(bodies: Mapping[int, str], generator, targets: Mapping[str, 
 # --- The nearest word by meaning that the generator reads as one token.
 
 COMMON = 20_000  # so many of the commonest whole words may be chosen: rare ones have poor vectors, near to anything
-WORDS = 128  # words whose cosines with every target are held at a time
 
 
 @cache
@@ -359,36 +360,26 @@ def whole_words(generator_tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 @cache
-def _target_vectors(generator_tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
+def _target_vectors(generator_tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     """The `COMMON` whole words, as tokens, and their unit vectors."""
     from dfl_utils.scores.word_mover import word_vectors  # gensim and the word list take seconds
 
     choice = whole_words(generator_tokenizer)
     vectors = word_vectors(choice)  # sorted by frequency
     names = [word for word in vectors.index_to_key if word in choice][:COMMON]
-    return [choice[name] for name in names], _unit(vectors[names]) if names else np.empty((0, 0))
+    return np.array([choice[name] for name in names]), normalize(vectors[names]) if names else np.empty((0, 0))
 
 
 def nearest(words: Mapping[int, str], generator_tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """For each token whose word has a GloVe vector, the generator's whole word of the largest cosine.
-
-    Args:
-        words: token -> its word, lower case; without any, `word_mover.word_vectors` (50-d) are not read.
-        generator_tokenizer: whose whole words are the targets.
-    """
-    if not words:
+    """For each token whose word, lower case, has a GloVe vector: the generator's whole word of the largest cosine."""
+    if not words:  # then no word list is read
         return {}
     from dfl_utils.scores.word_mover import word_vectors
 
     targets, table = _target_vectors(generator_tokenizer)
     vectors = word_vectors(words.values())
-    tokens, found = [token for token, word in words.items() if word in vectors] if targets else [], {}
-    for start in range(0, len(tokens), WORDS):
-        part = tokens[start : start + WORDS]
-        best = (_unit(vectors[[words[token] for token in part]]) @ table.T).argmax(1)
-        found |= {token: targets[k] for token, k in zip(part, best, strict=True)}
-    return found
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    tokens = [token for token, word in words.items() if word in vectors] if len(targets) else []
+    if not tokens:
+        return {}
+    places = pairwise_distances_argmin(normalize(vectors[[words[token] for token in tokens]]), table)
+    return dict(zip(tokens, targets[places].tolist(), strict=True))
