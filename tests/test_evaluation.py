@@ -57,29 +57,44 @@ def trained(finetuner):
     return finetuner.run([recipe])[0]
 
 
-def test_image_scores_are_a_distance_to_the_original_whatever_the_subset(game, examples):
-    found = evaluation.image_scores(game, examples, seed=1)
-    assert all(text in example.references for text, example in zip(found.captions, examples, strict=True))
-    assert found.captions == game.t2i2t(examples, 1, seed=1).captions
+@pytest.fixture
+def trials(finetuner, trained, models, examples):
+    """Of the captioner before, and of two trainings that left the generator alone."""
+    everything = data.load(models, "nocaps", "overall")
+    made = evaluation.Trials(finetuner, everything, examples, num_drawn=2, seed=1)
+    made.profiles["before"] = [models]
+    made.add({"after": [trained, trained]})
+    return made
+
+
+def test_values_are_those_of_what_is_said(trials, game, models, examples):
+    rows = [[text] for text in game.describe(examples, num_beams=3)]
+    scores = Scorer(models, game.store, data.load(models, "nocaps", "overall")).score(examples, rows, ["CIDEr"])
+    np.testing.assert_array_equal(trials.values("before", "CIDEr")[0], scores["CIDEr"][:, 0])
+    counts = ngrams.bleu_statistics(rows, [e.references for e in examples])[:, 0]
+    np.testing.assert_array_equal(trials.values("before", "B@4")[0], counts)
+
+
+def test_values_of_drawings_are_those_of_one_reference_each(trials, game, examples):
+    (run,) = trials.drawn("before")
+    assert [text for (text,) in run.captions] == game.t2i2t(examples[:2], 1, seed=1).captions
     clip = game.encoder("clip")
-    originals = clip.embed([data.read_image(example.path) for example in examples])
-    hats = clip.embed(np.concatenate([found.run.load_images(k) for k in range(len(examples))]))
-    np.testing.assert_allclose(found.clip, 1 - similarity.cosine(originals, hats[:, None])[:, 0], atol=1e-6)
-    assert found.features.shape == found.original_features.shape == (4, 192)
-    assert not np.allclose(found.features, found.original_features)
-    few = evaluation.image_scores(game, examples[2:], seed=1)
-    assert few.captions == found.captions[2:]
-    np.testing.assert_allclose(few.clip, found.clip[2:], atol=2e-2)
+    originals = clip.embed([data.read_image(example.path) for example in examples[:2]])
+    hats = clip.embed(np.concatenate([run.load_images(k) for k in range(2)]))
+    np.testing.assert_allclose(
+        trials.values("before", "CLIP")[0], 1 - similarity.cosine(originals, hats[:, None])[:, 0], atol=1e-6
+    )
+    assert trials.values("before", "FID").shape == (1, 2, 192)
 
 
-def test_a_captioner_that_was_trained_leaves_the_drawings_shared(game, trained, models, examples):
-    own = Game(trained.profile, RunStore(game.store.root), progress=False, judges=game)
-    assert own.encoder("clip") is game.encoder("clip") and own.extractor() is game.extractor()
-    before, after = (evaluation.image_scores(each, examples, seed=1) for each in (game, own))
-    assert "images" not in own.store.spent or own.store.spent["images"].made == 0
-    np.testing.assert_array_equal(before.clip, after.clip)
+def test_a_captioner_that_was_trained_leaves_the_drawings_shared(trials, finetuner, trained, models):
+    own = Game(trained.profile, RunStore(finetuner.store.root), progress=False, judges=finetuner)
+    assert own.encoder("clip") is finetuner.encoder("clip") and own.extractor() is finetuner.extractor()
+    before, after = (trials.values(method, "CLIP") for method in ("before", "after"))
+    np.testing.assert_array_equal(before[0], after[1])
+    assert trials.change("FID", "after", "before").value == 0
     with pytest.raises(ValueError, match="another dino_size"):
-        Game(replace(models, dino_size=32), game.store, judges=game)
+        Game(replace(models, dino_size=32), finetuner.store, judges=finetuner)
 
 
 def test_validation_losses_are_those_of_the_plain_pair(finetuner, models, lessons):
@@ -95,22 +110,10 @@ def test_validation_losses_are_those_of_the_plain_pair(finetuner, models, lesson
         np.testing.assert_allclose(values, [one[name].item() for one in slow], rtol=1e-5)
 
 
-def test_trials_are_what_each_training_says_and_draws(finetuner, trained, models, examples, game):
-    everything = data.load(models, "nocaps", "overall")
-    options = {"num_drawn": 2, "metrics": ("CIDEr",), "seed": 1}
-    trials = evaluation.Trials(finetuner, everything, examples, **options)
-    trials.profiles["before"] = [models]
-    trials.add({"after": [trained, trained]})
-    cider, clip = (trials.values("after", metric) for metric in ("CIDEr", "CLIP"))
-    rows = [[text] for text in game.describe(examples, num_beams=3)]
-    scores = Scorer(models, game.store, everything).score(examples, rows, ["CIDEr"])["CIDEr"][:, 0]
-    np.testing.assert_array_equal(trials.values("before", "CIDEr")[0], scores)
-    counts = ngrams.bleu_statistics(rows, [e.references for e in examples])[:, 0]
-    np.testing.assert_array_equal(trials.values("before", "B@4")[0], counts)
-    np.testing.assert_array_equal(clip[0], evaluation.image_scores(game, examples[:2], seed=1).clip)
+def test_trials_of_a_domain_and_of_each_seed(trials, examples):
+    cider = trials.values("after", "CIDEr")
     assert cider.shape == (2, 4)
     assert trials.level("after", "CIDEr").value == pytest.approx(cider.mean())
-    assert trials.change("FID", "after", "before").value == 0  # the generator was left alone
     assert trials.by_seed("after", "CIDEr") == pytest.approx(cider.mean(axis=1))
     part = trials.within(examples[1].domain)
     kept = [example.domain == examples[1].domain for example in examples]
@@ -118,10 +121,11 @@ def test_trials_are_what_each_training_says_and_draws(finetuner, trained, models
     assert trials.values("after", "CIDEr").shape == cider.shape
 
 
-def test_an_image_without_references_is_said_before_a_model_is_loaded(game, examples, monkeypatch):
+def test_an_image_without_references_is_said_before_a_model_is_loaded(finetuner, models, examples, monkeypatch):
     monkeypatch.setattr(captioner, "load", lambda profile: pytest.fail("a model was loaded"))
+    trials = evaluation.Trials(finetuner, examples, [replace(examples[0], references=())], num_drawn=1)
     with pytest.raises(ValueError, match="has no references"):
-        evaluation.image_scores(game, [replace(examples[0], references=())])
+        trials.drawn("before")
 
 
 # --- one joint step taken apart ------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def quotes(trials: Trials, chosen: Chosen, gained: np.ndarray, methods: Sequence
     lines = [
         {"": f"{kind}, image {trials.examples[k].image_id}, CIDEr {gained[k]:+.0f}"}
         | {"a reference": trials.examples[k].references[0]}
-        | {method: trials.said(method)[0].captions[k] for method in methods}
+        | {method: trials.said(method)[0][k] for method in methods}
         for kind, k in chosen
     ]
     return pd.DataFrame(lines).style.hide().set_table_attributes('class="quotes"')
@@ -151,8 +151,8 @@ def drawings(trials: Trials, chosen: Chosen, methods: Sequence[str]) -> Figure:
     pictures, labels = [], []
     each = {method: trials.drawn(method)[0] for method in methods}
     for kind, k in chosen:
-        hats = [scored.run.load_images(k)[0] for scored in each.values()]
+        hats = [run.load_images(k)[0] for run in each.values()]
         pictures.append([*workshop.read([trials.examples[k]]), *hats])
-        labels.append([f"{kind}: {each[methods[0]].captions[k]}"])
-        labels[-1] += [f"{method}, {scored.clip[k]:.3f}" for method, scored in each.items()]
+        labels.append([f"{kind}: {each[methods[0]].captions[k][0]}"])
+        labels[-1] += [f"{method}, {1 - run.sim_image['clip'][k, 0]:.3f}" for method, run in each.items()]
     return plots.gallery(pictures, labels, size=1.7)

@@ -6,8 +6,9 @@ a finetuning left alone shares the shards of the pair that it started from.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from dfl_utils.game.loops import Game, Reconstructions, references_of
 from dfl_utils.game.scorer import Scorer
 from dfl_utils.models import captioner, fidelity
 from dfl_utils.models.workshop import Workshop
-from dfl_utils.scores import intervals, ngrams, quality
+from dfl_utils.scores import intervals, ngrams
 from dfl_utils.scores.ranking import SET_RESAMPLES, Estimate
 from dfl_utils.store.store import Kind
 from dfl_utils.training import finetuned, pairs
@@ -31,61 +32,12 @@ VALIDATION_LOSSES = Kind("validation-losses", made_from=(pairs.LATENTS,))
 NUM_BEAMS = 3  # the paper names beam search and not its width
 VALIDATION_BATCH = 8
 SUM = "sum of losses"
-OF_DRAWINGS = {"CLIP": "clip", "DINO": "dino", "FID": "features", "KID": "features"}  # metric -> what it is read from
-
-
-@dataclass(frozen=True)
-class CaptionScores:
-    """One caption an image, and what it is worth (Tables 3, 5 and 9)."""
-
-    captions: list[str]
-    scores: dict[str, np.ndarray]  # metric -> `(images,)`, scaled as in `scores.quality`
-    count: Callable[[], np.ndarray]  # see `bleu`, for which Java is started
-
-    @cached_property
-    def bleu(self) -> np.ndarray:
-        """`(images, 10)` counts whose means go to `ngrams.corpus_bleu`."""
-        return self.count()
-
-
-@dataclass(frozen=True)
-class ImageScores:
-    """What a generator draws of references, and how it compares with the images that they were written of (Table 4)."""
-
-    captions: list[str]  # the reference drawn of each image
-    clip: np.ndarray  # `(images,)` 1 - cosine of CLIP, of drawing and original: a distance, in [0, 2]
-    dino: np.ndarray  # `(images,)` the cosine of DINO
-    features: np.ndarray  # `(images, D)` of the drawings, for FID
-    original_features: np.ndarray  # `(images, D)` of the originals
-    run: Reconstructions  # the drawings
-
-
-def caption_scores(
-    game: Game, scorer: Scorer, examples: Sequence[Example], metrics: Sequence[str] = quality.FIGURE3
-) -> CaptionScores:
-    """Captions by beam search of three beams, scored against the references by a scorer of the whole split.
-
-    ValueError, before a caption is made: `metrics` that are none of `quality.METRICS`.
-    """
-    quality.check_metrics(metrics)
-    captions = game.describe(examples, num_beams=NUM_BEAMS)
-    rows = [[caption] for caption in captions]
-    scores = {metric: values[:, 0] for metric, values in scorer.score(examples, rows, metrics).items()}
-    return CaptionScores(captions, scores, lambda: scorer.bleu_statistics(examples, rows)[:, 0])
-
-
-def image_scores(game: Game, examples: Sequence[Example], seed: int = 0) -> ImageScores:
-    """One drawing of one reference of each image, that of `Game.t2i2t`.
-
-    Text and noise depend on `seed` and the image alone, so that two generators may be compared in pairs. ValueError: an
-    image without references, a negative seed.
-    """
-    captions = references_of(examples, seed)
-    run = game.reconstruct(examples, [[caption] for caption in captions], seed=seed)
-    drawn = fidelity.split(run.drawings.features()[:, 0], game.profile).pooled
-    originals = fidelity.split(game.original_features(run.examples), game.profile).pooled
-    clip, dino = (run.sim_image[name][:, 0] for name in ("clip", "dino"))
-    return ImageScores(captions, 1 - clip, dino, drawn, originals, run)
+OF_DRAWINGS = {  # -> what it is of one drawing an image
+    "CLIP": lambda run: 1 - run.sim_image["clip"][:, 0],
+    "DINO": lambda run: run.sim_image["dino"][:, 0],
+    "features": lambda run: fidelity.split(run.drawings.features()[:, 0], run.drawings.workshop.profile).pooled,
+}
+Answer = TypeVar("Answer")
 
 
 def validation_losses(
@@ -161,7 +113,6 @@ class Trials:
         finetuner: of the pair before any training; its encoders look at all drawings.
         reference_set: see `Scorer`.
         examples: images that are captioned; the first `num_drawn`, at least 2, have a reference drawn, too.
-        metrics: of captions, beside BLEU.
         seed, num_resamples: of the drawings; for intervals of FID and KID.
 
     Attributes:
@@ -175,15 +126,14 @@ class Trials:
         examples: Sequence[Example],
         *,
         num_drawn: int,
-        metrics: Sequence[str],
         seed: int = 0,
         num_resamples: int = SET_RESAMPLES,
     ):
         self.finetuner, self.examples, self.num_drawn = finetuner, list(examples), num_drawn
-        self.metrics, self.seed, self.num_resamples = metrics, seed, num_resamples
+        self.seed, self.num_resamples = seed, num_resamples
         self.scorer = Scorer(finetuner.profile, finetuner.store, reference_set)
         self.profiles: dict[str, Sequence[Profile]] = {}
-        self._said, self._drawn = {}, {}
+        self._known: dict[tuple[str, str], Any] = {}  # what was asked, method -> the answer
         self._counted, self._weights = np.full(len(examples), True), 1.0
 
     def add(self, runs: Mapping[str, Sequence[Finetuned]]) -> None:
@@ -202,49 +152,68 @@ class Trials:
         part._weights = data.nocaps_weights(self.examples)
         return part
 
-    def said(self, method: str) -> list[CaptionScores]:
-        """What each training's captioner says of the images."""
-        if method not in self._said:
-            games = self._games(method)
-            self._said[method] = [caption_scores(game, self.scorer, self.examples, self.metrics) for game in games]
-        return self._said[method]
+    def said(self, method: str) -> list[list[str]]:
+        """What each training's captioner says of the images, by beam search."""
+        return self._each("said", method, lambda game: game.describe(self.examples, NUM_BEAMS))
 
-    def drawn(self, method: str) -> list[ImageScores]:
-        """What each training's generator draws of their references."""
-        if method not in self._drawn:
-            examples = self.examples[: self.num_drawn]
-            self._drawn[method] = [image_scores(game, examples, self.seed) for game in self._games(method)]
-        return self._drawn[method]
+    def drawn(self, method: str) -> list[Reconstructions]:
+        """What each training's generator draws of one reference of each image, that of `Game.t2i2t`.
 
-    def _games(self, method: str) -> list[Game]:
-        options = {"progress": False, "judges": self.finetuner}
-        return [Game(profile, self.finetuner.store, **options) for profile in self.profiles[method]]
+        Text and noise depend on `seed` and the image alone, so that two generators are compared in pairs. ValueError:
+        an image without references, a negative seed.
+        """
+        examples = self.examples[: self.num_drawn]
+        texts = [[text] for text in references_of(examples, self.seed)]
+        return self._each("drawn", method, lambda game: game.reconstruct(examples, texts, seed=self.seed))
+
+    def _each(self, what: str, method: str, ask: Callable[[Game], Answer]) -> list[Answer]:
+        """What is asked of the pair that each training left, once."""
+        if (what, method) not in self._known:
+            options = {"progress": False, "judges": self.finetuner}
+            games = (Game(profile, self.finetuner.store, **options) for profile in self.profiles[method])
+            self._known[what, method] = list(map(ask, games))
+        return self._known[what, method]
 
     def values(self, method: str, metric: str) -> np.ndarray:
-        """`(trainings, images)` scores; counts for BLEU and features for FID and KID have a third axis."""
-        if metric in OF_DRAWINGS:
-            values = [getattr(one, OF_DRAWINGS[metric]) for one in self.drawn(method)]
-        elif metric in ngrams.BLEU_NAMES:
-            values = [one.bleu for one in self.said(method)]
-        else:
-            values = [self._weights * one.scores[metric] for one in self.said(method)]
-        return np.stack(values)[:, self._counted[: len(values[0])]]
+        """`(trainings, images)` scores, scaled as in `scores.quality`; of drawings `CLIP`, a distance in [0, 2], and
+        `DINO`, a cosine. Counts for BLEU and features for FID and KID have a third axis."""
+        shared = {**dict.fromkeys(ngrams.BLEU_NAMES, "BLEU"), **dict.fromkeys(intervals.SETS, "features")}
+        what = shared.get(metric, metric)
+        if (what, method) not in self._known:
+            self._known[what, method] = np.stack(self._measured(what, method))
+        values = self._known[what, method]
+        if what not in ("BLEU", *OF_DRAWINGS):
+            values = self._weights * values
+        return values[:, self._counted[: values.shape[1]]]
+
+    def _measured(self, what: str, method: str) -> list[np.ndarray]:
+        if what in OF_DRAWINGS:
+            return [OF_DRAWINGS[what](run) for run in self.drawn(method)]
+        each = [[[text] for text in captions] for captions in self.said(method)]
+        if what == "BLEU":
+            return [self.scorer.bleu_statistics(self.examples, rows)[:, 0] for rows in each]
+        return [self.scorer.score(self.examples, rows, [what])[what][:, 0] for rows in each]
+
+    @cached_property
+    def _originals(self) -> np.ndarray:
+        features = self.finetuner.original_features(self.examples[: self.num_drawn])
+        return fidelity.split(features, self.finetuner.profile).pooled
 
     def level(self, method: str, metric: str) -> Estimate:
         """A method's mean over trainings and images, or that of its corpora and sets; with its interval."""
-        return intervals.level(metric, self.values(method, metric), **self._of_sets(method, metric))
+        return intervals.level(metric, self.values(method, metric), **self._of_sets(metric))
 
     def change(self, metric: str, after: str, before: str) -> Estimate:
         """`after` minus `before`, paired by image, and by seed where both have several."""
         pair = self.values(after, metric), self.values(before, metric)
-        return intervals.change(metric, *pair, **self._of_sets(before, metric))
+        return intervals.change(metric, *pair, **self._of_sets(metric))
 
     def by_seed(self, method: str, metric: str) -> list[float]:
         """The level of each training by itself."""
-        options = self._of_sets(method, metric) | {"num_resamples": 2}
+        options = self._of_sets(metric) | {"num_resamples": 2}
         return [intervals.level(metric, one[None], **options).value for one in self.values(method, metric)]
 
-    def _of_sets(self, method: str, metric: str) -> dict:
+    def _of_sets(self, metric: str) -> dict:
         if metric not in intervals.SETS:
             return {}
-        return {"reference": self.drawn(method)[0].original_features, "num_resamples": self.num_resamples}
+        return {"reference": self._originals, "num_resamples": self.num_resamples}

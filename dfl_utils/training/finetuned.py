@@ -22,7 +22,6 @@ from dfl_utils.game.loops import Game
 from dfl_utils.models import captioner, checkpoint
 from dfl_utils.models.blip import Captioner
 from dfl_utils.models.generator import decoder_folder, load_decoder, load_pipeline
-from dfl_utils.models.workshop import Workshop
 from dfl_utils.store import processes, provenance
 from dfl_utils.store.processes import claim
 from dfl_utils.store.store import Job, Kind, RunStore
@@ -48,7 +47,7 @@ class Finetuned:
     seconds: float  # that the training took, before and after it was resumed; NaN where that is not known any more
 
 
-class Finetuner(Workshop):
+class Finetuner(Game):
     """Runs recipes on one profile's pair and one set of training images with captions, `pairs.cleaned`, through the
     store."""
 
@@ -141,8 +140,7 @@ class Finetuner(Workshop):
         if few := [one.image_id for one in self.examples if len(one.references) != 2]:
             raise ValueError(f"Image {few[0]} has not two captions, of which one is preferred: leave it out.")
         captions = [list(one.references) for one in self.examples]
-        game = Game(self.profile, self.store, progress=False)
-        better, worse = game.log_likelihood(self.examples, captions, summed=True).T
+        better, worse = self.log_likelihood(self.examples, captions, summed=True).T
         return better - worse
 
     def run(self, recipes: Sequence[Recipe]) -> list[Finetuned]:
