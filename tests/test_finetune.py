@@ -1,6 +1,5 @@
 """The training loop: what moves and what stays, resume to the bit, a stop that loses nothing, micro-batches."""
 
-import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,58 +10,40 @@ import torch
 from conftest import plain_map
 from torch import nn
 
-from dfl_utils.models import captioner as captioners
-from dfl_utils.models import workshop
+from dfl_utils.store.store import RunStore
 from dfl_utils.training import finetune
 from dfl_utils.training.finetune import Diverged, Finetuning, Recipe
-from dfl_utils.training.finetuned import load_decoder, load_pipeline
-from dfl_utils.training.losses import LOSSES, WAYS, Economy, TalkingPair
-from dfl_utils.training.pairs import Pairs
+from dfl_utils.training.finetuned import Finetuner
+from dfl_utils.training.losses import LOSSES, WAYS, Economy
 from dfl_utils.world import data, profile
 
 KEY = {"run": "of a test"}
 
 
 # --- the real pair ----------------------------------------------------------------------------------------
-class House:
-    """The mini models, a map, nine images and their latents: `start` begins a run of fresh weights."""
-
-    def __init__(self, name):
-        models = profile.load("mini").pair(captioner=name)
-        data.ensure(models)
-        self.captioner, self.pipeline = captioners.load(models), load_pipeline(models)
-        self.map = plain_map(self.captioner, self.pipeline)
-        self.examples = data.load(models, "coco", "val")[:9]
-        pixels = torch.stack([torch.from_numpy(np.array(image)) for image in workshop.read(self.examples)])
-        vae = self.pipeline.vae
-        with torch.no_grad():
-            clean = vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
-        self.latents = clean * vae.config.scaling_factor
-        self.decoder = load_decoder(models)
-
-    def start(self, folder, recipe, key=KEY):
-        captioner, pipeline = copy.deepcopy(self.captioner), SimpleNamespace(**self.pipeline.components)
-        pipeline.unet = copy.deepcopy(pipeline.unet)
-        decoder = self.decoder if recipe.decoder == "tiny" else None
-        options = {"decoder": decoder, "connect": recipe.connect, "economy": recipe.economy, "way": recipe.way}
-        pair = TalkingPair(captioner, pipeline, self.map, recipe.losses, **options)
-        lessons = {"batch_size": recipe.batch_size, "seed": recipe.seed}
-        pairs = Pairs(captioner, pipeline, self.examples, self.latents, **lessons)
-        return Finetuning(folder, pair, pairs, recipe, key, progress=False)
-
-
 @pytest.fixture(scope="module")
-def blip():
-    return House("blip-base")
+def start(tmp_path_factory):
+    """Begins a run of fresh weights on nine images."""
+    models = profile.load("mini").pair(captioner="blip-base")
+    data.ensure(models)
+    examples = data.load(models, "coco", "val")[:9]
+    finetuner = Finetuner(models, RunStore(tmp_path_factory.mktemp("store")), examples, progress=False)
+    finetuner.vocabulary_map = plain_map(*finetuner._base_models)
+
+    def begin(folder, recipe):
+        pair, pipeline = finetuner.pair(recipe)
+        return Finetuning(folder, pair, finetuner.pairs(pair, pipeline, recipe), recipe, KEY, progress=False)
+
+    return begin
 
 
 QUICK = Recipe(steps=4, batch_size=2, decoder="tiny", economy=Economy(threshold=1e-6), lr=1e-3)
 
 
 @pytest.fixture(scope="module", params=WAYS)
-def whole(blip, tmp_path_factory, request):
+def whole(start, tmp_path_factory, request):
     """A run of each way that nobody disturbed, and the weights of its pair before."""
-    run = blip.start(tmp_path_factory.mktemp("whole"), replace(QUICK, way=request.param))
+    run = start(tmp_path_factory.mktemp("whole"), replace(QUICK, way=request.param))
     before = {name: value.clone() for name, value in run.pair.state_dict().items()}
     return run.run(), before
 
@@ -96,24 +77,24 @@ def test_turns_change_with_every_step():
 
 
 # --- resume -----------------------------------------------------------------------------------------------
-def test_a_run_in_two_parts_is_the_run_in_one(blip, whole, tmp_path):
+def test_a_run_in_two_parts_is_the_run_in_one(start, whole, tmp_path):
     recipe = whole[0].recipe
-    half = blip.start(tmp_path, recipe).run(until=3)
+    half = start(tmp_path, recipe).run(until=3)
     assert half.step == 3 and not same(half, whole[0])
-    second = blip.start(tmp_path, recipe)
+    second = start(tmp_path, recipe)
     assert second.step == 3 and same(second, half)
     assert same(second.run(), whole[0])
-    assert blip.start(tmp_path, recipe).step == 4  # and a finished one is there, too
+    assert start(tmp_path, recipe).step == 4  # and a finished one is there, too
 
 
 # --- micro-batches ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("step", "options"), [(0, {}), (0, {"connect": "gumbel"}), (0, {"way": "alternating"}), (1, {"way": "alternating"})]
 )
-def test_a_step_in_micro_batches_has_the_losses_and_the_gradient_of_the_whole(blip, tmp_path, step, options):
+def test_a_step_in_micro_batches_has_the_losses_and_the_gradient_of_the_whole(start, tmp_path, step, options):
     """To what floats leave of a sum in another order; captions and noise are the same."""
     recipe = Recipe(steps=2, batch_size=4, decoder="tiny", **options)
-    whole, parts = (blip.start(tmp_path / str(n), replace(recipe, micro_batches=n)) for n in (1, 3))
+    whole, parts = (start(tmp_path / str(n), replace(recipe, micro_batches=n)) for n in (1, 3))
     whole.step = parts.step = step
     losses = whole._learn(), parts._learn()
     assert tuple(losses[0]) == tuple(losses[1]) == recipe.turn(step)

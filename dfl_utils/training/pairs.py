@@ -196,22 +196,9 @@ class Pairs:
 
 
 def read_captions(captioner: Captioner, captions: Sequence[str]) -> Caption:
-    """Tokens and targets of captions, without the prompt.
-
-    Raises:
-        ValueError: an empty caption, or one longer than the captioner's positions.
-    """
+    """Tokens and targets of captions, without the prompt; whether they fit is said by `check`."""
     prompt = captioner._prompt_ids()
-    room = captioner._positions() - len(prompt)
     targets = [captioner._caption_ids(text) for text in captions]
-    for text, ids in zip(captions, targets, strict=True):
-        if not text.strip():
-            raise ValueError("A caption is empty, and there is nothing to learn from it: leave its pair out.")
-        if len(ids) > room:
-            raise ValueError(
-                f"The caption {text[:40]!r}... is longer than the {room} tokens that the captioner reads: "
-                "leave it out or shorten it."
-            )
     rows = [torch.cat([torch.tensor(prompt), ids[:-1]]) for ids in targets]
     pad = captioner.model.config.text_config.pad_token_id
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -240,18 +227,17 @@ def check(captioner: Captioner, pipeline: StableDiffusionPipeline, examples: Seq
             f"{captioner.model.name_or_path} is a {type(captioner.model).__name__}, and the finetuning needs a BLIP or "
             "BLIP-2 captioner (Section 5 names what moves in those): give one."
         )
-    room = pipeline.tokenizer.model_max_length
+    rooms = captioner._positions() - len(captioner._prompt_ids()), pipeline.tokenizer.model_max_length
     for example in examples:
-        if not example.references:
-            raise ValueError(f"Image {example.image_id} has no caption to learn from: leave it out.")
-        try:
-            caption = read_captions(captioner, example.references)
-        except ValueError as error:
-            raise ValueError(f"Image {example.image_id}: {error}") from None
-        lengths = [len(row) for row in pipeline.tokenizer(list(example.references), verbose=False).input_ids]
-        longest = max(*lengths, *(count + 2 for count in caption.counts))
-        if longest > room:
-            raise ValueError(
-                f"Image {example.image_id} has a caption of {longest} tokens, and the generator reads {room}: "
-                "shorten it or leave it out."
-            )
+        texts = list(example.references)
+        if not texts or not all(map(str.strip, texts)):
+            raise ValueError(f"Image {example.image_id} has no caption to learn from, or an empty one: leave it out.")
+        words = max(read_captions(captioner, texts).counts)  # the generator is told one row for each, between two ends
+        prompt = max(map(len, pipeline.tokenizer(texts, verbose=False).input_ids))
+        lengths = {"captioner": words + 1, "generator": max(prompt, words + 2)}
+        for (model, length), room in zip(lengths.items(), rooms, strict=True):
+            if length > room:
+                raise ValueError(
+                    f"Image {example.image_id} has a caption of {length} tokens, and the {model} reads {room}: shorten "
+                    "it or leave it out."
+                )
