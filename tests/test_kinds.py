@@ -419,7 +419,5 @@ def test_a_kind_is_declared_once_and_no_part_of_a_key_takes_its_place():
     assert Kind("test-once", version=3) == KINDS["test-once"]  # a cell that is run again
     with pytest.raises(ValueError, match="Kind test-once is declared twice"):
         Kind("test-once", version=4)
-    with pytest.raises(ValueError, match="count from 1"):
-        Kind("test-version", version=0)
     with pytest.raises(ValueError, match="A key of test-once names version twice"):
         KINDS["test-once"].key(version=7)

@@ -122,12 +122,13 @@ def test_a_file_that_is_lost_or_cut_short_is_said_once_for_all_its_shards(run, t
     assert str(path) in said and told in said
 
 
-def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path):
-    stem = f"weights-{64 * '0'}"
-    shards.write(tmp_path / f"{stem}.safetensors", {"x": np.zeros(1)}, {"key": "{}", "seconds": "1", "calls": "2"})
-    published_run.write(tmp_path / "out", tmp_path, {"one": [stem]}, [], {"weights"})
+def test_of_a_kind_that_stays_the_cost_alone_is_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("DFL_LEDGER", str(tmp_path / "one.shards"))
+    RunStore(tmp_path).get(DRAWN, KEY, lambda: (content(), 2))
+    assert ledger(tmp_path / "one.shards") == [("inner", DRAWN.stem(KEY))]
+    published_run.write(tmp_path / "out", tmp_path, {"one": []}, [DRAWN.stem(KEY)])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.json"]
-    assert PublishedRun(tmp_path / "out").cost(stem) == (1.0, 2)
+    assert PublishedRun(tmp_path / "out").cost(DRAWN.stem(KEY))[1] == 2
 
 
 def test_a_run_goes_on_from_what_was_published_when_the_run_store_is_lost(run, tmp_path):

@@ -14,7 +14,7 @@ import pandas as pd
 from dfl_utils.build import chapter as chapters
 from dfl_utils.exhibits import tidy
 from dfl_utils.store import provenance, published_run
-from dfl_utils.store.store import KINDS, ledger
+from dfl_utils.store.store import ledger
 
 ASKED = ("made", "found", "published")  # lines of a ledger: what the chapter itself asked for
 TRAINED = re.compile(r"(captioner|generator)-[0-9a-f]{16}$")  # folders of finetuned models
@@ -52,21 +52,12 @@ def publish(profile: str, scale_dir: Path, store: Path, reuse: bool = False) -> 
     asked = {name: [stem for how, stem in lines if how in ASKED] for name, lines in ledgers.items()}
     behind = [stem for lines in ledgers.values() for how, stem in lines if how not in ASKED]
     before = published_run.PublishedRun(target / "store") if reuse else None
-    published_run.write(target / "store", store, asked, behind, staying(), before)
+    published_run.write(target / "store", store, asked, behind, before)
     for picture in [*scale_dir.glob("*.png"), *scale_dir.glob("*.svg")]:
         shutil.copyfile(picture, target / picture.name)
     tidy.write(frame, target / "exhibits.csv")
     tidy.write_json(_stamp(profile, records, target / "exhibits.csv"), target / "stamp.json")
     return target
-
-
-def staying() -> set[str]:
-    """Names of the kinds that do not travel."""
-    from dfl_utils.game import drawings, token_drawings  # noqa: F401, they declare such kinds
-    from dfl_utils.mini import painters  # noqa: F401, as above
-    from dfl_utils.training import finetuned  # noqa: F401, as above
-
-    return {kind.name for kind in KINDS.values() if not kind.travels}
 
 
 def require_clean() -> None:

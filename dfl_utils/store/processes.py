@@ -39,15 +39,11 @@ class RankLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Place:
-    """Attributes:
-    rank: number of this process among all, from 0.
-    world_size: number of processes.
-    local_rank: number of this process among those of its machine.
-    """
+    """Where a process stands among those that were started together."""
 
-    rank: int = 0
+    rank: int = 0  # among all, from 0
     world_size: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # among those of its machine
 
     @property
     def folder(self) -> str:
@@ -56,11 +52,7 @@ class Place:
 
 
 def place() -> Place:
-    """The place of this process, from the environment that `torchrun` and `accelerate launch` set.
-
-    Raises:
-        ValueError: variables that are no numbers, or a rank outside of the world.
-    """
+    """The place of this process, by the variables that torchrun and accelerate set; ValueError of impossible ones."""
     rank, world_size, local_rank = (os.environ.get(name) for name in VARIABLES)
     if rank is None or world_size is None:
         return Place()
@@ -79,9 +71,7 @@ def place() -> Place:
 def own_first(work: Sequence[Work], group: int = 1) -> list[Work]:
     """Work in the order in which this rank does it: its own stripe first, then the stripes of the ranks after it.
 
-    Args:
-        work: the same on every rank.
-        group: neighbours that belong to one rank, because they need the same shard.
+    `group` neighbours belong to one rank, because they need the same shard.
     """
     here = place()
     groups = [work[start : start + group] for start in range(0, len(work), group)]
@@ -102,14 +92,9 @@ def use_device(device: str) -> None:
 
 
 def accelerator(cpu: bool, together: bool) -> "Accelerator":
-    """An accelerator of this process alone, or of all ranks, which must all call this.
+    """An accelerator of this process alone, on the CPU or not; `together`, of all ranks, which must all call this.
 
-    Args:
-        cpu: leave GPUs alone.
-        together: join the other ranks, by gloo on CPUs and nccl on GPUs.
-
-    Raises:
-        RankLost: the ranks did not all come in `DFL_RANK_TIMEOUT` seconds.
+    Raises: as `join`.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, PartialState
@@ -128,11 +113,7 @@ def accelerator(cpu: bool, together: bool) -> "Accelerator":
 
 
 def gathered(value: int) -> list[int]:
-    """What every rank says, in their order, to each of those that have joined; all must call this.
-
-    Raises:
-        RankLost: another rank is gone.
-    """
+    """What every rank says, in their order; all that have joined must call this. RankLost: another is gone."""
     from torch import distributed
 
     said = [0] * place().world_size
@@ -167,10 +148,9 @@ def timeout() -> float:
 
 
 def join(cpu: bool) -> None:
-    """Wait for all ranks and join them, by gloo on CPUs and nccl on GPUs, until the process ends.
+    """Join all ranks until the process ends, by gloo on CPUs and nccl on GPUs.
 
-    Raises:
-        RankLost: not all came in `DFL_RANK_TIMEOUT` seconds.
+    RankLost: not all came in `DFL_RANK_TIMEOUT` seconds.
     """
     import atexit
 
@@ -200,17 +180,10 @@ def _hidden() -> Iterator[None]:
 
 
 def claim(path: Path, wait: bool = True) -> contextlib.AbstractContextManager | None:
-    """Claim `path` (a lock file that need not exist) until the returned context is left.
+    """Claim a lock file until the returned context, which is entered already, is left.
 
-    Args:
-        path: the lock file; its folder exists.
-        wait: stay until another's claim ends, rather than give up.
-
-    Returns:
-        A context manager, already entered; None if another process holds the claim and `wait` is False.
-
-    Raises:
-        OSError: the lock file cannot be written (disk full, folder gone or read-only).
+    None if another process holds the claim and this one is not to `wait` until that ends.
+    OSError: the file cannot be written (disk full, folder gone or read-only).
     """
     blank = None
     while True:

@@ -41,10 +41,7 @@ used: dict[str, dict] = {}
 def files_hash(folder: Path, patterns: Iterable[str] = ("*",), leave_out: Iterable[str] = ()) -> str:
     """Hash over the sorted relative names and the bytes of a folder's files, subfolders included.
 
-    Args:
-        folder: of which hidden files and those below hidden folders do not count.
-        patterns: names that count.
-        leave_out: names of these that do not.
+    Hidden files and those below hidden folders do not count; of the others those of `patterns` less `leave_out`.
     """
     found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
     hidden = {path for path in found if any(part.startswith(".") for part in path.relative_to(folder).parts)}
@@ -74,8 +71,7 @@ def _file_hash(path: Path, *state: int) -> str:
 def checkpoint_hash(folder: Path) -> str:
     """Hash of a checkpoint's names and bytes, all that a library may read of it: looked at anew each time.
 
-    Raises:
-        FileNotFoundError: as `require_weights`.
+    FileNotFoundError: as `require_weights`.
     """
     require_weights(folder)
     found = files_hash(folder, leave_out=NEVER_READ)
@@ -101,12 +97,9 @@ def mend(folder: Path | str) -> str:
 
 
 def register(name: str, folder: str | Path, revision: str | None = None) -> None:
-    """Note that this process uses a checkpoint, for the stamp of its results.
+    """Note that this process uses a checkpoint in a role such as `generator`, for the stamp of its results.
 
-    Args:
-        name: the model's role, such as `generator`.
-        folder: its directory, or a hub id, which may still have to be downloaded.
-        revision: commit of a hub id.
+    `folder` is a directory, or a hub id of that revision, which may still have to be downloaded.
     """
     local = Path(folder).resolve()
     path, sha256 = str(folder), None

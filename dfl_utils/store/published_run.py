@@ -11,7 +11,7 @@ import logging
 import lzma
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
@@ -163,23 +163,20 @@ def write(
     store: Path,
     asked: Mapping[str, Iterable[str]],
     behind: Iterable[str],
-    staying: Collection[str] = (),
     before: PublishedRun | None = None,
 ) -> None:
     """Publish shards of the run store in a folder in place of what `folder` held, or leave that as it was.
 
     Args:
         asked: chapter -> names of the shards that it asked for.
-        behind: names of the shards that those were made from or whose cost counts.
-        staying: kinds of which only the cost is published.
+        behind: names of those of which the cost alone is published: the former were made from them, or it counts.
         before: a published run that went on: what the run store lacks is taken from it.
 
     Raises:
         ValueError: a shard that is not there or not whole.
     """
     asked = {name: sorted(set(stems)) for name, stems in asked.items()}
-    wanted = {name: [stem for stem in stems if kind_of(stem) not in staying] for name, stems in asked.items()}
-    travelling = {stem for stems in wanted.values() for stem in stems}
+    travelling = {stem for stems in asked.values() for stem in stems}
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -189,12 +186,11 @@ def write(
             for data in found.values():
                 shards.loads(data)
             pack(part / f"{kind}.safetensors", found)
-        rest = {*behind, *(stem for stems in asked.values() for stem in stems)} - travelling
-        costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted(rest)}
+        costs = {stem: shards.cost(store / f"{stem}.safetensors") for stem in sorted({*behind} - travelling)}
         if before:
             costs = {stem: cost or before.cost(stem) for stem, cost in costs.items()}
         left_out = {stem: list(cost) for stem, cost in costs.items() if cost}
-        index = {"layout": LAYOUT, "chapters": wanted, "left_out": left_out}
+        index = {"layout": LAYOUT, "chapters": asked, "left_out": left_out}
         (part / INDEX).write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
     except (FileNotFoundError, shards.Broken) as error:
         shutil.rmtree(part)

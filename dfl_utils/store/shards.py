@@ -31,7 +31,6 @@ def write(path: Path, content: Content, metadata: Mapping[str, str]) -> Content:
     place is swept, too, and leaves the path to the other: both have the same content.
 
     Args:
-        path: its place; the folder exists.
         content: arrays (bool, integer, float up to 64 bits) and lists of str by name.
         metadata: strings to keep with it; `names`, `strings` and `sha256` are taken.
 
@@ -63,23 +62,14 @@ def write(path: Path, content: Content, metadata: Mapping[str, str]) -> Content:
 
 
 def read(path: Path) -> tuple[Content, dict[str, str]]:
-    """Content and metadata of a shard.
-
-    Raises:
-        FileNotFoundError: there is none.
-        Broken: it is truncated, garbled or no shard.
-    """
+    """Content and metadata of a shard. FileNotFoundError: there is none; Broken: it is truncated, garbled or none."""
     with _opened(path) as shard:
         tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118, no mapping
         return _proved(tensors, shard.metadata() or {})
 
 
 def cost(path: Path) -> tuple[float, int] | None:
-    """Seconds and model calls of a shard's first making, without reading its content; None where there is no shard.
-
-    Raises:
-        Broken: its header is damaged.
-    """
+    """Seconds and model calls of a shard's first making, by its header, which may be Broken; None of no shard."""
     try:
         with _opened(path) as shard:
             metadata = shard.metadata() or {}

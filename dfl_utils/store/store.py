@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,31 +28,17 @@ Make = Callable[[], Any]  # a content, or (content, model calls), or with the se
 
 @dataclass(frozen=True)
 class Kind(Generic[Held]):
-    """What shards of one kind hold, declared once, beside what makes them.
+    """What shards of one kind hold, declared once, beside what makes them; ValueError where it is declared twice."""
 
-    Attributes:
-        name: letters, digits, `-` and `_`; part of the file name.
-        holds: a dataclass of arrays (bool, integer, float) and lists of str; None: a dict of them.
-        version: part of every key. Whoever changes what the maker puts out raises it (CONTRIBUTING says when).
-        travels: whether the published run takes such shards along.
-        made_from: kinds whose shards its maker reads without naming their keys in its own: their versions are part of
-            the key, too.
-
-    Raises:
-        ValueError: a name that is no plain word, a version that is no whole number, or another declaration of the name.
-    """
-
-    name: str
-    holds: type[Held] | None = None
-    version: int = 1
-    travels: bool = True
-    made_from: tuple["Kind", ...] = ()
+    name: str  # part of the file name
+    holds: type[Held] | None = (
+        None  # a dataclass of arrays (bool, integer, float) and lists of str; None: a dict of them
+    )
+    version: int = 1  # part of every key: raised by whoever changes what the maker puts out (CONTRIBUTING says when)
+    travels: bool = True  # whether the published run takes such shards along
+    made_from: tuple["Kind", ...] = ()  # kinds that its maker reads and its key does not name: their versions are in it
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise ValueError(f"{self.name!r} names no kind of shard: use letters, digits, '-' and '_'.")
-        if type(self.version) is not int or self.version < 1:
-            raise ValueError(f"Kind {self.name} has the version {self.version!r}: count from 1.")
         if KINDS.setdefault(self.name, self) != self:
             raise ValueError(f"Kind {self.name} is declared twice: give one of the two another name.")
 
@@ -71,11 +56,7 @@ class Kind(Generic[Held]):
             yield from kind._behind()
 
     def stem(self, key: Mapping[str, Any]) -> str:
-        """A shard's file name without its ending.
-
-        Raises:
-            ValueError: a key that is not JSON.
-        """
+        """A shard's file name without its ending; ValueError of a key that is not JSON."""
         return f"{self.name}-{hashlib.sha256(canonical(self.key(**key)).encode()).hexdigest()}"
 
 
@@ -102,15 +83,12 @@ class Busy(Exception):
 class Spent:
     """What the shards of one kind cost that a chapter asked for, each counted once, wherever they were made.
 
-    Attributes:
-        seconds, calls: of their first making. What only the making of others asked for is left out, since a run that
-            finds those others does not meet it.
-        made, loaded: how many shards were made here and found, those that others were made from too.
+    What only the making of others asked for costs nothing: a run that finds those others does not meet it.
     """
 
-    seconds: float = 0.0
+    seconds: float = 0.0  # of their first making
     calls: int = 0
-    made: int = 0
+    made: int = 0  # here, those that others were made from too
     loaded: int = 0
 
 
@@ -118,7 +96,7 @@ def ledger(path: Path) -> list[tuple[str, str]]:
     """What a process asked for, by the file that `DFL_LEDGER` named for it: `(how, stem)` of each shard.
 
     `made`, `found` (in the run store) and `published` shards were asked for by a chapter, `inner` ones by the making of
-    others, `counted` ones for what they once cost. None where there is no file.
+    others or of a kind that does not travel, `counted` ones for what they once cost. None where there is no file.
     """
     if not path.is_file():
         return []
@@ -177,8 +155,7 @@ class RunStore:
         Another process that is making the same shard is waited for.
 
         Args:
-            kind: what is in it; its name and version are part of the key.
-            key: all else that the content depends on, as JSON (1 and 1.0 are different keys).
+            key: all that the content depends on beside the kind, as JSON (1 and 1.0 are different keys).
             make: returns what the kind holds, or `(content, model calls)`, or with a third: the seconds that an attempt
                 which broke off had spent on it.
 
@@ -324,7 +301,7 @@ class RunStore:
             spent.seconds += seconds
             spent.calls += calls
         self._asked[stem] = asked or self._asked.get(stem, False)
-        line = f"{how if asked or how == 'counted' else 'inner'} {stem}\n"
+        line = f"{how if how == 'counted' or asked and kind.travels else 'inner'} {stem}\n"
         path = os.environ.get("DFL_LEDGER")
         if path and line not in self._noted:
             self._noted.add(line)
