@@ -230,7 +230,7 @@ def test_a_built_book_tells_nothing_of_the_machine(house, monkeypatch):
             page.write(f"Made in `{house.root}/book`.\n")
 
     monkeypatch.setattr(book, "_copy_prose", copy_and_tell)
-    with pytest.raises(BuildFailed, match=f"index.* shows a folder of this machine, '{house.root}': print something"):
+    with pytest.raises(BuildFailed, match=f"index.* shows the path '{house.root}': print something"):
         book.render("ci")
     assert not (index.parent / book.MARK).exists()  # refused pages do not pass for rendered ones
 

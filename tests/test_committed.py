@@ -67,7 +67,7 @@ def test_every_figure_has_a_name_a_caption_and_an_alt_text(name):
 
 
 # --- every file -------------------------------------------------------------------------------------------
-def told(path: Path) -> Iterator[bytes]:
+def texts_of(path: Path) -> Iterator[bytes]:
     """What a file says: all of it; of weights and shards what stands before their numbers, of packed ones of each."""
     content = path.read_bytes()
     if path.suffix != ".safetensors":
@@ -87,7 +87,7 @@ def test_no_file_names_a_folder_of_a_machine():
     files = [path for name in names if name and (path := provenance.ROOT / name).is_file()]
     assert len(files) > 300
     for path in files:
-        found = {m[0] for text in told(path) for m in MACHINE_PATH.finditer(text.decode("utf-8", errors="replace"))}
+        found = {m[0] for text in texts_of(path) for m in MACHINE_PATH.finditer(text.decode("utf-8", errors="replace"))}
         found = {one for one in found if not (path.suffix == ".py" and EXAMPLES.fullmatch(one))}
         assert not found, path
 

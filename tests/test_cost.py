@@ -1,7 +1,5 @@
 """What chapters would cost: recorded calls, scaled by their parameters, times seconds a call."""
 
-import re
-
 import pytest
 
 from dfl_utils.build import chapter as chapters
@@ -71,11 +69,7 @@ def test_the_command(capsys):
     assert cli.main(["cost", "table3", "--gpu", "a10", "-p", "NUM_SEEDS", "2", "--price", "2"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("finetuning") and "table3 table4 sweep" in said[0]
-    assert said[2].startswith("at 2 an hour") and "ratio of the published peaks" in said[4]
-    assert said[3].startswith("Five epochs are of 113,287 images here; of their 566,747 captions finetuning would")
-    assert cli.main(["cost", "table3", "--gpu", "a10", "-p", "NUM_SEEDS", "2", "-p", "NUM_STEPS", "354217"]) == 0
-    longer = capsys.readouterr().out.splitlines()
-    assert longer[1].split()[1] == re.search(r"([\d,.]+) hours", said[3])[1] and "epochs" not in str(longer)
+    assert said[2].startswith("at 2 an hour") and "ratio of the published peaks" in said[3]
     assert cli.main(["cost", "--price", "-1"]) == 2
     assert capsys.readouterr().err == "dfl: error: --price is -1: give that of an hour, at least 0.\n"
 

@@ -222,20 +222,10 @@ def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").touch()
     clip, dino = str(profile.MINI / "clip"), str(profile.MINI / "dino")
-    changed = {"captioner": clip, "generator": clip, "clip": dino, "dino": clip, "probe": dino, "tiny_decoder": dino}
-    for line, gap in zip(
-        gaps(replace(here, **changed)),
-        [
-            "clip is no captioner that the game can play with: its model_type is clip - mend: give a checkpoint of",
-            "clip is a single model, no pipeline of diffusers - mend: give one such as Stable Diffusion",
-            "dino is a vit ViTModel, and no clip, which the clip is to be - mend: give another folder",
-            "and no vit, which the dino is to be - mend: give another folder",
-            "and no ForImageClassification, which the probe is to be - mend",
-            "and no AutoencoderTiny, which the tiny_decoder is to be - mend",
-        ],
-        strict=True,
-    ):
-        assert gap in line
+    of_captioner, of_generator, of_clip = gaps(replace(here, captioner=clip, generator=clip, clip=dino))
+    assert "clip is no captioner that the game can play with: its model_type is clip - mend: give a" in of_captioner
+    assert "clip is a single model, no pipeline of diffusers - mend: give one such as Stable" in of_generator
+    assert "dino is a vit ViTModel, and no clip, which the clip is to be - mend: give another folder" in of_clip
     first, second = gaps(replace(here, captioner=str(tmp_path / "adapter"), generator=f"{clip}/config.json"))
     assert "adapter is an adapter, not a model - mend: merge it into its base model first" in first
     assert "is a single file, and a model is a folder with its configuration - mend: open a pipeline's" in second
@@ -246,7 +236,7 @@ def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
         assert said in line
 
 
-@pytest.mark.parametrize(("role", "part"), [("captioner", "."), ("generator", "unet"), ("clip", ".")])
+@pytest.mark.parametrize(("role", "part"), [("captioner", "."), ("generator", "unet")])
 def test_quantised_weights_are_a_gap(mini, tmp_path, role, part):
     folder = shutil.copytree(getattr(mini, role), tmp_path / "small")
     config = json.loads((folder / part / "config.json").read_text())

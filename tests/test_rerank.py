@@ -230,7 +230,7 @@ def test_the_command_writes_a_table_and_a_page(mini, paths, tmp_path, monkeypatc
     assert list(table.columns) == ["file", "rank", "similarity", "caption"] and list(table["rank"]) == [0, 1, 0]
     assert list(table.file) == [names[0], *names] and set(table.caption[:2]) == {"a <red> dog", "a, cup"}
     page = (tmp_path / "r.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == 5 and "a &lt;red&gt; dog" in page
+    assert page.count('<img src="data:image/webp;base64,') == 5 and "a &lt;red&gt; dog" in page
     assert capsys.readouterr().out == "written: r.csv\nwritten: r.html\n"
     assert cli.main(["rerank", "images", "--candidates", "2", "-p", "num_inference_steps", "1"]) == 0
     assert len(pd.read_csv(tmp_path / "ranked.csv")) == 4

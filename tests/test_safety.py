@@ -97,50 +97,31 @@ def test_a_chapter_of_both_loops_runs_without_a_network_and_tells_nothing_of_the
 
 
 # --- what pages tell ----------------------------------------------------------------------------------------
-TOKEN = "hf_" + "aB3" * 12
-SECRETS = {"MY_API_TOKEN": "correct horse battery", "HF_TOKEN": "short", "DFL_STORE": "/data/of/anne", "USER": "anne"}
-
-
-@pytest.fixture
-def forbidden(house, monkeypatch):
-    """Of a machine that we know: user anne on the host lathe, home /home/anne."""
-    for name, value in (SECRETS | {"HOME": "/home/anne"}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("socket.gethostname", lambda: "lathe")
-    monkeypatch.setattr(provenance, "git", lambda *_: "anne@lathe.example")
-    return disclosure.patterns()
+KNOWN = ["/home/anne", "/data/of/anne"]
 
 
 @pytest.mark.parametrize(
-    ("text", "what", "shown"),
+    ("text", "shown"),
     [
-        ("saved in /home/anne/book", "a folder of this machine", "/home/anne"),
-        ("kept in /data/of/anne", "a folder of this machine", "/data/of/anne"),
-        ("saved in '/home/bob/x y'", "a path of a machine", "/home/bob"),
-        (r"C:\\Users\\bob\\x", "a path of a machine", r"C:\\Users\\bob"),
-        ("by anne.", "a name of this machine", "anne"),
-        ("on lathe:8888", "a name of this machine", "lathe"),
-        ("<anne@lathe.example>", "a name of this machine", "anne@lathe.example"),
-        ("correct horse battery", "a secret of the environment", "correc..."),
-        (f"login({TOKEN!r})", "an access token", "hf_aB3..."),
-        ("https://anne:pass@github.com", "an access token", "https:..."),
-        ("-----BEGIN RSA PRIVATE KEY-----", "an access token", "-----B..."),
+        ("saved in /home/anne/book", "/home/anne"),
+        ("kept in /data/of/anne", "/data/of/anne"),
+        ("saved in '/home/bob/x y'", "/home/bob"),
+        (r"C:\\Users\\bob\\x", r"C:\\Users\\bob"),
     ],
 )
-def test_a_leak_is_found(forbidden, text, what, shown):
-    assert (what, shown) in disclosure.leaks(text, forbidden)
+def test_a_leak_is_found(text, shown):
+    assert shown in disclosure.leaks(text, KNOWN)
 
 
-def test_ordinary_text_is_no_leak(forbidden):
+def test_ordinary_text_is_no_leak():
     text = """results/mini and .venv/lib/python3.11/site-packages/x, ../tmp/x
-        the channel of an annexed lathework; https://a.org/home/x and https://a.org/tmp/x
-        short, $HOME/x, ~/tmp/x, /tmp and /home; an hf_token, sk-learn, AKIA and mail@example"""
-    assert list(disclosure.leaks(text, forbidden)) == []
+        https://a.org/home/x and https://a.org/tmp/x, $HOME/x, ~/tmp/x, /tmp and /home"""
+    assert list(disclosure.leaks(text, KNOWN)) == []
 
 
-def test_a_name_that_the_book_says_itself_is_no_leak(house, forbidden):
-    house.write("book/index.md", "As anne does.\n")
-    assert list(disclosure.leaks("anne", forbidden)) and not list(disclosure.leaks("anne", disclosure.patterns()))
+def test_folders_are_this_machines_and_those_that_variables_name(house, monkeypatch):
+    monkeypatch.setenv("DFL_STORE", "/data/of/anne")
+    assert {str(house.root), "/data/of/anne"} <= set(disclosure.folders())
 
 
 OUTPUT = nbformat.v4.new_output
@@ -161,7 +142,7 @@ def test_a_leak_in_an_executed_copy_is_named(house, outputs, metadata):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), copy)
     with pytest.raises(BuildFailed) as error:
         disclosure.refuse(house.root, [copy])
-    told = "one.ipynb shows a path of a machine, '/home/bob': print something else there, and run it again."
+    told = "one.ipynb shows the path '/home/bob': print something else there, and run it again."
     assert str(error.value) == told
 
 
@@ -169,7 +150,7 @@ def test_a_leak_in_a_picture_is_named(house):
     chunk = PngImagePlugin.PngInfo()  # as a plotting library may write
     chunk.add_text("Source", "/home/bob/plot.py")
     Image.new("RGB", (4, 4)).save(house.root / "a.png", pnginfo=chunk)
-    with pytest.raises(BuildFailed, match="^a.png shows a path of a machine"):
+    with pytest.raises(BuildFailed, match="^a.png shows the path"):
         disclosure.refuse(house.root, [house.root / "a.png"])
 
 

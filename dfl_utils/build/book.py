@@ -36,9 +36,8 @@ def build(scale: str = "published", html: bool = True, jobs: int = 1, reuse: boo
     start from an empty run store; `full` and `paper` go on from the usual one, and use nothing that was published.
     With `reuse` any scale takes what the usual run store and the published run hold: a published run goes on.
 
-    Raises:
-        ValueError: an unknown scale or parameter; numbers to publish of a tree with uncommitted changes.
-        BuildFailed: a chapter failed, a copy is stale or tells of this machine, or jupyter-book warned.
+    ValueError: an unknown scale or parameter; numbers to publish of a tree with uncommitted changes.
+    BuildFailed: a chapter failed, a copy is stale, something tells of this machine, or jupyter-book warned.
     """
     for source in chapters.sources().values():
         values = chapters.effective(source, chapters.at_scale(source, scale))

@@ -27,8 +27,6 @@ SEARCHING = re.compile(r'<script src="(?:_static/searchtools|_static/language_da
 STRAY = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)  # the style is of every element of a page
 NAMED = re.compile(r'\bid="|\bhref="#|\burl\(#')
 COLOUR = re.compile(r"\b(fill|stroke): #([0-9a-f]{6})\b")
-
-
 # They do not say that pages may be read side by side, and do nothing while one is read.
 SILENT = ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex")
 

@@ -143,31 +143,6 @@ def slower_here() -> float:
     return here / there
 
 
-def of_captions(found: Sequence[Cost], gpu: Gpu | None, typed: Mapping[str, str]) -> str:
-    """A line on what the chapters of five epochs would cost if an epoch were of captions; "" where there is none."""
-    steps = {one.chapter: _steps(one.chapter) for one in found if "NUM_STEPS" not in typed}
-    names = [name for name, count in steps.items() if count == round(FIVE_EPOCHS["images"], -4)]
-    if not names:
-        return ""
-    longer = {"NUM_STEPS": str(FIVE_EPOCHS["captions"])}
-    typed = {name: text for name, text in typed.items() if any(name in _parameters(one) for one in names)}
-    hours = sum(one.total for one in costs(names, "paper", gpu, typed=typed | longer))
-    images, captions = (f"{count:,}" for count in EPOCHS.values())
-    return (
-        f"Five epochs are of {images} images here; of their {captions} captions {', '.join(names)} would take "
-        f"{hours:,.2f} hours (-p NUM_STEPS {FIVE_EPOCHS['captions']})."
-    )
-
-
-def _parameters(name: str) -> dict:
-    return chapters.parameters(chapters.find(name))
-
-
-def _steps(name: str) -> int:
-    """Of a chapter's trainings at scale paper; 0 where it has none."""
-    return chapters.at_scale(chapters.find(name), "paper").get("NUM_STEPS", 0)
-
-
 def choose(name: str) -> Gpu:
     """A GPU by name, whatever its case; ValueError of an unknown one."""
     for gpu in GPUS.values():
@@ -236,6 +211,4 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.price is not None:
         print(f"at {arguments.price:g} an hour: {arguments.price * total:,.2f}")
     measured = f"measured on {MEASURED.name}, on others assumed by the ratio of the published peaks"
-    if arguments.scale == "paper" and (line := of_captions(found, gpu, dict(arguments.p))):
-        print(line)
     print(f"Seconds a call are those {measured if gpu else f'of the published run, times {slower:.2f}'}.")

@@ -44,10 +44,7 @@ def run_chapter(
     `parameters` go over those of the scale, or of the chapter without one. The copy is `target`, by default
     `_build/run/<name>.ipynb`; `results` is the folder of the chapter's numbers, by default `_build/results/run`. With
     `reuse` a copy is left alone that the same files, parameters and packages made.
-
-    Raises:
-        ValueError: unknown chapter, scale or parameter, or a value of another type, before anything runs.
-        BuildFailed: a cell failed, after its traceback was printed.
+    ValueError: as `chapters.check` and `ranges.check`; BuildFailed: a cell failed, after its traceback was printed.
     """
     source = chapters.find(name)
     values = chapters.at_scale(source, scale) if scale else {}
@@ -61,10 +58,9 @@ def run_chapter(
     print(f"{name}: running ...", flush=True)
     for suffix in (".csv", ".json", ".shards"):
         (results / f"{name}{suffix}").unlink(missing_ok=True)
-    start = time.monotonic()
+    start, record = time.monotonic(), results / f"{name}.json"
     notebook = _execute(source, values, results)
     seconds = round(time.monotonic() - start, 1)
-    record = results / f"{name}.json"
     if record.is_file():  # of a chapter that saved numbers
         saved = json.loads(record.read_text(encoding="utf-8"))
         tidy.write_json(saved | {"parameters": chapters.effective(source, values)}, record)

@@ -1,12 +1,10 @@
 """Numbers compared with numbers: a build at scale ci with the committed rows, recomputed shards with the published.
 
-Two machines round differently. What a number may differ by is said here, once for each metric, with the reason.
-Measured on 27 November 2026 at scale ci, on an Intel Xeon with AVX-512: its own kernels against those of AVX2 and of
-SSE4.2 (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`, `OPENBLAS_CORETYPE`), and one thread
-against two. No caption changed a word, so what is counted in words (CIDEr, SPICE-like, WMD, B@4, tokens) is exact. Of
-the drawings' pixels up to 3 in 1,000 were rounded to the next level, and every number that is read off drawings follows
-them. An AMD EPYC with AVX-512 differs from it by no more (28 November 2026). The tolerances are about three times the
-largest difference that was seen.
+Two machines round differently. Measured at scale ci on an Intel Xeon with AVX-512: its own kernels against those of
+AVX2 and of SSE4.2 (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`, `OPENBLAS_CORETYPE`), and
+one thread against two. No caption changed a word, so what is counted in words (CIDEr, SPICE-like, WMD, B@4, tokens) is
+exact. Of the drawings' pixels up to 3 in 1,000 were rounded to the next level, and what is read off drawings follows
+them. An AMD EPYC differs by no more. The tolerances are about three times the largest difference that was seen.
 """
 
 import argparse

@@ -1,9 +1,7 @@
 """`dfl rerank`: a folder's images with their captions in ranked order, as a table and as a page to look at."""
 
 import argparse
-import base64
 import csv
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dfl_utils.exhibits import play
 from dfl_utils.game.rerank import RankedCaption, rerank_captions
 from dfl_utils.world import data, profile
 
@@ -76,9 +75,5 @@ def _section(name: str, path: Path, row: Sequence[RankedCaption]) -> str:
 
 
 def _figure(image: Image.Image, alt: str, caption: str) -> str:
-    image.thumbnail((SHOWN, SHOWN))
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
-    source = base64.b64encode(encoded.getvalue()).decode()
-    shown = f'<img src="data:image/png;base64,{source}" alt="{escape(alt)}" style="max-width: 100%">'
+    shown = f'<img src="{play.picture(image, SHOWN)}" alt="{escape(alt)}" style="max-width: 100%">'
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"

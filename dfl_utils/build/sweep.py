@@ -155,9 +155,6 @@ def _beside(rows: pd.DataFrame) -> str:
         return "<p>This chapter saves no rows.</p>"
     digits = rows.metric.map(tidy.DIGITS).fillna(2).astype(int)
     cells = [tidy.written(e, d) for e, d in zip(tidy.estimates(rows), digits, strict=True)]
-    places = rows[tidy.KEY].astype(object).where(rows[tidy.KEY].notna(), "")
-    lines: dict[tuple, dict] = {}
-    for place, run, cell in zip(places.itertuples(index=False, name=None), rows.run, cells, strict=True):
-        lines.setdefault(place, dict(zip(tidy.KEY, place, strict=True)))[run] = cell
-    table = pd.DataFrame(list(lines.values())).fillna("")
+    places = rows[tidy.KEY].astype(object).where(rows[tidy.KEY].notna(), "").assign(run=rows.run, cell=cells)
+    table = places.set_index([*tidy.KEY, "run"]).cell.unstack("run", fill_value="", sort=False).reset_index()
     return table.loc[:, (table != "").any()].to_html(index=False, border=0)
