@@ -121,12 +121,6 @@ def test_no_number_of_a_filled_page_is_typed():
             assert not re.search(r"\d", found[0].removeprefix(found[1])), page
 
 
-def test_a_table_has_a_line_a_question():
-    lines = answers.table(answers.published(), front.IN_BOOK).splitlines()
-    assert len(lines) == 2 + len(answers.questions())
-    assert all(line.count("|") == 6 for line in lines) and "{doc}`finding_caption`" in lines[2]
-
-
 def test_a_claim_has_the_verdict_of_its_interval():
     def made(exhibit, method, metric, value, low, high, published=NAN):
         return tidy.row(

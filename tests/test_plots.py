@@ -89,13 +89,13 @@ def test_each_colour_is_read_on_the_ground_of_either_theme():
         assert contrast(diagrams.INK, fill) >= 7 and contrast(dark[diagrams.INK], dark.get(fill, "#121212")) >= 7
 
 
-def test_a_line_is_the_mean_over_seeds_and_ends_at_the_last_step():
+def test_losses_are_means_over_blocks_and_seeds_at_a_blocks_last_step():
     runs = {"both": [{"caption_loss": [1, 3, 5]}, {"caption_loss": [3, 5, 7]}], "other": [{"generation_loss": [2.0]}]}
-    figure = plots.loss_curves(runs, window=2)
+    figure = plots.loss_curves(runs, points=2)
     (line,) = figure.axes[0].lines
-    np.testing.assert_allclose(line.get_xydata(), [[2, 3], [3, 5]])
+    np.testing.assert_allclose(line.get_xydata(), [[2, 3], [3, 6]])
     assert "nats a token" in figure.axes[0].get_ylabel()
-    (short,) = figure.axes[1].lines  # shorter than the window, which is cut
+    (short,) = figure.axes[1].lines  # of fewer steps than points
     np.testing.assert_allclose(short.get_xydata(), [[1, 2]])
 
 

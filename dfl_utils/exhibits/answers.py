@@ -35,29 +35,16 @@ LATER = "Of the published run; this run's own answer takes its place when the la
 
 @dataclass(frozen=True)
 class Fact:
-    """One row that answers, and what is said of it.
+    """One row that answers, and what is said of it."""
 
-    Attributes:
-        estimate: the row's number; NaN where the run has no such row.
-        published: the paper's, NaN where it has none.
-        verdict: "yes", "no" or "unclear", "withheld" where a sanity check failed, and "" without a row.
-        sentence: what the verdict says, with the number.
-        standing: to the paper's number, see `paper.standing`.
-        theirs: the paper's number as it is written.
-        smallest: the smallest difference that would have been visible, as it is written; "" of a level.
-        of: what n counts.
-        needed: n from which a number as small as the paper's would be visible, see `intervals.shows_from`.
-    """
-
-    estimate: Estimate
-    published: float
-    verdict: str
-    sentence: str
-    standing: str
-    theirs: str
-    smallest: str
-    of: str
-    needed: int = 0
+    of: str  # what n counts
+    estimate: Estimate = Estimate(np.nan, np.nan, np.nan, 0)  # such where the run has no such row
+    verdict: str = ""  # "yes", "no" or "unclear", "withheld" where a sanity check failed, and "" without a row
+    sentence: str = ""  # what the verdict says, with the number
+    standing: str = ""  # to the paper's number, see `paper.standing`
+    theirs: str = ""  # the paper's number as it is written
+    smallest: str = ""  # the smallest difference that would have been visible, as it is written; "" of a level
+    needed: int = 0  # n from which the paper's number would be visible, see `intervals.shows_from`
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,24 +166,24 @@ def _fact(
 ) -> Fact:
     fits = np.logical_and.reduce([rows[name] == value for name, value in row.items()]) & rows.x.isna()
     if not fits.any():
-        return Fact(Estimate(np.nan, np.nan, np.nan, 0), np.nan, "", "", "", "", "", of)
+        return Fact(of)
     one = rows[fits].iloc[0]
-    change, published = Estimate(one.value, one.low, one.high, int(one.n)), _published(one, paper)
+    change, published = tidy.estimate(one), _published(one, paper)
     if flip:
         change, published = _turned(change), -published
     sized = row["exhibit"] not in SIGNS
+    theirs = _theirs(published, unit, expects, sized)
     if doubtful(one.method, failed):
-        return Fact(change, published, "withheld", "", "", _theirs(published, unit, expects, sized), "", of)
+        return Fact(of, change, "withheld", theirs=theirs)
     verdict = _verdict(change, published, expects)
     return Fact(
+        of=of,
         estimate=change,
-        published=published,
         verdict=verdict,
         sentence=words[verdict].format(by=_by(change, verdict, digits, unit, bool(expects))),
         standing=stands(change, published, expects, sized),
-        theirs=_theirs(published, unit, expects, sized),
+        theirs=theirs,
         smallest="" if expects else f"{intervals.smallest_effect(change):.{digits}f}{unit}",
-        of=of,
         needed=(intervals.shows_from(published, change) or 0) if sized and not expects else 0,
     )
 

@@ -78,17 +78,16 @@ def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFr
     """
     if gains.before.isna().any():
         raise ValueError(f"gains holds levels of {sorted(set(gains.method[gains.before.isna()]))}: drop them.")
-    changes = tidy.estimates(gains)
-    bounds = list(zip(gains.low, gains.high, gains.paper, strict=True))
+    changes, bounds = tidy.estimates(gains), (gains.low, gains.high, gains.paper)
     said = {
         "gain, %": changes,
         "verdict": [intervals.verdict(e, True) for e in changes],
         "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
         "the paper's, %": gains.paper,
-        "same direction?": [paper.same_direction(*each) for each in bounds],
-        paper.SIZE: [paper.excludes_size(*each) for each in bounds],
-        "visible here?": [intervals.would_show(p, e) for p, e in zip(gains.paper, changes, strict=True)],
-        "visible from n": [intervals.shows_from(p, e) for p, e in zip(gains.paper, changes, strict=True)],
+        "same direction?": list(map(paper.same_direction, *bounds)),
+        paper.SIZE: list(map(paper.excludes_size, *bounds)),
+        "visible here?": list(map(intervals.would_show, gains.paper, changes)),
+        "visible from n": list(map(intervals.shows_from, gains.paper, changes)),
     }
     return pd.DataFrame(said, index=gains.index)[list(columns)]
 

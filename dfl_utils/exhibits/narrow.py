@@ -53,12 +53,8 @@ def _without(cells: pd.DataFrame, name: str, most: int) -> pd.DataFrame:
 
 
 def _joined(cells: pd.DataFrame, most: int) -> pd.DataFrame:
-    """An interval goes to its number, a verdict to its gain, a split to its data set, while there are too many."""
+    """A verdict goes to its gain, a split to its data set, while there are too many."""
     cells = cells.copy()
-    if cells.shape[1] > most and {"ours", "interval"} <= set(cells.columns):
-        bounds = [f"\u00a0({each})".replace(" ", "\u00a0") if each else "" for each in cells.interval]
-        cells["ours"] = [ours + each for ours, each in zip(cells.ours, bounds, strict=True)]
-        cells = cells.drop(columns="interval")
     for pair in PAIRS:
         if cells.shape[1] > most and set(pair) <= set(cells.columns):
             first, second = sorted(pair, key=list(cells.columns).index)

@@ -32,8 +32,7 @@ def say(*, digits: int = 1, sign: str = "", unit: str = "", **values: object) ->
     """Give the page values for its sentences.
 
     Args:
-        digits, sign: of an `Estimate`, see `tidy.written`.
-        unit: what follows the value of an `Estimate`, such as " %".
+        digits, sign, unit: of an `Estimate`, see `tidy.written`; the unit, such as " %", follows its value.
         **values: an `Estimate` is written with its interval; numbers and texts are taken as they are.
     """
     from myst_nb import glue
@@ -63,12 +62,9 @@ def show(
 
     Args:
         name: unique in the book. Of a table its label; of a figure the name of the PNG that is saved beside the rows.
-        shown: a figure; a table; or several under one name: caption -> table.
-        caption: one line, of one table.
-        digits: decimals of a table's floats and estimates, for all columns or by column.
-
-    Returns:
-        The figure, for the cell to show.
+        shown: a figure, which is returned for the cell to show; a table with a caption of one line; or several tables
+            under one name: caption -> table.
+        digits: see `tidy.markdown`.
     """
     if isinstance(shown, Figure):
         if isinstance(shown, plots.Gallery):
@@ -106,24 +102,20 @@ def compare(
     visible: bool = False,
     failed: Collection[str] = (),
 ) -> None:
-    """Show rows beside the paper's, as `paper.compare` does, and say how many go its way: see `say_verdicts`.
+    """Show rows beside the paper's, as `tidy.compare` does, and say how many go its way: see `say_verdicts`.
 
     Args:
-        name, caption, digits: see `show`.
         rows: of improvements, with the column `paper`.
-        count: the verdicts' name.
-        visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`; and
-            `COUNT-size-yes-smaller` and the like, how many exclude the paper's size.
+        count: the verdicts' name; `COUNT-size-yes-smaller` and the like say how many exclude the paper's size.
+        visible: would an effect as large as the paper's be visible at our n? A column tells, and `COUNT-visible`.
         failed: see `paper.withhold`.
     """
-    beside = paper.compare(rows, digits)
-    beside = paper.withhold(beside, failed, rows.method)
+    beside = paper.withhold(tidy.compare(rows, digits), failed, rows.method)
     say_verdicts(count, beside["same direction?"])
     if paper.SIZE in beside:
         say_verdicts(f"{count}-size", beside[paper.SIZE])
     if visible:
-        pairs = zip(rows.paper, tidy.estimates(rows), strict=True)
-        beside["visible at our n?"] = [intervals.would_show(*pair) for pair in pairs]
+        beside["visible at our n?"] = list(map(intervals.would_show, rows.paper, tidy.estimates(rows)))
         say(**{f"{count}-visible": int((beside["visible at our n?"] == "yes").sum())})
     show(name, beside, caption, digits=digits)
 
@@ -140,13 +132,12 @@ def save(
     What the rows answer takes its place at the chapter's top, see `answer`.
 
     Args:
-        chapter: the notebook's name without its suffix.
-        store: where its work lies.
-        *rows: as `tidy.validate` wants them, or as `tidy.row` makes them.
+        store: where the chapter's work lies.
+        *rows: as `tidy.validate` wants them, or as `tidy.row` makes them, to which the paper's numbers are added.
         trainings: how many were averaged, where the chapter trains.
         failed: words of the methods whose sanity check failed, or `paper.ALL`: what they answer is withheld.
     """
-    frames = [part if isinstance(part, pd.DataFrame) else pd.DataFrame(part, columns=tidy.COLUMNS) for part in rows]
+    frames = [part if isinstance(part, pd.DataFrame) else beside_paper(part) for part in rows]
     cost = tidy.spent(store)
     say(minutes=cost["seconds"] / 60)
     path = tidy.save(chapter, pd.concat([frame[list(tidy.COLUMNS)] for frame in frames]), cost, failed)

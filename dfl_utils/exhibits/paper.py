@@ -31,13 +31,9 @@ def _everything() -> pd.DataFrame:
 
 
 def table(exhibit: str) -> pd.DataFrame:
-    """All that the paper says in numbers of one exhibit, in exhibit rows (see `data/paper/README.md`).
+    """All that the paper says in numbers of one exhibit, a row each (see `data/paper/README.md`).
 
-    Args:
-        exhibit: table1 ... table9, figure3, figure4, figure9, tokenizer, cost or setup.
-
-    Returns:
-        The rows, one printed number each in `paper`; empty text is "", an empty number NaN.
+    The number stands in `paper`; empty text is "", an empty number NaN. ValueError of an unknown exhibit.
     """
     everything = _everything()
     rows = everything[everything.exhibit == exhibit].reset_index(drop=True)
@@ -109,9 +105,8 @@ def same_direction(low: float, high: float, published: float) -> str:
         published: the paper's improvement; only its sign counts.
 
     Returns:
-        "yes": our interval excludes zero on the paper's side; "no": it excludes zero on the other side;
-        "not visible": it includes zero (a bound of exactly zero counts as included); "": there is nothing to
-        compare, because we have no interval, or the paper has no number or claims no change (0).
+        "yes": our interval excludes zero on the paper's side; "no": on the other side; "not visible": it includes zero
+        (as a bound, too); "": nothing to compare: no interval, or the paper has no number or claims no change (0).
     """
     if np.isnan([low, high, published]).any() or published == 0:
         return ""
@@ -123,9 +118,7 @@ def same_direction(low: float, high: float, published: float) -> str:
 def excludes_size(low: float, high: float, published: float) -> str:
     """Does our interval of an improvement exclude the paper's size, whatever it says of zero?
 
-    Returns:
-        "no": it holds the paper's improvement; "yes, smaller" or "yes, larger": ours is that, seen in the paper's
-        direction; "": there is nothing to compare, as in `same_direction`.
+    "no": it holds the paper's; "yes, smaller", "yes, larger": ours is, seen in the paper's direction; "" as there.
     """
     if np.isnan([low, high, published]).any() or published == 0:
         return ""
@@ -142,9 +135,7 @@ def gain_of_levels(after: float, before: float, metric: str) -> float:
 def standing(low: float, high: float, published: float, sized: bool = True) -> str:
     """How an improvement of ours stands to the paper's, in one word: what `same_direction` and `excludes_size` say.
 
-    Args:
-        low, high, published: as there.
-        sized: whether `published` has a size; of a figure there is its sign alone.
+    `sized`: whether `published` has a size; of a figure there is its sign alone.
 
     Returns:
         "agrees": the paper's direction, and its size lies in our interval (or it has none); "smaller" or "larger": our
@@ -178,41 +169,6 @@ def withhold(table: pd.DataFrame, failed: Collection[str], methods: Iterable[str
 
 
 def fill(ours: pd.DataFrame) -> pd.DataFrame:
-    """Our exhibit rows with the column `paper` filled from `data/paper/`, NaN where the paper has no number."""
+    """Our exhibit rows, with the column `paper` filled from `data/paper/` where it says nothing; NaN of no number."""
     ours = ours.astype(dict.fromkeys(TEXT, object)).fillna(dict.fromkeys(TEXT, "")).reset_index(drop=True)
-    return ours.assign(paper=[_find(**row) for row in ours[KEY].to_dict("records")])
-
-
-def compare(ours: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """Ours beside the paper's, one row for each of our exhibit rows, in their order.
-
-    Args:
-        ours: exhibit rows. The verdict is given for rows whose method ends in `gain` or `trend`; those are
-            improvements (see `improvement`), as the paper's are. Levels have no direction and get "".
-        digits: decimals shown.
-
-    Returns:
-        Columns `ours`, `interval` (text), `n`, `paper`, `same direction?` (see `same_direction`) and, where the paper
-        has a size and not only a direction, `excludes the paper's size?` (see `excludes_size`). The index holds the
-        metric and those of exhibit, dataset, split, method and x that differ between the rows.
-    """
-    rows = fill(ours)
-    signed = rows.method.str.split().str[-1].isin(SIGNED)
-    bounds = list(zip(rows.low, rows.high, strict=True))
-    sizes = rows.paper.where(rows.method.str.endswith("gain"))
-    shown = pd.DataFrame(
-        {
-            "ours": rows.value.astype(float).round(digits),
-            "interval": ["" if pd.isna(low) else f"{low:.{digits}f} to {high:.{digits}f}" for low, high in bounds],
-            "n": rows.n.astype("Int64"),
-            "paper": rows.paper,
-            "same direction?": [
-                same_direction(low, high, theirs) if has_sign else ""
-                for (low, high), theirs, has_sign in zip(bounds, rows.paper, signed, strict=True)
-            ],
-        }
-    )
-    if sizes.notna().any():
-        shown[SIZE] = [excludes_size(*each) for each in zip(rows.low, rows.high, sizes, strict=True)]
-    labels = [name for name in KEY if name == "metric" or rows[name].nunique(dropna=False) > 1]
-    return shown.set_index([rows[name] for name in labels])
+    return ours.assign(paper=ours.paper.fillna(pd.Series([_find(**row) for row in ours[KEY].to_dict("records")])))

@@ -41,7 +41,7 @@ def captions(
         quality: a metric and what each caption is worth by it, `(R, N)`.
         judges: name -> similarity, `(R, N)`; the highest is the judge's pick.
     """
-    given = [{"image": _picture(image)} for image in originals]
+    given = [{"image": picture(image)} for image in originals]
     return _telephone("captions", given, [{}] * len(given), candidates, drawings, quality, judges)
 
 
@@ -55,7 +55,7 @@ def drawings(
 ) -> HTML:
     """The other game: a text and its N drawings, of which one is to be picked; then what was read in each, and the
     image that the text was written of. Arguments as of `captions`."""
-    given, then = [{"text": text} for text in texts], [{"image": _picture(image)} for image in originals]
+    given, then = [{"text": text} for text in texts], [{"image": picture(image)} for image in originals]
     return _telephone("drawings", given, then, read, drawn, quality, judges)
 
 
@@ -65,7 +65,7 @@ def _telephone(kind: str, given, then, texts, images, quality, judges) -> HTML:
     rounds = []
     for k, before in enumerate(given):
         each = zip(texts[k], images[k], worth[k], strict=True)
-        found = [{"text": text, "image": _picture(image), "worth": round(w, digits)} for text, image, w in each]
+        found = [{"text": text, "image": picture(image), "worth": round(w, digits)} for text, image, w in each]
         places = {name: ranking.ranks(sim)[k].tolist() for name, sim in judges.items()}
         rounds.append({"given": before, "then": then[k], "candidates": found, "judges": places})
     label = "CLIP distance" if metric == "CLIP" else metric  # CLIP is a judge, too
@@ -178,10 +178,12 @@ def tokenizers(words: Sequence[str], clip, index: Sequence[int], how: Sequence[s
     return _exhibit("tokens", {"packed": data}, still)
 
 
-def _picture(image: ArrayLike) -> str:
-    """A data address of an image, pixel by pixel."""
-    packed = BytesIO()
-    Image.fromarray(np.asarray(image)).save(packed, "WEBP", lossless=True, method=6)
+def picture(image: ArrayLike, most: int | None = None) -> str:
+    """A data address of an image, pixel by pixel, its longer side cut to so many pixels at `most`."""
+    shown, packed = Image.fromarray(np.asarray(image)), BytesIO()
+    if most:
+        shown.thumbnail((most, most))
+    shown.save(packed, "WEBP", lossless=True, method=6)
     return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 

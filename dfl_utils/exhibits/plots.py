@@ -3,10 +3,8 @@
 Every figure has units on its axes and no title: the caption, in the chapter's cell metadata, says what it shows.
 """
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from io import BytesIO
 from itertools import cycle
 from textwrap import wrap
 
@@ -17,9 +15,8 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
-from PIL import Image
 
-from dfl_utils.exhibits import paper
+from dfl_utils.exhibits import paper, play
 from dfl_utils.exhibits.svg import STYLE, Plot
 from dfl_utils.game.loops import Reconstructions
 from dfl_utils.scores.ranking import Estimate
@@ -54,6 +51,10 @@ AXES = {
     "FID": "FID (reversed)",
     "IS": "Inception Score",
     "KID": "KID (reversed)",
+    "caption_loss": "caption_loss (nats a token)",
+    "text_reconstruction_loss": "text_reconstruction_loss\n(nats a token)",
+    "image_reconstruction_loss": "image_reconstruction_loss\n(squared error)",
+    "generation_loss": "generation_loss (squared error)",
 }
 MOST_BANDS, DODGE = 2, 0.14  # lines with bands in a panel; else the sideways step between bars, in steps of x
 DRAWN = {"FigureClass": Plot, "layout": "constrained"}
@@ -282,11 +283,8 @@ def _html(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]]) 
 
 
 def _framed(image: ArrayLike, text: str) -> str:
-    picture, packed = Image.fromarray(np.asarray(image)), BytesIO()
-    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    picture.save(packed, "WEBP", lossless=True, method=6)
-    source, words = base64.b64encode(packed.getvalue()).decode(), escape(text)
-    seen = f'<img alt="{" ".join(words.split())}" src="data:image/webp;base64,{source}">'
+    words = escape(text)
+    seen = f'<img alt="{" ".join(words.split())}" src="{play.picture(image, MOST_PIXELS)}">'
     return f"<figure>{seen}<figcaption>{words.replace(chr(10), '<br>')}</figcaption></figure>"
 
 
@@ -352,39 +350,22 @@ def _wrap(text: str, width: int = 20, lines: int = 7) -> str:
     return "\n".join(wrapped[:lines] + (["..."] if len(wrapped) > lines else []))
 
 
-# --- Losses against optimiser steps, smoothed, one panel a loss.
-
-UNITS = {
-    "caption_loss": "nats a token",
-    "image_reconstruction_loss": "squared error",
-    "generation_loss": "squared error",
-    "text_reconstruction_loss": "nats a token",
-}
-LOSS_DASHES = ("-", "--", "-.", ":")
-
-
-@plt.rc_context(STYLE)
-def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], window: int) -> Figure:
-    """Smoothed losses: a line for the mean over seeds, a band from the lowest seed to the highest.
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, ArrayLike]]], points: int = 15) -> Figure:
+    """Losses against optimiser steps, by `score_curves`: means over seeds, and from the lowest seed to the highest.
 
     Args:
         runs: label -> for each seed, loss -> `(steps,)`. Labels may have losses that others lack.
-        window: steps of the running mean, drawn at its last step; cut to the length of a shorter run.
+        points: of a line, each the mean over a block of steps, drawn at its last one.
     """
-    losses = list(dict.fromkeys(loss for seeds in runs.values() for run in seeds for loss in run))
-    figure, axes = _panels(len(losses), 2, (3.6, 2.6))
-    for axis, loss in zip(axes, losses, strict=True):
-        for (label, seeds), colour, dash in zip(runs.items(), COLOURS.values(), LOSS_DASHES * 3, strict=False):
-            known = [run[loss] for run in seeds if loss in run]
-            if not known:
-                continue
-            smoothed = pd.DataFrame(known).T.rolling(min(window, len(known[0]))).mean().dropna()
-            steps, seeds_mean = smoothed.index + 1, smoothed.mean(axis=1)
-            axis.plot(steps, seeds_mean, color=colour, linestyle=dash, linewidth=1.3, label=label)
-            axis.fill_between(steps, smoothed.min(axis=1), smoothed.max(axis=1), color=colour, alpha=0.18, lw=0)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axis.set(xlabel="optimiser step", ylabel=f"{loss}\n({UNITS.get(loss, 'loss')})")
-    named = _legend(axes)
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
-    plt.close(figure)
-    return figure
+    parts = []
+    for label, seeds in runs.items():
+        for loss in seeds[0]:
+            values = np.stack([run[loss] for run in seeds])
+            blocks = np.array_split(np.arange(values.shape[1]), min(points, values.shape[1]))
+            means = pd.DataFrame([values[:, block].mean(axis=1) for block in blocks]).agg(
+                ["mean", "min", "max"], axis=1
+            )
+            means = means.set_axis(["value", "low", "high"], axis=1)
+            parts.append(means.assign(method=label, metric=loss, x=[block[-1] + 1.0 for block in blocks]))
+    frame = pd.concat(parts)
+    return score_curves(frame, list(frame.metric.unique()), "optimiser step")

@@ -97,7 +97,7 @@ def _line(row) -> dict:
     unit = " %" if sized else ""
     return _texts(row) | {
         "paper": f"{row.paper:+.1f}{unit}" if sized else "gets better" if row.paper > 0 else "gets worse",
-        "ours": tidy.written(_estimate(row), 1 if sized else 2, "+"),
+        "ours": tidy.written(tidy.estimate(row), 1 if sized else 2, "+"),
         "n": row.n,
         "verdict": paper.standing(row.low, row.high, row.paper, sized) or "cannot tell",
     }
@@ -114,17 +114,13 @@ def _texts(row) -> dict:
     }
 
 
-def _estimate(row) -> answers.Estimate:
-    return answers.Estimate(row.value, row.low, row.high, int(row.n))
-
-
 def _levels(rows: pd.DataFrame, exhibit: str, method: str, metric: str, expects: str) -> Iterable[dict]:
     for row in rows[(rows.exhibit == exhibit) & (rows.method == method) & (rows.metric == metric)].itertuples():
         yield _texts(row) | {
             "paper": f"{'more than' if expects == 'above' else 'about'} {row.paper:g}",
-            "ours": tidy.written(_estimate(row)),
+            "ours": tidy.written(tidy.estimate(row)),
             "n": row.n,
-            "verdict": answers.stands(_estimate(row), row.paper, expects),
+            "verdict": answers.stands(tidy.estimate(row), row.paper, expects),
         }
 
 

@@ -23,19 +23,8 @@ from dfl_utils.store.store import RunStore
 COLUMNS = ("exhibit", "dataset", "split", "method", "x", "metric", "value", "low", "high", "n", "paper")
 EXHIBITS = (
     *("figure3", "figure4", "figure9", *(f"table{number}" for number in range(1, 10))),
-    *(
-        "scored",
-        "operating",
-        "foils",
-        "painter",
-        "tokenizer",
-        "sweep",
-        "ways",
-        "headroom",
-        "beyond",
-        "without_captions",
-        "cost",
-    ),
+    *("scored", "operating", "foils", "painter", "tokenizer", "sweep", "ways", "headroom", "beyond"),
+    *("without_captions", "cost"),
 )
 DATASETS = {"nocaps": "NoCaps", "coco": "COCO"}  # as a page calls them
 SPLITS = ("in", "near", "out", "overall", "weighted", "train", "val", "test")  # weighted: overall by NoCaps' shares
@@ -106,16 +95,9 @@ def _require(holds: pd.Series, frame: pd.DataFrame, rule: str) -> None:
 
 
 def save(chapter: str, frame: pd.DataFrame, cost: dict, failed: Collection[str] = ()) -> Path:
-    """Write a chapter's rows and what made them; call it once, at the chapter's end.
+    """Write a chapter's rows (`validate`) as `<folder()>/<chapter>.csv`, and what made them as a JSON beside it.
 
-    Args:
-        chapter: the notebook's name without its suffix.
-        frame: rows, see `validate`.
-        cost: see `spent`.
-        failed: see `paper.withhold`.
-
-    Returns:
-        Path of the CSV, `<folder()>/<chapter>.csv`; a JSON of the same name lies beside it.
+    `cost` is that of `spent`, `failed` that of `paper.withhold`. Returns the path of the CSV.
     """
     path = folder() / f"{chapter}.csv"
     write(frame, path)
@@ -173,70 +155,62 @@ def row(
     part: tuple[str, str],
     method: str,
     metric: str,
-    estimate: Estimate,
+    estimate: Estimate | float,
     x: float = np.nan,
     n: int | None = None,
     published: float = np.nan,
 ) -> dict:
-    """A row for `tidy.save`.
+    """A row, column -> value in the order of `COLUMNS`.
 
     Args:
-        exhibit, method, metric, x: as in `exhibits`; `x` is NaN where the exhibit is no curve.
         part: data set and split.
-        estimate: its interval may be NaN.
+        estimate: its interval may be NaN; a number has none, and comes with its n.
+        x: NaN where the exhibit is no curve.
         n: in place of the estimate's.
         published: the paper's number; `paper.fill` knows those of its tables.
-
-    Returns:
-        Column -> value, in the order of `tidy.COLUMNS`.
     """
+    if not isinstance(estimate, Estimate):
+        estimate = Estimate(estimate, np.nan, np.nan, n)
     n = estimate.n if n is None else n
     numbers = estimate.value, estimate.low, estimate.high, n, published
     return dict(zip(COLUMNS, (exhibit, *part, method, x, metric, *numbers), strict=True))
 
 
-def rows(exhibit: str, part: tuple[str, str], estimates: Mapping[tuple, Estimate]) -> list[dict]:
-    """A `row` for each estimate, by (method, metric) or (method, metric, x)."""
-    return [row(exhibit, part, *of[:2], estimate, *of[2:]) for of, estimate in estimates.items()]
+def rows(
+    exhibit: str, part: tuple[str, str], estimates: Mapping[tuple, Estimate | float], n: int | None = None
+) -> list[dict]:
+    """A `row` for each estimate, by (method, metric) or (method, metric, x); `n` as there."""
+    return [row(exhibit, part, *of[:2], estimate, *of[2:], n=n) for of, estimate in estimates.items()]
 
 
 def written(estimate: Estimate, digits: int = 1, sign: str = "", missing: str = "") -> str:
-    """`value (low to high)`; `missing` for NaN, and never a minus before zero.
-
-    Args:
-        estimate: a number with its interval.
-        digits: decimals.
-        sign: `+` also says that a number is positive.
-        missing: what stands for a value that is NaN.
-    """
+    """`value (low to high)`, `missing` for NaN; never a minus before zero; the sign `+` also says what is positive."""
     if np.isnan(estimate.value):
         return missing
     value, low, high = (f"{v:{sign}z.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low} to {high})"
 
 
-def markdown(name: str, caption: str, table: pd.DataFrame | str, digits: int | Mapping[str, int] = 1) -> str:
+def markdown(name: str, caption: str, table: pd.DataFrame, digits: int | Mapping[str, int] = 1) -> str:
     """Markdown of a table that a page can number and refer to.
 
     Args:
         name: label of the table, unique in the book.
         caption: one line.
-        table: texts are shown letter by letter, integers and texts as they are, estimates with their intervals, NaN as
-            nothing. A named index is a column. Wide ones are cut to six columns, with a link to all. Or Markdown.
+        table: integers and texts are shown as they are, estimates with their intervals, NaN as nothing. A named index
+            is a column. Wide ones are cut to six columns, with a link to all.
         digits: decimals of floats and estimates, for all columns or by column.
     """
-    below = ""
-    if isinstance(table, pd.DataFrame):
-        table = table.reset_index() if table.index.names != [None] else table
-        of = digits if isinstance(digits, Mapping) else dict.fromkeys(table.columns, digits)
-        texts = pd.DataFrame({column: [_cell(v, of.get(column, 1)) for v in table[column]] for column in table})
-        shown = {column: [_shown(str(column), text) for text in texts[column]] for column in texts}
-        few, same = narrow.six(pd.DataFrame(shown, columns=table.columns))
-        if few.shape != texts.shape or same:
-            caption = f"{caption} {same}".strip()
-            below = f"All {texts.shape[1]} columns: {narrow.link(texts, f'{name}.csv')}\n\n"
-        table = few.to_markdown(index=False, disable_numparse=True)
-    return f":::{{table}} {caption}\n:name: {name}\n\n{table}\n\n:::\n\n{below}"
+    below, table = "", table.reset_index() if table.index.names != [None] else table
+    of = digits if isinstance(digits, Mapping) else dict.fromkeys(table.columns, digits)
+    texts = pd.DataFrame({column: [_cell(v, of.get(column, 1)) for v in table[column]] for column in table})
+    shown = {column: [_shown(str(column), text) for text in texts[column]] for column in texts}
+    few, same = narrow.six(pd.DataFrame(shown, columns=table.columns))
+    if few.shape != texts.shape or same:
+        caption = f"{caption} {same}".strip()
+        below = f"All {texts.shape[1]} columns: {narrow.link(texts, f'{name}.csv')}\n\n"
+    text = few.to_markdown(index=False, disable_numparse=True)
+    return f":::{{table}} {caption}\n:name: {name}\n\n{text}\n\n:::\n\n{below}"
 
 
 def _shown(column: str, text: str) -> str:
@@ -257,8 +231,12 @@ def _cell(value: object, digits: int) -> str:
 
 def estimates(rows: pd.DataFrame) -> pd.Series:
     """The estimate of each row, under the rows' index."""
-    found = [Estimate(r.value, r.low, r.high, int(r.n)) for r in rows.itertuples()]
-    return pd.Series(found, index=rows.index, dtype=object)
+    return pd.Series(map(estimate, rows.itertuples()), index=rows.index, dtype=object)
+
+
+def estimate(row) -> Estimate:
+    """That of a row with the attributes `value`, `low`, `high` and `n`."""
+    return Estimate(row.value, row.low, row.high, int(row.n))
 
 
 def printed(levels: pd.Series, metrics: Iterable[str]) -> pd.Series:
@@ -273,8 +251,7 @@ def gain_table(
     """A table of gains beside the paper's: from a random pick to the best-ranked, better is positive.
 
     Args:
-        gains: by what `names` names; the metric is the last of it.
-        names: the table's first columns.
+        gains: by what `names`, the table's first columns, name; the metric is the last of it.
         published: the same names -> the paper's baseline, its best-ranked and, where it prints one, its gain in per
             cent; NaN where it has none.
     """
@@ -303,6 +280,24 @@ def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | N
     }
 
 
+def compare(ours: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """Exhibit rows beside the paper's, in their order: `ours` as text, `n`, `paper` and the verdicts on improvements.
+
+    Those are rows of `paper.SIGNED`; levels have no direction and get "". The column `paper.SIZE` is there where the
+    paper has a size. The index holds the metric and what else of `paper.KEY` differs between the rows.
+    """
+    rows = paper.fill(ours)
+    published = rows.paper.where(rows.method.str.split().str[-1].isin(paper.SIGNED))
+    sizes = rows.paper.where(rows.method.str.endswith("gain"))
+    ours = [written(e, digits) for e in estimates(rows)]
+    shown = pd.DataFrame({"ours": ours, "n": rows.n.astype("Int64"), "paper": rows.paper})
+    shown["same direction?"] = list(map(paper.same_direction, rows.low, rows.high, published))
+    if sizes.notna().any():
+        shown[paper.SIZE] = list(map(paper.excludes_size, rows.low, rows.high, sizes))
+    labels = [name for name in paper.KEY if name == "metric" or rows[name].nunique(dropna=False) > 1]
+    return shown.set_index([rows[name] for name in labels])
+
+
 def improved(change: Estimate, metric: str) -> Estimate:
     """A change as an improvement: of a metric that is better lower, the sign turns."""
     value, *bounds = (paper.improvement(part, metric) for part in (change.value, change.low, change.high))
@@ -325,16 +320,25 @@ def gains(measures: Measures, judges: Judges) -> dict[tuple[str, str], Estimate]
 
 
 def _improvements(measures: Measures, judges: Judges, ask: Callable) -> dict[tuple[str, str], Estimate]:
-    pairs = {(metric, judge): (measures[metric], sim) for judge, sim in judges.items() for metric in measures}
-    all_of = {of: improved(ask(*pair), of[0]) for of, pair in pairs.items()}
-    return {of: e for of, e in all_of.items() if not np.isnan(e.value)}
+    pairs = [(judge, metric) for judge in judges for metric in measures]
+    found = {(metric, judge): improved(ask(measures[metric], judges[judge]), metric) for judge, metric in pairs}
+    return {of: e for of, e in found.items() if not np.isnan(e.value)}
 
 
 def by_metric(
-    exhibit: str, part: tuple[str, str], estimates: Mapping[tuple[str, str], Estimate], method: str = "{}"
+    exhibit: str, part: tuple[str, str], estimates: Mapping[str, Mapping[tuple[str, str], Estimate]]
 ) -> list[dict]:
-    """`rows` of (metric, name) -> estimate; `method` says what is made of the name, such as "{} gain"."""
-    return rows(exhibit, part, {(method.format(name), metric): e for (metric, name), e in estimates.items()})
+    """`rows` of what is made of a name, such as "{} gain" -> (metric, name) -> estimate."""
+    found = {(of.format(name), m): e for of, each in estimates.items() for (m, name), e in each.items()}
+    return rows(exhibit, part, found)
+
+
+def spread(heads: Mapping[str, Mapping[tuple[str, str], Estimate]], metrics: Iterable[str]) -> pd.DataFrame:
+    """A line a name, and a column of each metric and head, such as "τ, {}" -> (metric, name) -> estimate."""
+    columns = {head.format(m): (m, found) for m in metrics for head, found in heads.items()}
+    return pd.DataFrame(
+        {head: pd.Series({n: e for (of, n), e in found.items() if of == m}) for head, (m, found) in columns.items()}
+    )
 
 
 def by_rank(exhibit: str, part: tuple[str, str], measures: Measures, judges: Judges) -> list[dict]:
@@ -347,7 +351,7 @@ def by_rank(exhibit: str, part: tuple[str, str], measures: Measures, judges: Jud
     ]
     any_sim = next(iter(judges.values()))
     levels = {(metric, "random"): measure.gain(any_sim).baseline for metric, measure in measures.items()}
-    return lines + by_metric(exhibit, part, levels)
+    return lines + by_metric(exhibit, part, {"{}": levels})
 
 
 def best_ranked(
@@ -364,7 +368,7 @@ def best_ranked(
             estimates |= {(metric, judge): worth.best, (metric, "random"): worth.baseline}
             if worth.measurable or not clear:
                 estimates[metric, f"{judge} gain"] = improved(worth.percent, metric)
-    return by_metric(exhibit, part, estimates)
+    return by_metric(exhibit, part, {"{}": estimates})
 
 
 def with_papers(ours: pd.DataFrame, digits: Mapping[str, int] = DIGITS) -> pd.DataFrame:
@@ -387,10 +391,9 @@ def spent(store: RunStore) -> dict:
     Returns:
         `seconds` and `model_calls` of all, and `kinds`: kind -> [calls, seconds], of those that took any.
     """
-    kinds = {name: (kind.calls, kind.seconds) for name, kind in sorted(store.spent.items())}
-    rounded = {name: [calls, round(seconds, 1)] for name, (calls, seconds) in kinds.items()}
+    kinds = {name: [kind.calls, round(kind.seconds, 1)] for name, kind in sorted(store.spent.items())}
     return {
-        "seconds": sum(seconds for _, seconds in kinds.values()),
-        "model_calls": sum(calls for calls, _ in kinds.values()),
-        "kinds": {name: both for name, both in rounded.items() if any(both)},
+        "seconds": sum(kind.seconds for kind in store.spent.values()),
+        "model_calls": sum(kind.calls for kind in store.spent.values()),
+        "kinds": {name: both for name, both in kinds.items() if any(both)},
     }
