@@ -205,12 +205,10 @@ def test_gains_are_judged_by_their_intervals_and_the_papers_numbers():
     change = Estimate(3.0, 1.0, 5.0, 9)
     gains = [tidy.row("table9", PART, "a gain", "CIDEr", change, published=p) for p in (5, -1, np.nan)]
     gains = pd.DataFrame(gains, index=list("xyz")).assign(before="b")
-    found = comparison.verdicts(gains, (*comparison.VERDICT, "same direction?"))
+    found = comparison.verdicts(gains)
     assert found["gain, %"].to_dict() == {"x": change, "y": change, "z": change}
     assert found["smallest visible, %"].tolist() == [2.0, 2.0, 2.0] and set(found.verdict) == {"better"}
-    assert found["same direction?"].tolist() == ["yes", "no", ""]
     assert found["visible from n"].tolist()[:2] == [9, 36] and pd.isna(found["visible from n"].iloc[2])  # (2 / 1)²
-    assert comparison.compared(gains)["same direction?"].tolist() == ["yes", "no"]
 
 
 def test_a_wide_table_shows_six_columns_and_links_to_all_of_them():

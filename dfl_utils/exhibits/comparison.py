@@ -19,15 +19,6 @@ from dfl_utils.training.evaluation import Trials
 
 COLUMNS = [*tidy.COLUMNS, "after", "before"]
 VERDICT = ("gain, %", "verdict", "smallest visible, %", "the paper's, %", "visible from n")  # of `verdicts`
-BESIDE = (
-    "gain, %",
-    "smallest visible, %",
-    "the paper's, %",
-    "same direction?",
-    paper.SIZE,
-    "visible here?",
-    "visible from n",
-)
 Chosen = Sequence[tuple[str, int]]  # images by their place, and why each is shown, as `ranking.extremes` says it
 
 
@@ -71,22 +62,19 @@ def _paper_gain(row: dict, published: pd.Series) -> float:
 
 
 def verdicts(gains: pd.DataFrame, columns: Sequence[str] = VERDICT) -> pd.DataFrame:
-    """What is said of rows of gains, under their index: the gain, how it stands to zero, and to the paper's.
+    """What is said of rows of gains, under their index: some columns of `VERDICT`, of the gain and the paper's.
 
     "visible from n" says from how many images a gain as small as the paper's would be visible, ours where it is.
-    `columns` are some of `VERDICT` and `BESIDE`; ValueError where a row is a level, which would be judged as a gain.
+    ValueError where a row is a level, which would be judged as a gain.
     """
     if gains.before.isna().any():
         raise ValueError(f"gains holds levels of {sorted(set(gains.method[gains.before.isna()]))}: drop them.")
-    changes, bounds = tidy.estimates(gains), (gains.low, gains.high, gains.paper)
+    changes = tidy.estimates(gains)
     said = {
         "gain, %": changes,
         "verdict": [intervals.verdict(e, True) for e in changes],
         "smallest visible, %": [intervals.smallest_effect(e) for e in changes],
         "the paper's, %": gains.paper,
-        "same direction?": list(map(paper.same_direction, *bounds)),
-        paper.SIZE: list(map(paper.excludes_size, *bounds)),
-        "visible here?": list(map(intervals.would_show, gains.paper, changes)),
         "visible from n": list(map(intervals.shows_from, gains.paper, changes)),
     }
     return pd.DataFrame(said, index=gains.index)[list(columns)]
@@ -114,14 +102,6 @@ def table(made: pd.DataFrame, bases: Mapping[str, str], columns: Sequence[str] =
     for base, called in bases.items():
         shown = shown.join(verdicts(made[made.before == base], columns).add_suffix(called))
     return shown.reset_index(drop=True)
-
-
-def compared(made: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's, a line each gain of which the paper has a number."""
-    known = made[made.before.notna() & made.paper.notna()]
-    shown = pd.DataFrame({"table": known.exhibit.str.removeprefix("table"), "": known.method.str.removesuffix(" gain")})
-    shown = shown.assign(of=places(known), metric=known.metric, n=known.n)
-    return shown.join(verdicts(known, BESIDE))
 
 
 # --- Examples: what the first training of each method says and draws of some images.

@@ -20,65 +20,59 @@ PAIRS = (("data", "split"), ("dataset", "split"), ("exhibit", "method"))
 VERDICTS = ("verdict", "same direction?")
 
 
-def six(cells: pd.DataFrame, most: int = MOST) -> tuple[pd.DataFrame, str]:
-    """At most so many columns of a table of texts, and a sentence of what is the same in every line, or ""."""
-    if cells.shape[1] <= most:
+def six(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """At most six columns of a table of texts, and a sentence of what is the same in every line, or ""."""
+    if cells.shape[1] <= MOST:
         return cells, ""
     names = cells.iloc[:, 0]
-    if len(cells) < most and names.is_unique and names.all() and not cells.columns.duplicated().any():
+    if len(cells) < MOST and names.is_unique and names.all() and not cells.columns.duplicated().any():
         turned = cells.set_index(cells.columns[0]).T
         return turned.rename_axis(columns=None).reset_index(names=names.name), ""
     cells, same = _apart(cells)
     for name in ASIDE[:4]:
-        cells = _without(cells, name, most)
-    cells = _joined(cells, most)
+        cells = _without(cells, name)
+    cells = _joined(cells)
     for name in ASIDE[4:]:
-        cells = _without(cells, name, most)
+        cells = _without(cells, name)
     for name, others in LEVELS.items():
         if set(others) & set(cells.columns):
-            cells = _without(cells, name, most)
-    return _cut(cells, most), same
+            cells = _without(cells, name)
+    return _cut(cells), same
 
 
 def _apart(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Columns of one value, as a sentence."""
-    told = [name for name in cells.columns if name and not name.startswith(VERDICTS) and cells[name].all()]
-    one = [name for name in told if len(cells) > 1 and cells[name].nunique() == 1]
+    full = [name for name in cells.columns if name and not name.startswith(VERDICTS) and cells[name].all()]
+    one = [name for name in full if len(cells) > 1 and cells[name].nunique() == 1]
     said = "; ".join(f"{name} {cells[name].iloc[0]}" for name in one)
     return cells.drop(columns=one), f"In each line: {said}." if one else ""
 
 
-def _without(cells: pd.DataFrame, name: str, most: int) -> pd.DataFrame:
-    return cells.drop(columns=name) if cells.shape[1] > most and name in cells else cells
+def _without(cells: pd.DataFrame, name: str) -> pd.DataFrame:
+    return cells.drop(columns=name) if cells.shape[1] > MOST and name in cells else cells
 
 
-def _joined(cells: pd.DataFrame, most: int) -> pd.DataFrame:
+def _joined(cells: pd.DataFrame) -> pd.DataFrame:
     """A verdict goes to its gain, a split to its data set, while there are too many."""
     cells = cells.copy()
     for pair in PAIRS:
-        if cells.shape[1] > most and set(pair) <= set(cells.columns):
+        if cells.shape[1] > MOST and set(pair) <= set(cells.columns):
             first, second = sorted(pair, key=list(cells.columns).index)
-            cells[first] = [f"{a} {b}".strip() for a, b in _two(cells, *pair)]
+            cells[first] = (cells[pair[0]] + " " + cells[pair[1]]).str.strip()
             cells = cells.rename(columns={first: " ".join(pair)}).drop(columns=second)
     for gain in [name for name in cells.columns if name.startswith("gain, %")]:
         verdict = f"verdict{gain.removeprefix('gain, %')}"
-        if cells.shape[1] > most and verdict in cells:
-            cells[gain] = [f"{a} {b}".strip() for a, b in _two(cells, gain, verdict)]
+        if cells.shape[1] > MOST and verdict in cells:
+            cells[gain] = (cells[gain] + " " + cells[verdict]).str.strip()
             cells = cells.drop(columns=verdict)
     return cells
 
 
-def _two(cells: pd.DataFrame, *names: str) -> zip:
-    return zip(*(cells[name] for name in names), strict=True)
-
-
-def _cut(cells: pd.DataFrame, most: int) -> pd.DataFrame:
+def _cut(cells: pd.DataFrame) -> pd.DataFrame:
     """The first columns; one that gives a verdict stays wherever it stands."""
-    kept = list(range(cells.shape[1]))
-    for place in reversed(kept.copy()):
-        if len(kept) > most and not str(cells.columns[place]).startswith(VERDICTS):
-            kept.remove(place)
-    return cells.iloc[:, kept[:most]]
+    others = [k for k, name in enumerate(cells.columns) if not str(name).startswith(VERDICTS)]
+    surplus = others[::-1][: max(0, cells.shape[1] - MOST)]
+    return cells.iloc[:, [k for k in range(cells.shape[1]) if k not in surplus][:MOST]]
 
 
 def link(table: pd.DataFrame, name: str, text: str = "") -> str:

@@ -80,9 +80,9 @@ def show(
     return None
 
 
-def browse(frame: pd.DataFrame, name: str, rows: int = 300) -> HTML:
+def browse(frame: pd.DataFrame, name: str) -> HTML:
     """The first rows of a long table in a box that scrolls, and a link to all of it as the CSV `name`."""
-    body = frame.head(rows).to_html(index=False, border=0)
+    body = frame.head(300).to_html(index=False, border=0)
     box = f'<div style="max-height:22rem;overflow:auto">{body}</div>'
     return HTML(f"{box}<p>{narrow.link(frame, name)}, {len(frame):,} tokens</p>")
 
