@@ -10,11 +10,9 @@ import gzip
 import pandas as pd
 
 MOST = 6
-# From the first that is left out. None of them carries a finding: they say how it was reached, or repeat it.
-ASIDE = (
-    *("smallest visible, %", "visible here?", "visible at our n?", "seeds", "n", "better by", "visible from n"),
-    *("paper: baseline", "paper: ours", "excludes the paper's size?", "clip", "dino", "table"),
-)
+# From the first that is left out; `LAST` when pairs are one. None carries a finding: they say how it was reached.
+ASIDE = ("smallest visible, %", "visible at our n?", "seeds")
+LAST = ("n", "visible from n", "paper: baseline", "paper: ours", "excludes the paper's size?", "clip", "dino")
 LEVELS = {"paper": ("paper, %", "the paper's, %")}  # left out where one of these stands beside it
 PAIRS = (("data", "split"), ("dataset", "split"), ("exhibit", "method"))
 VERDICTS = ("verdict", "same direction?")
@@ -29,10 +27,10 @@ def six(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         turned = cells.set_index(cells.columns[0]).T
         return turned.rename_axis(columns=None).reset_index(names=names.name), ""
     cells, same = _apart(cells)
-    for name in ASIDE[:4]:
+    for name in ASIDE:
         cells = _without(cells, name)
     cells = _joined(cells)
-    for name in ASIDE[4:]:
+    for name in LAST:
         cells = _without(cells, name)
     for name, others in LEVELS.items():
         if set(others) & set(cells.columns):

@@ -265,11 +265,9 @@ def _beside(gain: Gain, metric: str, base: float, best: float, theirs: float | N
     """Ours beside the paper's; a gain over a level that may be zero is not stated."""
     if theirs is None:
         theirs = float(paper.improvement(in_percent(best, base), metric))
-    absolute, change = improved(gain.absolute, metric), improved(gain.percent, metric)
-    stated = gain.measurable
+    change, stated = improved(gain.percent, metric), gain.measurable
     return {
         "ours": f"{gain.baseline.value:#.4g} to {gain.best.value:#.4g}",
-        "better by": f"{absolute.value:.3g} ({absolute.low:.3g} to {absolute.high:.3g})",
         "gain, %": change if stated else "not stated",
         "n": gain.best.n,
         "paper": "" if np.isnan(theirs) else f"{base} to {best}",
