@@ -89,9 +89,9 @@ def _pairs(row: dict) -> Iterator[list]:
     absolute, relative = tolerance(row["metric"], row["method"])
     for what in ("value", "low", "high", "n", "paper"):
         old, new = row[f"{what}_old"], row[f"{what}_new"]
-        given = what in ("n", "paper")
-        agrees = np.isclose(new, old, rtol=0 if given else relative, atol=0 if given else absolute, equal_nan=True)
-        if not agrees or not given and pd.notna(old):
+        exact = what in ("n", "paper")
+        agrees = np.isclose(new, old, rtol=0 if exact else relative, atol=0 if exact else absolute, equal_nan=True)
+        if not agrees or not exact and pd.notna(old):
             yield [what, old, new, new - old, bool(agrees)]
 
 

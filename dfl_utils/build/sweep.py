@@ -129,7 +129,7 @@ def compare(source: Path, runs: Sequence[Run], scale: str | None, root: Path) ->
     from dfl_utils.exhibits import answers
 
     defaults = chapters.at_scale(source, scale or "published")
-    told, parts = [], []
+    lines, parts = [], []
     for run in runs:
         copy = (run.folder / f"{source.stem}.ipynb").relative_to(root).as_posix()
         line = {name: escape(str(value)) for name, value in run.values.items()}
@@ -139,11 +139,11 @@ def compare(source: Path, runs: Sequence[Run], scale: str | None, root: Path) ->
             found = answers.of_run(source.stem, saved, int(whole.get("NUM_SEEDS", 0)))
             parts.append(frame.assign(run=run.name, **run.values))
         said = escape(found.found) if found else ""
-        told.append(line | {"answer": said, "executed copy": f'<a href="{escape(copy)}">notebook</a>'})
+        lines.append(line | {"answer": said, "executed copy": f'<a href="{escape(copy)}">notebook</a>'})
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*tidy.KEY, "run"])
     names = list(runs[0].values)
     rows[["run", *names, *(name for name in tidy.COLUMNS if name in rows)]].to_csv(root / "sweep.csv", index=False)
-    table = pd.DataFrame(told).to_html(index=False, escape=False, border=0)
+    table = pd.DataFrame(lines).to_html(index=False, escape=False, border=0)
     page = PAGE.format(title=escape(f"{source.stem}: {len(runs)} runs"), answers=table, rows=_beside(rows))
     (root / "sweep.html").write_text(page, encoding="utf-8")
     return root / "sweep.html"

@@ -244,10 +244,10 @@ def published() -> dict[str, Answer]:
     folder = provenance.ROOT / "results" / "mini"
     rows = tidy.read(folder / "exhibits.csv")
     ran = json.loads((folder / "stamp.json").read_text(encoding="utf-8"))["chapters"]
-    told = {name: {"parameters": {}} | ran.get(name, {}) for name in questions()}
+    known = {name: {"parameters": {}} | ran.get(name, {}) for name in questions()}
     return {
         name: answer(name, rows, made["parameters"].get("NUM_SEEDS", 0), made.get("failed", ()))
-        for name, made in told.items()
+        for name, made in known.items()
     }
 
 
