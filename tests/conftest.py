@@ -4,6 +4,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -83,6 +84,12 @@ def plain_map(captioner, pipeline):
 
     own, size = (captioner.processor.tokenizer, pipeline.tokenizer), captioner.model.config.text_config.vocab_size
     return VocabularyMap.make(*own, vocab_size=size, by_meaning=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path):
+    """A copy of a shipped model that a test may damage, by its name: `copy("dino")`."""
+    return lambda name: shutil.copytree(profile.MINI / name, tmp_path / name)
 
 
 @pytest.fixture(scope="module")

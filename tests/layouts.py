@@ -32,6 +32,11 @@ def write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
+def change(path: Path, **values: object) -> None:
+    """Other values in a JSON file; None takes one out."""
+    write(path, {name: value for name, value in (read(path) | values).items() if value is not None})
+
+
 # --- names of tensors, configurations -----------------------------------------------------------------------
 def rewrite(file: Path, name=lambda name: name, extra: dict | None = None) -> None:
     """Rename a file's tensors and add some."""

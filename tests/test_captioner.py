@@ -1,6 +1,5 @@
 """The captioners: the shipped BLIP and BLIP-2; a GIT, a ViT-GPT2 and a LLaVA, tiny and random; seeded sampling."""
 
-import json
 import shutil
 from unittest.mock import Mock
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from layouts import change
 from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -296,8 +296,7 @@ OTHER_FORMS = {
 @pytest.mark.parametrize("name", ["git", "vit-gpt2", "llava"])
 def test_a_checkpoints_settings_ask_for_no_other_form(folders, loaded, images, tmp_path, name):
     folder = shutil.copytree(folders[name], tmp_path / name)
-    settings = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(settings | OTHER_FORMS))
+    change(folder / "generation_config.json", **OTHER_FORMS)
     for ask in (lambda c: c.describe(images), lambda c: c.sample(images, streams(images))):
         assert ask(load(folder)) == ask(loaded[name])
 
@@ -349,17 +348,16 @@ def test_what_cannot_be_asked_is_refused(loaded, images, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("changes", "sentence"),
     [
         ({"model_type": "clip"}, "captioner is no captioner .* its model_type is clip; give a checkpoint of blip"),
         ({"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval"]}, "which answers or compares"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "mine.Model"}}, "is mine, and code that lies in a check"),
     ],
 )
-def test_what_is_no_captioner_is_refused(folders, tmp_path, change, sentence):
+def test_what_is_no_captioner_is_refused(folders, tmp_path, changes, sentence):
     folder = shutil.copytree(folders["git"], tmp_path / "captioner")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
+    change(folder / "config.json", **changes)
     with pytest.raises(ValueError, match=sentence):
         load(folder)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import pickled
+from layouts import change, pickled
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 
@@ -17,16 +17,6 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.world import profile
 from dfl_utils.world.data import Example
 from dfl_utils.world.profile import MINI
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of a shipped model that a test may damage."""
-
-    def make(name):
-        return shutil.copytree(MINI / name, tmp_path / name)
-
-    return make
 
 
 def open_dino(folder):
@@ -67,8 +57,7 @@ def test_a_missing_tensor_is_refused(copy):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lack embeddings.position_embeddings; copy or download the checkpoint"):
         similarity.load_dino(profile.load("mini", dino=str(file.parent)))
-    config = file.with_name("config.json")  # a copy of the same would lack it too
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["ViTMAEModel"]}))
+    change(file.with_name("config.json"), architectures=["ViTMAEModel"])  # a copy of the same would lack it too
     with pytest.raises(ValueError, match="its config.json names a ViTMAEModel, so give a checkpoint of a ViTModel"):
         similarity.load_dino(profile.load("mini", dino=str(file.parent)))
 
@@ -137,8 +126,7 @@ def test_a_copy_of_a_folder_shares_its_tokenizer_and_another_does_not(fresh, tmp
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
     first = checkpoint.load_tokenizer(str(folder))
     assert checkpoint.load_tokenizer(str(copy)) is first
-    settings = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
-    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 7}), encoding="utf-8")
+    change(copy / "tokenizer_config.json", model_max_length=7)
     other = checkpoint.load_tokenizer(str(copy))
     assert other is not first and other.model_max_length == 7
 

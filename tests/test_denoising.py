@@ -1,20 +1,18 @@
 """The generator's loss as a judge: against a slow loop, in any batch, with shared noise, and what is refused."""
 
-import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from layouts import change
 
 from dfl_utils.game import denoising, judges
 from dfl_utils.game.loops import Game
 from dfl_utils.models import denoising as asked
 from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
-from dfl_utils.world.profile import MINI
 
 CAPTIONS = [["a red dog", "a blue cup", "a red dog"], ["a small yellow star", "", "a black umbrella"]]
 TIMESTEPS = (40, 300, 900)
@@ -132,10 +130,8 @@ def test_timesteps_are_spread_in_equal_steps():
         ({"num_train_timesteps": 200}, r"timesteps is \[300\]: give one at least, each a whole number from 0 to 199"),
     ],
 )
-def test_a_schedule_that_has_no_such_loss_is_refused(mini, tmp_path, changed, said):
-    shutil.copytree(MINI / "stable-diffusion", tmp_path / "sd")
-    path = tmp_path / "sd/scheduler/scheduler_config.json"
-    settings = json.loads(path.read_text()) | changed
-    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+def test_a_schedule_that_has_no_such_loss_is_refused(mini, copy, changed, said):
+    folder = copy("stable-diffusion")
+    change(folder / "scheduler/scheduler_config.json", **changed)
     with pytest.raises(ValueError, match=said):
-        asked.check(replace(mini, generator=str(tmp_path / "sd")), (300,))
+        asked.check(replace(mini, generator=str(folder)), (300,))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from layouts import Trap
 from PIL import Image
 from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorInceptionV3, feature_extractor_inceptionv3
@@ -129,23 +130,13 @@ def test_inception_is_found_or_named(inception, tmp_path, monkeypatch):
     assert asked[0][1]["weights_only"] and asked[0][1]["check_hash"]
 
 
-class Touch:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_a_file_that_could_run_code_or_is_cut_short_is_refused_unopened(inception, tmp_path):
     (tmp_path / "half.pth").write_bytes(Path(inception.inception).read_bytes()[:1000])
-    torch.save({"fc.weight": torch.zeros(1), "more": Touch(tmp_path / "touched")}, tmp_path / "evil.pth")
+    torch.save({"fc.weight": torch.zeros(1), "more": Trap(tmp_path / "sprung")}, tmp_path / "evil.pth")
     for name in ("half.pth", "evil.pth"):
         with pytest.raises(ValueError, match=f"{name} is no plain file of tensors"):
             fidelity.load(replace(inception, inception=str(tmp_path / name)))
-    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "sprung").exists()
 
 
 # --- the judge that learned from photographs --------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """Text-to-image pipelines: the shipped Stable Diffusion; aMUSEd; SDXL and PixArt, tiny."""
 
-import copy
 import functools
-import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from layouts import change
 
 from dfl_utils.mini import architectures
 from dfl_utils.models.generator import Generator, SeededAmusedScheduler, _without_checker, check, truncated
@@ -194,11 +194,10 @@ def test_half_precision_is_the_same_drawing_rounded():
     assert np.abs(shown - rounded).mean() < 5 < np.abs(shown - other).mean()  # levels of 255
 
 
-def test_a_generator_of_ones_own_keeps_its_sampler(tmp_path):
-    folder = shutil.copytree(profile.MINI / "stable-diffusion", tmp_path / "sd")
+def test_a_generator_of_ones_own_keeps_its_sampler(copy):
+    folder = copy("stable-diffusion")
     diffusers.LCMScheduler().save_pretrained(folder / "scheduler")
-    index = (folder / "model_index.json").read_text()
-    (folder / "model_index.json").write_text(index.replace("DDPMScheduler", "LCMScheduler"))
+    change(folder / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
     for given, kind in (({}, diffusers.LCMScheduler), ({"scheduler": "DDPMScheduler"}, diffusers.DDPMScheduler)):
         own = profile.load("mini", generator=str(folder), **given)
         assert isinstance(Generator.load(own).pipeline.scheduler, kind)
@@ -263,7 +262,6 @@ def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(made, tmp_path
     models, _ = made("amused")
     folder = shutil.copytree(models.generator, tmp_path / "pipeline")
     models = replace(models, generator=str(folder))
-    index = json.loads((folder / "model_index.json").read_text())
     (folder / "pipeline.py").write_text("raise SystemExit('it ran')")
     for name, sentence in (
         ("AmusedImg2ImgPipeline", "is a AmusedImg2ImgPipeline, which is no text-to-image pipeline"),
@@ -274,7 +272,7 @@ def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(made, tmp_path
         ("KandinskyV22PriorPipeline", "which is no text-to-image pipeline"),
         (["pipeline", "Mine"], "is drawn by code that lies in it, which is never run: give another pipeline"),
     ):
-        (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+        change(folder / "model_index.json", _class_name=name)
         with pytest.raises(ValueError, match=sentence):
             Generator.load(models)
 
@@ -282,16 +280,15 @@ def test_a_pipeline_that_draws_no_texts_or_brings_code_is_refused(made, tmp_path
 @pytest.mark.parametrize(("kind", "name"), [("xl", "tokenizer_2"), ("pixart", "tokenizer")], indirect=["kind"])
 def test_a_tokenizer_of_another_vocabulary_is_refused(models, generator, name, tmp_path):
     folder = shutil.copytree(models.generator, tmp_path / "mixed")
-    tokenizer = copy.deepcopy(getattr(generator.pipeline, name))
+    tokenizer = deepcopy(getattr(generator.pipeline, name))
     tokenizer.add_tokens([f"<extra {k}>" for k in range(80)])
     tokenizer.save_pretrained(folder / name)
     with pytest.raises(ValueError, match="mixed mixes two vocabularies"):
         Generator.load(replace(models, generator=str(folder)))
 
 
-def test_a_unet_that_paints_into_an_image_is_refused(tmp_path):
-    folder = shutil.copytree(profile.MINI / "stable-diffusion", tmp_path / "sd")
-    config = json.loads((folder / "unet/config.json").read_text())
-    (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
-    with pytest.raises(ValueError, match="The U-Net of .*sd takes 9 channels and its VAE makes 8, .*: give a pipeline"):
+def test_a_unet_that_paints_into_an_image_is_refused(copy):
+    folder = copy("stable-diffusion")
+    change(folder / "unet/config.json", in_channels=9)
+    with pytest.raises(ValueError, match="The U-Net of .* takes 9 channels and its VAE makes 8, .*: give a pipeline"):
         check(profile.load("mini", generator=str(folder)))

@@ -23,6 +23,7 @@ from dfl_utils.world import profile
 from dfl_utils.world.profile import MINI
 
 FIELDS = {"blip-base": "captioner", "blip2": "captioner", "stable-diffusion": "generator", "amused": "generator"}
+SHIPPED = {"tiny_decoder": "taesd"}
 PROMPTS = {"blip-base": "a picture of", "blip2": "a photo of"}
 TEXTS = ["A red key left of a small house", "don't, naïve café: 10 skateboards!!", ""]
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 50, 50, 3), dtype=np.uint8)
@@ -55,7 +56,7 @@ def outputs(name: str, folder: str | Path, **fields: object) -> list:
 
 @cache
 def shipped(name: str) -> list:
-    return outputs(name, MINI / "taesd" if name == "tiny_decoder" else MINI / name)
+    return outputs(name, MINI / SHIPPED.get(name, name))
 
 
 # --- layouts ------------------------------------------------------------------------------------------------
@@ -79,8 +80,7 @@ def old_blip2(folder: Path) -> None:
     layouts.shard(file, {"language_model.lm_head.weight": tokens.clone()})
     layouts.old_config(folder)
     layouts.byte_pairs(folder, "GPT2Tokenizer", layouts.OPT_NAMES, 64, ("<image>",))
-    settings = layouts.read(folder / "tokenizer_config.json")
-    layouts.write(folder / "tokenizer_config.json", settings | {"add_bos_token": True})
+    layouts.change(folder / "tokenizer_config.json", add_bos_token=True)
     layouts.old_processor(folder, "BlipImageProcessor")
 
 
@@ -94,27 +94,14 @@ def old_stable_diffusion(folder: Path) -> None:
     layouts.byte_pairs(folder / "tokenizer", "CLIPTokenizer", layouts.CLIP_NAMES, 32)
 
 
-def mixed_variants(folder: Path) -> None:
-    """The U-Net in half precision alone, the rest in full."""
-    layouts.fp16(folder / "unet", alone=True)
-
-
 LAYOUTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "BLIP, old files": ("blip-base", old_blip),
     "BLIP-2, old files in shards": ("blip2", old_blip2),
     "SD, old files": ("stable-diffusion", old_stable_diffusion),
     "SD, fp16 beside": ("stable-diffusion", lambda folder: layouts.fp16(folder, alone=False)),
     "SD, fp16 alone": ("stable-diffusion", lambda folder: layouts.fp16(folder, alone=True)),
-    "SD, one part fp16 alone": ("stable-diffusion", mixed_variants),
+    "SD, its U-Net alone in fp16": ("stable-diffusion", lambda folder: layouts.fp16(folder / "unet", alone=True)),
 }
-
-
-@pytest.fixture
-def copy(tmp_path):
-    def make(name: str) -> Path:
-        return shutil.copytree(MINI / ("taesd" if name == "tiny_decoder" else name), tmp_path / name)
-
-    return make
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -132,8 +119,7 @@ def test_clip_crops_what_is_not_square(copy):
     folder = copy("clip")
     layouts.old_processor(folder, "CLIPImageProcessor")
     crop = {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}}
-    settings = layouts.read(folder / "preprocessor_config.json")
-    layouts.write(folder / "preprocessor_config.json", settings | crop)
+    layouts.change(folder / "preprocessor_config.json", **crop)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 100, 3), dtype=np.uint8))
     middle = image.resize((128, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
     found = similarity.load_clip(profile.load("mini", clip=str(folder))).embed([image])
@@ -186,7 +172,7 @@ COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 @pytest.mark.parametrize("name", IDS)
 def test_a_pinned_snapshot_of_the_cache_is_the_model(name, copy, cut_off):
     """As `snapshot_download` leaves it; the repository's current revision is another, and broken."""
-    folder = copy(name)
+    folder = copy(SHIPPED.get(name, name))
     if name == "stable-diffusion":
         layouts.safety_checker(folder, present=False)  # of a repository that names one, `dfl fetch` leaves it out
     snapshot = layouts.hub_cache(cut_off, IDS[name], folder, COMMIT)

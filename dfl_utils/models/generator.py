@@ -45,7 +45,7 @@ STEP = ["model_output", "timestep", "sample"]  # what a sampler's step is told
 OTHER_INPUT = re.compile("^(control_|mask_|reference_)?images?$|video|audio|frames?$|^frame_size$|^source_embeds$")
 DENOISERS = {"unet", "transformer"}  # parts that every step runs
 # Published with Stable Diffusion, used by nobody here and not fetched: a drawing that is blackened ranks by chance.
-UNCHECKED = {"safety_checker": None, "feature_extractor": None}
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 # A caption is drawn as it is written (PixArt and others rewrite it where two more packages are installed), at the size
 # that is asked for, not at the nearest of a list.
 LITERAL = {"clean_caption": False, "use_resolution_binning": False}
@@ -122,9 +122,8 @@ def _without_checker(kind: type[DiffusionPipeline]) -> dict[str, object]:
     """What leaves a pipeline's safety checker out, where its class can do without."""
     if "safety_checker" not in kind._optional_components:
         return {}
-    asks = "requires_safety_checker" in inspect.signature(kind.__init__).parameters
-    left_out = {name: value for name, value in UNCHECKED.items() if name in kind._optional_components}
-    return left_out | ({"requires_safety_checker": False} if asks else {})
+    taken = {*kind._optional_components, "requires_safety_checker"} & inspect.signature(kind.__init__).parameters.keys()
+    return {name: value for name, value in UNCHECKED.items() if name in taken}
 
 
 def _open(profile: Profile, scheduler: type[SchedulerMixin] | None, dtype: torch.dtype) -> DiffusionPipeline:
