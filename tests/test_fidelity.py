@@ -77,11 +77,7 @@ def test_pillow_images_are_resized_and_cropped_as_torch_fidelity_does_it(extract
     np.testing.assert_array_equal(extractor.features(wide), extractor.features(theirs))
 
 
-def test_bad_images_and_a_probe_that_is_not_there(mini, extractor):
-    with pytest.raises(ValueError, match=r"\(B, 64, 64, 3\).*not uint8 \(2, 32, 32, 3\)"):
-        extractor.features(np.zeros((2, 32, 32, 3), np.uint8))
-    with pytest.raises(ValueError, match="B >= 1"):
-        extractor.features([])
+def test_a_probe_that_is_not_there_or_broken_is_refused(mini):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         fidelity.load(replace(mini, probe="nowhere"))
     broken = Referee.load(mini)

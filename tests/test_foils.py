@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
-import pytest
 
 from dfl_utils.mini import streams
 from dfl_utils.world import foils, scenes, splits
@@ -96,10 +95,3 @@ def test_scenes_that_were_met_are_left_out():
         quartets = [one for one in (foils.quartet(kind, item.scene) for item in kept) if one]
         assert len(quartets) >= 300
         assert not met & {(scene.things, scene.ground) for one in quartets for scene in one.scenes}
-
-
-def test_an_unknown_kind():
-    with pytest.raises(ValueError, match="kind is 'size': choose one of thing, colour"):
-        foils.pair("size", ONE, "0")
-    with pytest.raises(ValueError, match="kind is 'side': choose one of colours, places"):
-        foils.quartet("side", TWO)

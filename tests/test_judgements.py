@@ -24,7 +24,7 @@ def place(tmp_path):
     return tmp_path
 
 
-def told(found):
+def fields(found):
     return [(one.image.name, *list(vars(one).values())[1:]) for one in found]
 
 
@@ -40,11 +40,11 @@ def test_flickr8k_has_a_line_a_pair_and_its_own_captions_are_left_out(place):
     )
     (place / "CrowdFlowerAnnotations.txt").write_text("1_a.jpg\t2_b.jpg#0\t0.25\t1\t3\n")
     found = judgements.read(place)
-    assert told(found["Flickr8k-Expert"]) == [
+    assert fields(found["Flickr8k-Expert"]) == [
         *[("1_a.jpg", "Two men .", rating) for rating in (1.0, 1.0, 2.0)],
         *[("2_b.jpg", "A brown dog .", rating) for rating in (1.0, 3.0, 1.0)],
     ]
-    assert told(found["Flickr8k-CF"]) == [("1_a.jpg", "Two men .", 0.25)]
+    assert fields(found["Flickr8k-CF"]) == [("1_a.jpg", "Two men .", 0.25)]
 
 
 def test_composite_has_as_many_ratings_as_captions_in_one_column(place):
@@ -56,8 +56,8 @@ def test_composite_has_as_many_ratings_as_captions_in_one_column(place):
     ]
     (place / "8k_correctness.csv").write_text("\n".join(rows), encoding="utf-8")
     found = judgements.read(place)["Composite"]
-    assert told(found)[:3] == [("1_a.jpg", "a dog", 5.0), ("1_a.jpg", "a cat", 1.0), ("1_a.jpg", "two dogs", 3.0)]
-    assert told(found)[3:] == [
+    assert fields(found)[:3] == [("1_a.jpg", "a dog", 5.0), ("1_a.jpg", "a cat", 1.0), ("1_a.jpg", "two dogs", 3.0)]
+    assert fields(found)[3:] == [
         ("2_b.jpg", text, r) for text, r in zip(("men", "a man", "women", "a dog"), (4, 3, 2, 1), strict=True)
     ]
 
@@ -80,16 +80,20 @@ def pascal(place, balances):
 
 def test_pascal_50s_takes_the_majority_of_48_votes(place):
     pascal(place, [10, 0, -48])
-    assert told(judgements.read(place)["Pascal-50S"]) == [
+    assert fields(judgements.read(place)["Pascal-50S"]) == [
         ("2008_000008.jpg", "first 0", "second 0", "HC"),
         ("2008_000008.jpg", "second 2", "first 2", "MM"),
     ]
 
 
-def test_foil_pairs_a_caption_with_its_exchanged_word(place):
+def foil_pair(place):
     right = {"image_id": 42, "id": 7, "foil": False, "foil_word": "ORIG", "target_word": "ORIG", "caption": "a dog"}
     foil = right | {"foil": True, "foil_word": "cat", "target_word": "dog", "caption": "a cat", "foil_id": 1}
     (place / "foilv1.0_test_2017.json").write_text(json.dumps({"annotations": [right, foil]}))
+
+
+def test_foil_pairs_a_caption_with_its_exchanged_word(place):
+    foil_pair(place)
     (only,) = judgements.read(place)["FOIL"]
     assert (only.image.name, only.better, only.worse) == ("COCO_val2014_000000000042.jpg", "a dog", "a cat")
 
@@ -147,17 +151,10 @@ def test_judges_beside_people(place, mini, tmp_path):
 
 
 def test_the_command_writes_a_line_a_judge(place, mini, tmp_path, monkeypatch, capsys):
-    right = {"image_id": 42, "id": 7, "foil": False, "foil_word": "ORIG", "target_word": "ORIG", "caption": "a dog"}
-    foil = right | {"foil": True, "foil_word": "cat", "target_word": "dog", "caption": "a cat", "foil_id": 1}
-    (place / "foilv1.0_test_2017.json").write_text(json.dumps({"annotations": [right, foil]}))
+    foil_pair(place)
     monkeypatch.setenv("DFL_STORE", str(tmp_path / "store"))
-    told = ["people", str(place), "--profile", "mini", "--judges", "CLIPScore", "-o"]
-    assert cli.main([*told, str(tmp_path / "people.csv")]) in (0, None)
+    command = ["people", str(place), "--profile", "mini", "--judges", "CLIPScore", "-o"]
+    assert cli.main([*command, str(tmp_path / "people.csv")]) in (0, None)
     (line,) = pd.read_csv(tmp_path / "people.csv").to_dict("records")
-    assert (line["collection"], line["judge"], line["n"], line["value"] in (0, 50, 100)) == (
-        "FOIL",
-        "CLIPScore",
-        1,
-        True,
-    )
-    assert cli.main([*told, str(tmp_path)]) == 2 and "cannot be written" in capsys.readouterr().err
+    assert (line["collection"], line["judge"], line["n"]) == ("FOIL", "CLIPScore", 1) and line["value"] in (0, 50, 100)
+    assert cli.main([*command, str(tmp_path)]) == 2 and "cannot be written" in capsys.readouterr().err

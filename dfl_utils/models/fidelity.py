@@ -88,18 +88,13 @@ class Extractor:
         Args:
             images: uint8 `(B, H, W, 3)` of the profile's image size, or Pillow images, which are brought to it as
                 torch-fidelity's `samples_resize_and_crop` does: shorter side, then centre. A profile that says
-                `squeeze` has all of them squeezed to that many pixels a side. ValueError for anything else, or none.
+                `squeeze` has all of them squeezed to that many pixels a side. At least one.
         """
         side = self.profile.squeeze or self.profile.image_size
         if self.profile.squeeze:
             images = _squeezed(images, side)
         elif not isinstance(images, np.ndarray):
-            images = np.stack([_square(image, side) for image in images]) if images else np.empty(0)
-        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or not len(images):
-            raise ValueError(
-                f"images must be a uint8 array (B, {side}, {side}, 3) with B >= 1, "
-                f"not {images.dtype} {images.shape}; pass Pillow images to have them resized."
-            )
+            images = np.stack([_square(image, side) for image in images])
         parts = []
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(images[start : start + BATCH].copy()).permute(0, 3, 1, 2).to(self.profile.device)
