@@ -212,7 +212,7 @@ KEYS = {
     "anatomy": (lambda w, k: anatomy.dissect(finetuner(w, k), w.recipe), LEARNED | {"recipe"}),
     "way-gradients": (lambda w, k: anatomy.compare_ways(finetuner(w, k), (0, 9), 1, w.seed), LEARNED | {"seed"}),
     "validation-losses": (
-        lambda w, k: evaluation.validation_losses(finetuner(w, k), w.profile, w.examples(), w.seed),
+        lambda w, k: evaluation.held_out(finetuner(w, k), [w.profile], w.examples(), w.seed),
         LEARNED | {"seed"},
     ),
     "step-losses": (cost_of(lambda c, w: c.losses()), STEP),

@@ -40,20 +40,26 @@ OF_DRAWINGS = {  # -> what it is of one drawing an image
 Answer = TypeVar("Answer")
 
 
-def validation_losses(
-    finetuner: Finetuner, profile: Profile, examples: Sequence[Example], seed: int = 0
+def held_out(
+    finetuner: Finetuner, profiles: Sequence[Profile], examples: Sequence[Example], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The four losses of a profile's models on examples that they were not trained on, without economy, by their VAE.
+    """The four losses of several pairs on examples that they were not trained on, without economy, and their `SUM`.
 
     One epoch of batches of eight: caption, timestep and noise of an image are fixed by `seed`, the same for every pair.
-    The profile is the finetuner's own, or a `Finetuned.profile` of it.
+    The profiles are the finetuner's own, or a `Finetuned.profile` of it.
 
     Returns:
-        Loss -> `(batches,)` float32; nats a token, or squared error a latent value.
+        Loss -> `(pairs, batches)` float32; nats a token, or squared error a latent value.
 
     Raises:
         ValueError: a negative seed, a caption that does not fit the models.
     """
+    each = [_losses_of(finetuner, profile, examples, seed) for profile in profiles]
+    losses = {loss: np.stack([one[loss] for one in each]) for loss in LOSSES}
+    return losses | {SUM: np.sum(list(losses.values()), axis=0)}
+
+
+def _losses_of(finetuner: Finetuner, profile: Profile, examples: Sequence[Example], seed: int) -> dict[str, np.ndarray]:
     shop = Workshop(profile, finetuner.store, progress=False)
     key = finetuner.images_key(examples) | {
         "captions": [list(example.references) for example in examples],
@@ -82,15 +88,6 @@ def validation_losses(
         return values, len(batches)
 
     return finetuner.store.get(VALIDATION_LOSSES, key, make)
-
-
-def held_out(
-    finetuner: Finetuner, profiles: Sequence[Profile], examples: Sequence[Example], seed: int = 0
-) -> dict[str, np.ndarray]:
-    """`validation_losses` of several pairs, and their `SUM`: loss -> `(pairs, batches)`."""
-    each = [validation_losses(finetuner, profile, examples, seed) for profile in profiles]
-    losses = {loss: np.stack([one[loss] for one in each]) for loss in LOSSES}
-    return losses | {SUM: np.sum(list(losses.values()), axis=0)}
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example]:
