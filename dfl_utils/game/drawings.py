@@ -134,12 +134,19 @@ class Drawings:
         """The drawings of a block in the key of what is made from them."""
         return IMAGES.key(**self.keys[block])
 
-    def compare(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Name, of `similarity.ENCODERS`, -> cosine of every drawing with its original, `(images, N)` float32."""
-        return {name: blocks.join(parts, self._count) for name, parts in self.compare_blocks(names).items()}
+    def rows(self, parts: Sequence[Sequence]) -> list[list]:
+        """What each block gave, `(images, candidates)`, as a list of N for each image."""
+        rows = [[] for _ in self.examples]
+        for block, part in zip(self.blocks, parts, strict=True):
+            for row, values in zip(rows[block.images], part, strict=True):
+                row += list(values)
+        return rows
 
-    def compare_blocks(self, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
-        """As `compare`, block by block."""
+    def compare(self, names: Sequence[str]) -> dict[str, np.ndarray | list[list]]:
+        """Name, of `similarity.ENCODERS`, -> cosine of every drawing with its original, `(images, N)` float32.
+
+        Lists, where images have different numbers of drawings.
+        """
         # Block after block, not encoder after encoder: a kill then leaves finished images, not half-compared ones.
         jobs = [self._comparison(name, block) for block in self.blocks for name in names]
         sims = [content.sim for content in self._fill(jobs, "drawings", len(names))]
@@ -147,17 +154,15 @@ class Drawings:
             for block in self.blocks:
                 key = self.workshop.originals_key(name, self.examples[block.images])
                 self.workshop.store.count(ORIGINALS[name], key)
-        return {name: sims[k :: len(names)] for k, name in enumerate(names)}
+        each = {name: self.rows(sims[k :: len(names)]) for k, name in enumerate(names)}
+        return {name: np.array(rows) if len(set(map(len, rows))) == 1 else rows for name, rows in each.items()}
 
     def describe(self, num_beams: int) -> list[list[str]]:
         """What the captioner says of every drawing, by beam search: `images` lists of N."""
-        return blocks.join_texts(self.describe_blocks(num_beams), self._count)
-
-    def describe_blocks(self, num_beams: int) -> list[list[str]]:
-        """As `describe`, block by block."""
-        key = self.workshop.beam_key(num_beams)
-        contents = self.look(READINGS, key, partial(self._read, num_beams), "readings")
-        return [content.captions for content in contents]
+        contents = self.look(READINGS, self.workshop.beam_key(num_beams), partial(self._read, num_beams), "readings")
+        texts = [np.array(content.captions, object) for content in contents]
+        counts = [len(block.of(self.captions)) for block in self.blocks]
+        return self.rows(list(map(np.array_split, texts, counts)))
 
     def features(self, by: str | None = None) -> np.ndarray:
         """What the fidelity scores read of every drawing, `(images, N, D)` float32.
@@ -166,7 +171,7 @@ class Drawings:
         that model's 1,280 features alone.
         """
         contents = self.look(FEATURES, self.workshop.extractor_key(by), partial(self._measure, by), "features")
-        return blocks.join([content.features for content in contents], self._count)
+        return blocks.join([content.features for content in contents], len(self.captions[0]))
 
     def look(self, kind: Kind[Held], key: dict, make: Callable, what: str, *, originals: bool = False) -> list[Held]:
         """What `make` gives of each block, shards that depend on the key and the drawings, or on the originals, too."""
@@ -175,10 +180,6 @@ class Drawings:
             beside = self.workshop.images_key(self.examples[block.images]) if originals else {}
             jobs.append(Job(kind, key | beside | {"drawings": self.source(block)}, partial(make, block)))
         return self._fill(jobs, what)
-
-    @property
-    def _count(self) -> int:
-        return len(self.captions[0])
 
     def _fill(self, jobs: list[Job[Held]], what: str, group: int = 1) -> list[Held]:
         contents = self.workshop.fill(jobs, what, group, len(self.examples))

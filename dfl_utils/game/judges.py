@@ -80,14 +80,9 @@ def agreement(drawings: Drawings) -> np.ndarray:
 def likelihood(drawings: Drawings) -> np.ndarray:
     """Mean log-probability a token that the captioner gives to the caption of each drawing, looking at the drawing:
     `(images, N)` float32. Nothing is read off it, and no two texts are compared."""
-    return blocks.join(likelihood_blocks(drawings), len(drawings.captions[0]))
-
-
-def likelihood_blocks(drawings: Drawings) -> list[np.ndarray]:
-    """As `likelihood`, block by block."""
     key = drawings.workshop.captioner_key()
     contents = drawings.look(DRAWING_LIKELIHOOD, key, partial(_weigh, drawings), "likelihood")
-    return [content.log_likelihood for content in contents]
+    return np.array(drawings.rows([content.log_likelihood for content in contents]))
 
 
 def _weigh(drawings: Drawings, block: Block) -> tuple[Likelihoods, int]:

@@ -144,7 +144,7 @@ def rerank_captions(
     ]
     drawings = _one_by_one(game, examples, texts, seeds)
     if judge == "drawing":
-        sims = _by_image(drawings, [part[0] for part in drawings.compare_blocks([similarity])[similarity]])
+        sims = drawings.compare([similarity])[similarity]
     else:
         by_loss = partial(denoising.scores, game, seed=seed)
         ask = by_loss if judge == "denoising" else game.log_likelihood
@@ -261,22 +261,13 @@ def _one_by_one(game: Game, examples: Sequence[Example], captions: list[list[str
     return Drawings(game, examples, captions, seeds, cut)
 
 
-def _by_image(drawings: Drawings, parts: list) -> list[list]:
-    """What each block gave, image by image."""
-    rows = [[] for _ in drawings.examples]
-    for block, part in zip(drawings.blocks, parts, strict=True):
-        rows[block.images.start] += list(part)
-    return rows
-
-
 def _drawn(game: Game, captions: Sequence[str], count: int, num_beams: int | None, seed: int) -> tuple[list, list]:
     """Readings of `count` drawings of each text, with no beams the text's likelihoods; and what loads the drawings."""
     examples = [Example(content_id(text.encode()), Path(), (text,)) for text in captions]
     seeds = [blocks.image_seeds(seed, example.image_id, count, blocks.NOISE_OF_TEXT) for example in examples]
     drawings = _one_by_one(game, examples, [[text] * count for text in captions], seeds)
     loaders = [[partial(_drawing, drawings, k, n) for n in range(count)] for k in range(len(examples))]
-    parts = drawings.describe_blocks(num_beams) if num_beams else [p[0] for p in judges.likelihood_blocks(drawings)]
-    return _by_image(drawings, parts), loaders
+    return drawings.describe(num_beams) if num_beams else judges.likelihood(drawings), loaders
 
 
 def _given(game: Game, captions: Sequence[str], images: Sequence, num_beams: int | None) -> tuple[list, list]:
