@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -322,19 +321,17 @@ class Finetuning:
         shards.write(self.state_file, content, metadata)  # a kill leaves the old state or the new one
 
     def _load(self) -> None:
-        if not self.state_file.exists():
-            return
         try:
-            with safe_open(self.state_file, "pt") as state:
-                metadata = state.metadata() or {}
-                if metadata.get("key") != self.key:
-                    raise ValueError(
-                        f"{self.state_file} is the checkpoint of another run (other recipe, models or pairs): "
-                        "choose another folder, or remove it."
-                    )
-            content, _ = shards.read(self.state_file)
-        except (SafetensorError, shards.Broken) as error:
+            content, metadata = shards.read(self.state_file)
+        except FileNotFoundError:
+            return
+        except shards.Broken as error:
             raise ValueError(f"{self.state_file} is damaged ({error}): remove it, and the run starts anew.") from error
+        if metadata.get("key") != self.key:
+            raise ValueError(
+                f"{self.state_file} is the checkpoint of another run (other recipe, models or pairs): choose another "
+                "folder, or remove it."
+            )
         self.step = self._saved = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
         for name, curve in self.curves.items():
