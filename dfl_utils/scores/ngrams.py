@@ -136,9 +136,7 @@ class Cider:
         return 100.0 * 10.0 * pairs.mean(values)
 
 
-@lru_cache(maxsize=4096)  # every run of the same images asks for their references
-def _cooked(references: tuple[str, ...]) -> tuple:
-    return cook_refs(references)
+_cooked = lru_cache(maxsize=4096)(cook_refs)  # every run of the same images asks for their references
 
 
 def bleu_statistics(captions: Texts, references: Texts) -> np.ndarray:

@@ -37,16 +37,9 @@ TOKENIZE = {  # how texts are cut into words
 }
 
 
-def _all_vectors(file: Path) -> KeyedVectors:
-    """Every vector of a file in word2vec's text format, read once while the file stays as it is (the paper's: 400,000
-    of 200-d, a minute)."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: get it by `dfl fetch --profile paper --only word-vectors`.")
-    return _read_vectors(file, file_hash(file))
-
-
 @lru_cache(maxsize=1)
-def _read_vectors(file: Path, content: str) -> KeyedVectors:
+def _all_vectors(file: Path, content: str) -> KeyedVectors:
+    """Every vector of a file of that hash (the paper's: 400,000 of 200-d, a minute)."""
     try:
         return KeyedVectors.load_word2vec_format(str(file), binary=False)
     except (ValueError, OSError, EOFError) as error:
@@ -65,7 +58,9 @@ def word_vectors(words: Iterable[str], file: Path | None = None) -> KeyedVectors
     `file` holds others, in word2vec's text format, gzipped or not (FileNotFoundError, ValueError).
     """
     if file is not None:
-        return _all_vectors(file)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: get it by `dfl fetch --profile paper --only word-vectors`.")
+        return _all_vectors(file, file_hash(file))
     rows = np.flatnonzero(_vocabulary().isin(set(words)))
     matrix = np.load(WHEEL / "glove_6B_50d_emb.npy", mmap_mode="r")
     vectors = KeyedVectors(matrix.shape[1], count=len(rows))

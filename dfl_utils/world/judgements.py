@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,26 +94,16 @@ def _beside(path: Path, name: str, what: str) -> Path:
     return file
 
 
-def _flickr8k(path: Path, images: _Images, ratings: Callable[[list[str]], list[float]]) -> Iterator[Rated]:
+def _flickr8k(path: Path, images: _Images, ratings: int) -> Iterator[Rated]:
     """Pairs whose caption is one of the image's own are left out, as is usual (Hessel et al. 2021, appendix A)."""
     by_id = dict(row[:2] for row in _lines(_beside(path, "Flickr8k.token.txt", "the captions")))
     of_image = defaultdict(set)
     for name, text in by_id.items():
         of_image[name.partition("#")[0]].add(text)
     for image, caption, *judged in _lines(path):
-        text, values = by_id[caption], ratings(judged)
+        text, values = by_id[caption], [float(judged[k]) for k in range(ratings)]
         if text not in of_image[image]:
             yield from (Rated(images[image], text, value) for value in values)
-
-
-def _expert(path: Path, images: _Images) -> Iterator[Rated]:
-    """Three ratings a pair, 1 (does not describe it) to 4 (describes it)."""
-    return _flickr8k(path, images, lambda row: [float(row[k]) for k in range(3)])
-
-
-def _crowdflower(path: Path, images: _Images) -> Iterator[Rated]:
-    """The share of yeses, at least three people a pair."""
-    return _flickr8k(path, images, lambda row: [float(row[0])])
 
 
 def _composite(path: Path, images: _Images) -> Iterator[Rated]:
@@ -151,8 +142,9 @@ def _foil(path: Path, images: _Images) -> Iterator[Preferred]:
 
 
 READERS: dict[str, tuple[str, Callable]] = {
-    "ExpertAnnotations.txt": ("Flickr8k-Expert", _expert),
-    "CrowdFlowerAnnotations.txt": ("Flickr8k-CF", _crowdflower),
+    # Three ratings a pair, 1 (does not describe it) to 4 (describes it); the share of yeses of at least three people.
+    "ExpertAnnotations.txt": ("Flickr8k-Expert", partial(_flickr8k, ratings=3)),
+    "CrowdFlowerAnnotations.txt": ("Flickr8k-CF", partial(_flickr8k, ratings=1)),
     **dict.fromkeys(COMPOSITE, ("Composite", _composite)),
     "pair_pascal.mat": ("Pascal-50S", _pascal),
     "foilv1.0_test_2017.json": ("FOIL", _foil),
