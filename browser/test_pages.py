@@ -191,6 +191,14 @@ def test_internal_links_resolve(page):
     assert lost == []
 
 
+@pytest.mark.parametrize("page", [(1400, "dark")], indirect=True, ids=str)
+def test_paper_is_white_and_the_dark_theme_comes_back(page):
+    see(page, "cost")
+    page.evaluate("window.onbeforeprint = () => (window.printed = document.documentElement.dataset.theme)")
+    page.pdf()
+    assert page.evaluate("[window.printed, document.documentElement.dataset.theme]") == ["light", "dark"]
+
+
 def test_search_finds_a_word_of_the_text(page):
     see(page, "search")
     page.goto(f"{(SITE / 'search.html').as_uri()}?q=hippopotamus")

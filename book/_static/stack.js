@@ -28,3 +28,14 @@ document.addEventListener("DOMContentLoaded", () => {
   stack();
   narrow.addEventListener("change", stack);
 });
+
+// Paper is white, whatever the theme.
+{
+  const page = document.documentElement;
+  let theme;
+  window.addEventListener("beforeprint", () => {
+    theme = page.dataset.theme;
+    page.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => (page.dataset.theme = theme));
+}
