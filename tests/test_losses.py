@@ -364,3 +364,5 @@ def test_a_generator_that_predicts_no_noise_is_refused(blip):
     other = SimpleNamespace(**own.components | {"scheduler": scheduler})
     with pytest.raises(ValueError, match="predicts v_prediction.*one that predicts noise"):
         TalkingPair(blip.captioner, other, blip.map)
+    with pytest.raises(ValueError, match="vocabulary_map is a Tensor, such as a file of the authors' code"):
+        TalkingPair(blip.captioner, own, blip.map.index)
