@@ -189,6 +189,11 @@ class TalkingPair(nn.Module):
             )
         self.text_encoder, self.unet, self.model = pipeline.text_encoder, pipeline.unet, captioner.model
         tokenizer = pipeline.tokenizer
+        if not isinstance(vocabulary_map, VocabularyMap):
+            raise ValueError(
+                f"vocabulary_map is a {type(vocabulary_map).__name__}, such as a file of the authors' code holds: give "
+                "a VocabularyMap, made with VocabularyMap.make of these two models."
+            )
         vocabulary_map.check(captioner.processor.tokenizer, tokenizer, captioner.model.config.text_config.vocab_size)
         self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.captioner, self.scheduler = captioner, pipeline.scheduler
