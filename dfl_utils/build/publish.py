@@ -138,7 +138,8 @@ def changed(profile: str) -> list[str]:
         return [str(error)]
     commit = made["commit"]
     if provenance.git("cat-file", "-t", commit) != "commit":
-        return [f"Commit {commit[:12]} is not in this clone; `git fetch --unshallow` brings the history."]
+        mend = "`git fetch --unshallow` brings the history of a shallow one, a whole one lacks what was rebased"
+        return [f"Commit {commit[:12]} is not in this clone: {mend}."]
     names = provenance.git("diff", "--name-only", commit, "--", *SOURCES).splitlines()
     return [f"results/{profile}: {name} has changed since {commit[:12]}" for name in names]
 
