@@ -321,6 +321,7 @@ def test_what_cannot_be_asked_is_refused(loaded, images, monkeypatch):
     ("changes", "sentence"),
     [
         ({"model_type": "clip"}, "captioner is no captioner .* its model_type is clip; give a checkpoint of blip"),
+        ({"model_type": "pix2struct"}, "captioner is no captioner .* its model_type is pix2struct; give a checkpoint"),
         ({"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval"]}, "which answers or compares"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "mine.Model"}}, "is mine, and code that lies in a check"),
     ],

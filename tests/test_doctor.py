@@ -220,16 +220,16 @@ def test_what_a_run_refuses_of_a_captioners_files_and_lengths_is_a_gap(mini, tmp
 
 def test_a_model_of_another_kind_is_a_gap(here, tmp_path):
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/adapter_config.json").touch()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "Salesforce/blip"}')
     clip, dino = str(profile.MINI / "clip"), str(profile.MINI / "dino")
     of_captioner, of_generator, of_clip = gaps(replace(here, captioner=clip, generator=clip, clip=dino))
     assert "clip is no captioner that the game can play with: its model_type is clip - mend: give a" in of_captioner
     assert "clip is a single model, no pipeline of diffusers - mend: give one such as Stable" in of_generator
     assert "dino is a vit ViTModel, and no clip, which the clip is to be - mend: give another folder" in of_clip
     first, second = gaps(replace(here, captioner=str(tmp_path / "adapter"), generator=f"{clip}/config.json"))
-    assert "adapter is an adapter, not a model - mend: merge it into its base model first" in first
+    assert "adapter is an adapter, not a model - mend: merge it into Salesforce/blip first" in first
     assert "is a single file, and a model is a folder with its configuration - mend: open a pipeline's" in second
-    for name, said in (("pytorch_lora_weights", "is an adapter, not a model"), ("sd15", "is a single file")):
+    for name, said in (("pytorch_lora_weights", "merge it into its base model first"), ("sd15", "is a single file")):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.safetensors").touch()
         (line,) = gaps(replace(here, generator=str(tmp_path / name)))

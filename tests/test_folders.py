@@ -121,11 +121,12 @@ HALF = b"a dog \\ud83d"  # a character cut through, as JSON escapes it
         ("c.csv", "file,caption".encode("utf-16"), "its line 1 is not in UTF-8, byte 0xff"),
         ("c.json", b'[{"image": "b.jpg",\n"caption": "a caf\xe9"}]', "its line 2 is not in UTF-8"),
         ("c.json", b'[{"image": "b.jpg", "caption": "%s"}]' % HALF, "has half a character, .* in a caption of b.jpg"),
-        ("c.jsonl", b'{"file": "b.jpg", "caption": "%s"}' % HALF, "surrogates not allowed"),
+        ("c.jsonl", b'{"file": "b.jpg", "caption": "%s"}' % HALF, "its line 1: half a character"),
+        ("c.jsonl", b'{"file": "b.jpg", "caption": ["red", "%s"]}' % HALF, "its line 1: half a character"),
         ("c.jsonl", b'{"file": "d.jpg", "caption": "red"}', "names 'd.jpg', which is no image of .*own: put"),
         ("c.jsonl", b'{"file": "b.jpg", "caption": {"en": "red"}}', "has an object for a caption: write a text"),
         ("c.jsonl", b'{"file": "b.jpg", "caption": 5}', "has 5 for a caption of b.jpg: write a text, or drop"),
-        ("c.jsonl", b'[{"file": "b.jpg", "caption": "red"}]', "has the columns '0': it needs one of file"),
+        ("c.jsonl", b'[{"file": "b.jpg", "caption": "red"}]', "its line 1: no object; write one"),
     ],
 )
 def test_a_broken_captions_file_is_named(own, tmp_path, name, content, sentence):

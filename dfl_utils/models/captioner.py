@@ -236,7 +236,7 @@ def choose(profile: Profile) -> type[Captioner]:
 def _prompted(folder: str, config: dict) -> type[Captioner]:
     kind = config.get("model_type")
     model_class = getattr(transformers, PROMPTED.get(kind, ""), None)
-    if model_class is None:
+    if model_class is None or kind == "pix2struct":  # whose decoder continues the prompt
         code = ", and code that lies in a checkpoint is never run" if "auto_map" in config else ""
         raise ValueError(
             f"{folder} is no captioner that the game can play with: its model_type is {kind}{code}; give a checkpoint "

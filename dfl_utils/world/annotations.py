@@ -294,6 +294,10 @@ def _records(path: Path) -> list[object]:
     for number, line in enumerate(_decoded(path).split("\n"), 1):
         try:
             records += [json.loads(line)] if line.strip() else []
+            if not is_text(json.dumps(records[-1:], ensure_ascii=False)):
+                raise ValueError(HALF)
+            if records and not isinstance(records[-1], dict):
+                raise ValueError("no object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its line {number}: {error}; write one JSON object a line") from error
     return records

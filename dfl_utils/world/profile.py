@@ -151,10 +151,13 @@ def _refuse_parts(folder: Path) -> None:
     """ValueError where a folder holds weights that are no whole model in the Hugging Face layout."""
     if any((folder / name).is_file() for name in WHOLE):
         return
-    if any((folder / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
+    adapter, lora = folder / "adapter_config.json", folder / "pytorch_lora_weights.safetensors"
+    if adapter.is_file() or lora.is_file():
+        named = re.search(rb'"base_model_name_or_path": *"(.+?)"', adapter.read_bytes() if adapter.is_file() else b"")
         raise ValueError(
-            f"{folder} is an adapter, not a model: merge it into its base model first (PEFT's `merge_and_unload`, or a "
-            "pipeline's `fuse_lora`, then `save_pretrained`), and give the folder that is written."
+            f"{folder} is an adapter, not a model: merge it into {named[1].decode() if named else 'its base model'} "
+            "first (PEFT's `merge_and_unload`, or a pipeline's `fuse_lora`, then `save_pretrained`), and give the "
+            "folder that is written."
         )
     if copies := sorted(path.parent for name in WHOLE for path in folder.glob(f"snapshots/*/{name}")):
         raise ValueError(f"{folder} is the hub's cache of a model: give the folder of a commit in it, {copies[-1]}.")
