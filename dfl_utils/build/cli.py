@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add("run", _run, "execute one chapter", settings)
-    run.add_argument("chapter", metavar="CHAPTER", help="the notebook's name, as `dfl chapters` shows it")
+    run.add_argument("chapter", metavar="CHAPTER", help="as `dfl chapters` names it; `dfl chapters CHAPTER` lists what -p can set")
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
     text = "execute a chapter for each combination of values, and compare them on one page"
     sweep = add("sweep", _of("build.sweep"), text)
@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), help=text)
     sweep.add_argument("--scale", choices=chapters.SCALES, help="as of `dfl run`")
     sweep.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="runs at a time (one a core)")
-    add("chapters", _chapters, "list the chapters and their parameters")
+    known = add("chapters", _chapters, "list the chapters and their parameters")
+    known.add_argument("chapter", nargs="?", metavar="CHAPTER", help="of which; of all if none is named")
     add("check", _of("build.publish"), "say which files have changed since the commit of the published results")
     add("answers", _of("build.front"), "write README's table of answers anew, from the published rows")
     golden = add("golden", _of("build.golden"), "compare a build at scale ci with results/ci/exhibits.csv")
@@ -174,8 +175,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _chapters(arguments: argparse.Namespace) -> None:
-    for name, source in chapters.sources().items():
-        print(name)
+    for source in [chapters.find(arguments.chapter)] if arguments.chapter else chapters.sources().values():
+        print(source.stem)
         for key, parameter in chapters.parameters(source).items():
             comment = f"  # {parameter.comment}" if parameter.comment else ""
             print(f"  {key} = {parameter.default!r}{comment}")

@@ -134,13 +134,13 @@ def _recompute(name: str, parameters: dict, chosen: Sequence[str], place: Path) 
 
 
 def _compare(run: PublishedRun, stem: str, store: Path) -> tuple[str, float, float, bool]:
-    """A shard's name, seconds, largest difference, and whether it agrees."""
+    """A shard's name, its seconds with what it was made of, largest difference, and whether it agrees."""
     kind, _, digest = stem.rpartition("-")
     try:
         found = golden.alike(run.read(stem)[0], shards.read(store / f"{stem}.safetensors")[0], kind)
     except (FileNotFoundError, shards.Broken):
         found = np.nan, False
-    return f"{kind} {digest[:8]}", (run.cost(stem) or (0.0, 0))[0], *found
+    return f"{kind} {digest[:8]}", sum(costs(run, stem).values()), *found
 
 
 def _lines(published: pd.DataFrame, recomputed: pd.DataFrame, known: dict, names: Sequence[str]) -> pd.DataFrame:
