@@ -28,7 +28,7 @@ from dfl_utils.store.store import RunStore
 from dfl_utils.world import data
 
 TARGET = ROOT / "data" / "gpu" / "benchmarks.csv"
-NCCL = "from dfl_utils.store import processes; processes.join(cpu=False); print(processes.told(7))"
+NCCL = "from dfl_utils.store import processes; processes.join(cpu=False); print(processes.gathered(7))"
 
 
 def several(quick: bool) -> list[Row]:

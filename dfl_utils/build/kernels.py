@@ -30,7 +30,6 @@ VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either under Windows
 PRELOADED = ["dfl_utils.build.preload"]
 LONGEST = 70  # bytes: what follows takes 32, and macOS lets a socket's name have 103
-COLLECTION = (700, 10, 10)  # when Python collects garbage, as it is by default
 
 
 def available() -> bool:
@@ -84,7 +83,9 @@ def serve(connection_file: str, environment: dict[str, str], folder: str) -> Non
     """Be a kernel, in a process that was just forked."""
     from ipykernel.kernelapp import IPKernelApp
 
-    gc.set_threshold(*COLLECTION)  # the server does without; see `preload`
+    from dfl_utils.build import preload
+
+    gc.set_threshold(*preload.COLLECTION)  # the server does without
     os.setsid()  # as a kernel that was launched: signals to its group reach what it starts
     os.environ.clear()
     os.environ.update(environment)

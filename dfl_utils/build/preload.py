@@ -6,6 +6,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+COLLECTION = gc.get_threshold()  # the interpreter's own, for kernels: 3.13 begins later than 3.11 and 3.12
 # A collection walks every object of the libraries, half a second each time, in the server and in every kernel. Some
 # library enables the collector, so it is told never to begin.
 gc.set_threshold(0)
