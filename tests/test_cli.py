@@ -40,6 +40,12 @@ def test_the_module_runs_as_torchrun_starts_it():
     assert (done.returncode, done.stderr) == (0, "") and "finding_caption\n" in done.stdout
 
 
+def test_the_parameters_of_one_chapter_are_listed_alone(capsys):
+    assert cli.main(["chapters", "painter"]) == 0
+    name, *lines = capsys.readouterr().out.splitlines()
+    assert name == "painter" and lines and all(line.startswith("  ") for line in lines)
+
+
 def test_a_terminal_of_few_letters_ends_no_command():
     """As in a locale of Latin-1, or under a scheduler: Kendall's tau stands in the answer of a chapter."""
     code = (

@@ -74,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
     book.add_argument("--no-html", action="store_true", help="execute the chapters only")
     book.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help="chapters at a time (2; paper: 1)")
     run = add("run", _run, "execute one chapter", settings)
-    run.add_argument("chapter", metavar="CHAPTER", help="as `dfl chapters` names it; `dfl chapters CHAPTER` lists what -p can set")
+    text = "as `dfl chapters` names it; `dfl chapters CHAPTER` lists what -p can set"
+    run.add_argument("chapter", metavar="CHAPTER", help=text)
     run.add_argument("--scale", choices=chapters.SCALES, help="start from params/SCALE.yml, not from the defaults")
     text = "execute a chapter for each combination of values, and compare them on one page"
     sweep = add("sweep", _of("build.sweep"), text)
