@@ -157,4 +157,5 @@ def _beside(rows: pd.DataFrame) -> str:
     cells = [tidy.written(e, d) for e, d in zip(tidy.estimates(rows), digits, strict=True)]
     places = rows[tidy.KEY].astype(object).where(rows[tidy.KEY].notna(), "").assign(run=rows.run, cell=cells)
     table = places.set_index([*tidy.KEY, "run"]).cell.unstack("run", fill_value="", sort=False).reset_index()
-    return table.loc[:, (table != "").any()].to_html(index=False, border=0)
+    table = table.loc[:, (table != "").any()].rename_axis(columns=None)  # the page would show it as a column
+    return table.to_html(index=False, border=0)
