@@ -124,6 +124,15 @@ def test_folders_are_this_machines_and_those_that_variables_name(house, monkeypa
     assert {str(house.root), "/data/of/anne"} <= set(disclosure.folders())
 
 
+@pytest.mark.parametrize("shown", ["of-a-secret-service", f"hf_{'a' * 34}", f"ghp_{'b' * 36}"])
+def test_a_secret_is_not_shown_nor_said(house, monkeypatch, shown):
+    monkeypatch.setenv("MY_API_KEY", "of-a-secret-service")
+    page = house.write("a.html", f"<p>{shown}</p>")
+    with pytest.raises(BuildFailed, match="a.html shows a secret or an access token: print nothing of it") as error:
+        disclosure.refuse(house.root, [page])
+    assert shown not in str(error.value)
+
+
 OUTPUT = nbformat.v4.new_output
 
 
