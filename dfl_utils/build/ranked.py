@@ -17,7 +17,8 @@ COLUMNS = ("file", "rank", "similarity", "caption")
 SHOWN = 256  # pixels a side at most, of a picture on the page
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Ranked captions</title><style>
-:root {{ color-scheme: light dark }} body {{ font-family: sans-serif }} section {{ display: flex; gap: 1em; overflow-x: auto; margin: 1em 0 }}
+:root {{ color-scheme: light dark }} body {{ font-family: sans-serif }}
+section {{ display: flex; gap: 1em; overflow-x: auto; margin: 1em 0 }}
 figure {{ margin: 0; width: {width}px; flex: none }} figcaption {{ overflow-wrap: anywhere }}</style>
 <h1>Ranked captions</h1><p>Each image, and what the generator draws from its captions, the best first by {judge}.</p>
 {body}"""
