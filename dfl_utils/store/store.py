@@ -31,9 +31,8 @@ class Kind(Generic[Held]):
     """What shards of one kind hold, declared once, beside what makes them; ValueError where it is declared twice."""
 
     name: str  # part of the file name
-    holds: type[Held] | None = (
-        None  # a dataclass of arrays (bool, integer, float) and lists of str; None: a dict of them
-    )
+    # A dataclass of arrays (bool, integer, float) and lists of str; None: a dict of them.
+    holds: type[Held] | None = None
     version: int = 1  # part of every key: raised by whoever changes what the maker puts out (CONTRIBUTING says when)
     travels: bool = True  # whether the published run takes such shards along
     made_from: tuple["Kind", ...] = ()  # kinds that its maker reads and its key does not name: their versions are in it
